@@ -1,0 +1,34 @@
+"""A benchmark of Lipschitz training whose every number says which side it is true from."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lipbench.attacking import attack as attack
+    from lipbench.bracketing import bracket as bracket
+    from lipbench.planning import plan as plan
+    from lipbench.running import run as run
+    from lipbench.running import run_cell as run_cell
+    from lipbench.running import run_cells as run_cells
+
+__all__ = ["attack", "bracket", "plan", "run", "run_cell", "run_cells"]
+
+_HOMES = {
+    "attack": "lipbench.attacking",
+    "bracket": "lipbench.bracketing",
+    "plan": "lipbench.planning",
+    "run": "lipbench.running",
+    "run_cell": "lipbench.running",
+    "run_cells": "lipbench.running",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that the command line answers before torch could be imported.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'lipbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,78 @@
+"""What a Lipschitz bound must provide."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Tensor
+
+from lipbench.norm import Norm
+from lipbench.threat import Box
+
+if TYPE_CHECKING:
+    from lipbench.network import Network
+
+Side = Literal["lower", "upper", "exact", "estimate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lipschitz:
+    """One value for the Lipschitz constant of a network, and the side it is true from."""
+
+    value: float
+    side: Side
+    norm: Norm
+    """Norm of both inputs and outputs."""
+    domain: Box | None
+    """The box that the value speaks of; None is all of space."""
+    proof: Mapping[str, Tensor] = field(default_factory=dict)
+    """A witness (lower) or certificate (upper) in float64 that the core can re-check."""
+    flags: tuple[str, ...] = ()
+    """Remarks for the row, such as `unverified`."""
+
+
+class Refused(Exception):
+    """A bound does not understand the network; the message names the layer and the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound(ABC):
+    """An algorithm that bounds sup ‖f(x) - f(y)‖ / ‖x - y‖ over pairs in a domain.
+
+    The fields are the algorithm's own settings: keys of `benchmarks.toml`. Budgets are counts
+    (samples, steps), never seconds. A subclass is final.
+    """
+
+    side: ClassVar[Side]
+    norms: ClassVar[frozenset[Norm]]
+
+    def refuses(self, network: "Network", norm: Norm, domain: Box | None) -> str | None:
+        """Return why the bound cannot be computed here, or None when it can."""
+        return None
+
+    @abstractmethod
+    def cost(self, network: "Network", norm: Norm, domain: Box | None) -> float:
+        """Return roughly how many seconds one core needs; it orders bounds, no more."""
+
+    @abstractmethod
+    def compute(
+        self,
+        network: "Network",
+        norm: Norm,
+        domain: Box | None,
+        known: tuple[Lipschitz, ...] = (),
+        inputs: Tensor | None = None,
+    ) -> Lipschitz:
+        """Return the bound, computed in float64.
+
+        Args:
+            network: The network as primitive steps, in float64.
+            norm: Norm of inputs and outputs.
+            domain: Box that the pairs lie in, None for all of space.
+            known: Values found so far, from which a search may start.
+            inputs: Points of the data set in the domain, for bounds that search near data.
+
+        Raises:
+            Refused: If the network has a layer that the bound has no rule for.
+        """

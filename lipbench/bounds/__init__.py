@@ -1,0 +1,1 @@
+"""Built-in Lipschitz bounds, one published method per file."""

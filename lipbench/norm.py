@@ -1,0 +1,38 @@
+"""The three norms in which distances and Lipschitz constants are measured."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Norm(float):
+    """The p-norm for p = 1, 2 or infinity; it compares and prints like the number p."""
+
+    def __new__(cls, p: float | int) -> "Norm":
+        """Return the norm, or refuse any other p.
+
+        Raises:
+            ValueError: If `p` is not 1, 2 or infinity.
+        """
+        if p not in (1, 2, math.inf):
+            raise ValueError(f"norm must be 1, 2 or inf, got {p!r}.")
+        return super().__new__(cls, p)
+
+    def __repr__(self) -> str:
+        return "inf" if self == math.inf else str(int(self))
+
+    __str__ = __repr__
+
+    def length(self, vectors: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
+        """Return the norm of each sample, all its axes taken as one vector."""
+        return torch.linalg.vector_norm(vectors.flatten(1), ord=float(self), dim=1)
+
+    def dual(self) -> "Norm":
+        """Return the norm q with 1/p + 1/q = 1, in which gradients are measured."""
+        return {1: Norm(math.inf), 2: Norm(2), math.inf: Norm(1)}[self]
+
+    def margin_factor(self) -> float:
+        """Return 2^(1-1/p): a gap between two outputs of an L-Lipschitz map changes by ≤ this·L."""
+        return 2.0 ** (1 - 1 / self) if self != math.inf else 2.0

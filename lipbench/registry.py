@@ -1,0 +1,151 @@
+"""Find plugins by name.
+
+A plugin is a class that some installed distribution publishes as an entry point. lipbench
+publishes its own plugins in the same way, so they enjoy no privilege.
+
+A name may have a part after a colon (`torchattacks:PGD`): the part before it is the entry point,
+a family of plugins whose field `variant` is the part after it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+GROUPS = {
+    "lipbench.methods": "method",
+    "lipbench.attacks": "attack",
+    "lipbench.bounds": "bound",
+    "lipbench.datasets": "data set",
+    "lipbench.models": "model",
+}
+"""The entry-point groups, and what a plugin of each is called in a message."""
+
+T = TypeVar("T")
+
+
+class PluginError(Exception):
+    """A plugin is missing, ambiguous, broken, or not what its group promises."""
+
+
+def names(group: str) -> list[str]:
+    """Return the names of all plugins that are published in `group`, sorted."""
+    return sorted({plugin.name for plugin in entry_points(group=group)})
+
+
+def load(group: str, name: str, base: type[T]) -> type[T]:
+    """Import the plugin called `name`.
+
+    Args:
+        group: Entry-point group, such as "lipbench.methods".
+        name: Name under which the plugin is published, without a variant.
+        base: Class from which every plugin of the group derives.
+
+    Returns:
+        The plugin's class.
+
+    Raises:
+        PluginError: If no distribution publishes `name`, if several do, if its import fails, or
+            if the published object is not a subclass of `base`.
+    """
+    published = find(group, name)
+    try:
+        plugin = published.load()
+    except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
+        raise PluginError(
+            f"{_kind(group)} {name!r} of {source(published)} is broken: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(plugin, type) and issubclass(plugin, base)):
+        raise PluginError(
+            f"{_kind(group)} {name!r} of {source(published)} must be a subclass of "
+            f"{base.__name__}, got {plugin!r}."
+        )
+    return plugin
+
+
+def resolve(group: str, name: str, base: type[T]) -> tuple[type[T], dict[str, str]]:
+    """Import the plugin that `name`, perhaps with a variant, stands for.
+
+    Returns:
+        The class, and the fields that the name fixes: `{"variant": ...}` or none.
+
+    Raises:
+        PluginError: As `load`, and if the plugin has no such variant or needs one.
+    """
+    family, colon, variant = name.partition(":")
+    plugin = load(group, family, base)
+    if not is_family(plugin):
+        if colon:
+            raise PluginError(
+                f"{_kind(group)} {family!r} has no variants: write {family!r} for {name!r}."
+            )
+        return plugin, {}
+    known = variants(group, family, plugin)
+    if variant not in known:
+        full = [f"{family}:{one}" for one in known]
+        raise PluginError(f"{_kind(group)} {name!r} is not known{_choice(name, full)}")
+    return plugin, {"variant": variant}
+
+
+def is_family(plugin: type) -> bool:
+    """Return whether a class stands for several plugins, told apart by its field `variant`."""
+    return is_dataclass(plugin) and any(field.name == "variant" for field in fields(plugin))
+
+
+def variants(group: str, name: str, plugin: type) -> tuple[str, ...]:
+    """Return the variants of a family, as its class method `variants` tells them.
+
+    Raises:
+        PluginError: If they cannot be told, for example because an extra is not installed.
+    """
+    family: Any = plugin
+    try:
+        return tuple(family.variants())
+    except Exception as error:
+        raise PluginError(f"{_kind(group)} {name!r} cannot be used: {error}") from error
+
+
+def find(group: str, name: str) -> EntryPoint:
+    """Return the one entry point called `name`, without importing it.
+
+    Raises:
+        PluginError: If no distribution publishes `name`, or if several do.
+    """
+    found = tuple(entry_points(group=group, name=name))
+    if not found:
+        raise PluginError(f"{_kind(group)} {name!r} is not installed{_choice(name, names(group))}")
+    if len(found) > 1:
+        sources = " and ".join(sorted(f"{source(one)} ({one.value})" for one in found))
+        raise PluginError(
+            f"{_kind(group)} {name!r} is published by {sources}: uninstall all but one."
+        )
+    return found[0]
+
+
+def distribution(group: str, name: str) -> tuple[str, str]:
+    """Return name and version of the distribution that publishes a plugin."""
+    published = find(group, name.partition(":")[0])
+    return (published.dist.name, published.dist.version) if published.dist else ("unknown", "")
+
+
+def source(published: EntryPoint) -> str:
+    """Return the distribution of an entry point as "name version"."""
+    dist = published.dist
+    return f"{dist.name} {dist.version}" if dist else "an unknown distribution"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the known word nearest to `word`, or nothing."""
+    close = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _choice(word: str, known: list[str]) -> str:
+    hint = did_you_mean(word, known) or "."
+    return f"{hint} Installed: {', '.join(known) or 'none'}."
+
+
+def _kind(group: str) -> str:
+    return GROUPS.get(group, f"{group} plugin")
