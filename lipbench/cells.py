@@ -1,0 +1,217 @@
+"""The folder of one cell: what is in it, what state it is in, and who works on it."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+from lipbench.files import Damaged, StorageError, clean, read_json, write_json
+
+State = Literal["running", "done", "failed", "nan", "oom", "timeout", "killed"]
+STATES: tuple[State, ...] = ("running", "done", "failed", "nan", "oom", "timeout", "killed")
+
+# A reader that asks whether a lock is free holds it for microseconds; a claim outlasts that.
+_PATIENCE = 0.1
+_LONGEST = 60
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What is known about the training of a cell, as status.json holds it."""
+
+    state: State
+    attempt: int = 1
+    pid: int = 0
+    host: str = ""
+    """Hash of the host's name, see `lipbench.host`."""
+    started: float | None = None
+    """Seconds since 1970, UTC; the same holds for `finished`."""
+    finished: float | None = None
+    seconds: float | None = None
+    message: str = ""
+    """One line for people: why the cell is not done."""
+    exception: str = ""
+    """Class of the exception that ended it."""
+    epoch: int | None = None
+    checkpoints: Mapping[str, Any] = field(default_factory=dict)
+    """For each saved checkpoint its name, and what is known about it."""
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """Paths of one cell, `cells/<benchmark>/<method>/<key>/` in the folder of a run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, run: Path, benchmark: str, method: str, key: str) -> "CellFolder":
+        """Return the folder of a cell; nothing is created."""
+        return cls(run / "cells" / folder_name(benchmark) / folder_name(method) / key)
+
+    @property
+    def cell(self) -> Path:
+        """Return where the settings of the cell are, exactly as they entered its key."""
+        return self.path / "cell.json"
+
+    @property
+    def status_file(self) -> Path:
+        """Return where the state is."""
+        return self.path / "status.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Return the file whose lock is the claim; its existence means nothing."""
+        return self.path / ".lock"
+
+    @property
+    def model(self) -> Path:
+        """Return where the chosen checkpoint is."""
+        return self.path / "model.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """Return where the state of training is kept until it is done."""
+        return self.path / "last.safetensors"
+
+    @property
+    def train(self) -> Path:
+        """Return where the record of each epoch is."""
+        return self.path / "train.csv"
+
+    @property
+    def log(self) -> Path:
+        """Return where tracebacks are."""
+        return self.path / "log.txt"
+
+    def rows(self, eval_key: str) -> Path:
+        """Return where the rows of one evaluation are."""
+        return self.path / f"rows-{eval_key}.csv"
+
+    def samples(self, eval_key: str) -> Path:
+        """Return where the outcomes per sample of one evaluation are."""
+        return self.path / f"samples-{eval_key}.safetensors"
+
+    def proof(self, eval_key: str) -> Path:
+        """Return where the witness or certificate of one evaluation is."""
+        return self.path / f"proof-{eval_key}.safetensors"
+
+    def write_status(self, status: Status) -> None:
+        """Replace the state of the cell."""
+        write_json(self.status_file, asdict(status))
+
+    def read_status(self) -> Status | None:
+        """Return the state of the cell, or None if it was never begun.
+
+        A cell that says it is running while nobody holds its lock was killed. A damaged file is
+        set aside and the cell counts as killed.
+        """
+        try:
+            status = _status(read_json(self.status_file))
+        except Damaged as damage:
+            return Status(state="killed", message=str(damage))
+        if status is not None and status.state == "running" and not self.is_held():
+            return replace(status, state="killed", message="its process died")
+        return status
+
+    def is_held(self) -> bool:
+        """Return whether a live process has claimed the cell."""
+        if not self.lock_file.exists():
+            return False
+        lock = FileLock(self.lock_file, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):  # a lock that one may not even open is somebody's
+            return True
+        lock.release()
+        return False
+
+
+class Claim:
+    """The right to work on some cells; it ends with `release`, the with block or the process."""
+
+    def __init__(self, folders: tuple[CellFolder, ...], locks: ExitStack) -> None:
+        self.folders = folders
+        self._locks = locks
+
+    def release(self) -> None:
+        """Let others claim the cells."""
+        self._locks.close()
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def claim(folders: Iterable[CellFolder]) -> Claim | None:
+    """Return a claim on all of `folders`, or None if a live process holds one of them.
+
+    The locks belong to the operating system, which frees them when the process dies in whatever
+    way. Half-written files of dead processes are removed from the claimed folders.
+    """
+    # Always in the same order: of two claims that overlap, one gets all it wants.
+    ordered = tuple(sorted(folders, key=lambda folder: folder.path))
+    locks = ExitStack()
+    try:
+        free = all(_lock(folder, locks) for folder in ordered)
+    except BaseException:
+        locks.close()
+        raise
+    if not free:
+        locks.close()
+        return None
+    for folder in ordered:
+        clean(folder.path)
+    return Claim(ordered, locks)
+
+
+def folder_name(name: str) -> str:
+    """Return a name that every file system takes, the name itself wherever possible.
+
+    Odd characters become underscores; a name that had to be changed or cut ends with a hash of
+    the whole, so that different names stay different.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", name).strip(".") or "_"
+    if plain == name and len(name) <= _LONGEST and not _RESERVED.fullmatch(name):
+        return name
+    return f"{plain[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _lock(folder: CellFolder, stack: ExitStack) -> bool:
+    lock = FileLock(folder.lock_file, thread_local=False)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 5)
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError) as error:
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise StorageError("lock", folder.lock_file, cause) from error
+    stack.callback(lock.release)
+    if isinstance(lock, SoftFileLock):  # filelock's substitute, which outlives its process
+        raise StorageError("lock", folder.lock_file, OSError("the file system has no locks"))
+    return True
+
+
+def _status(table: Any) -> Status | None:
+    if table is None:
+        return None
+    known = {f.name for f in fields(Status)}
+    if not isinstance(table, dict) or table.get("state") not in STATES:
+        return Status(state="killed", message="its status.json is not a status")
+    values = {name: value for name, value in table.items() if name in known}
+    return Status(**values | {"flags": tuple(values.get("flags", ()))})

@@ -1,0 +1,178 @@
+"""One measured number, and the CSV file of many."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lipbench.files import StorageError, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+_SIDES = ("", "lower", "upper", "exact", "estimate")
+_STATUSES = ("done", "refused", "failed", "timeout", "invalid")
+
+
+class RowsDamaged(Exception):
+    """A file of rows is truncated, foreign or of another schema; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One metric of one checkpoint; its fields are the columns of results.csv, in this order.
+
+    Text fields are empty and number fields None where they say nothing. A value that was measured
+    and is not a number is NaN; one that was not measured is None.
+    """
+
+    schema: int = SCHEMA
+    benchmark: str
+    dataset: str
+    """JSON with sorted keys, its name among them; the same holds for `model`."""
+    model: str
+    method: str
+    params: str
+    """JSON of all fields of the method with sorted keys, never empty."""
+    seed: int
+    checkpoint: str = ""
+    """`chosen`, `last`, or a point of a path."""
+    split: str = ""
+    n: int | None = None
+    """Number of samples behind the value."""
+    metric: str
+    norm: float | None = None
+    epsilon: float | None = None
+    """Size of the perturbation, in pixel units."""
+    domain: str = ""
+    """`all`, or the box."""
+    estimator: str = ""
+    side: str = ""
+    """Which side of the truth the value is on: lower, upper, exact or estimate."""
+    value: float | None = None
+    status: str = "done"
+    flags: tuple[str, ...] = ()
+    seconds: float | None = None
+    device: str = ""
+    train_key: str = ""
+    eval_key: str = ""
+    env_id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.side not in _SIDES:
+            raise ValueError(f"side must be one of {_SIDES}, got {self.side!r}.")
+        if self.status not in _STATUSES:
+            raise ValueError(f"status must be one of {_STATUSES}, got {self.status!r}.")
+        if any(";" in flag or not flag for flag in self.flags):
+            raise ValueError(f"a flag is text without semicolons, got {self.flags!r}.")
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replace `path` by `rows` in one step, with floats in full precision."""
+    write_text(path, format_rows(rows))
+
+
+def format_rows(rows: Iterable[Row]) -> str:
+    """Return `rows` as CSV text with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([_write(getattr(row, column)) for column in COLUMNS])
+    return text.getvalue()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows that `path` holds.
+
+    Raises:
+        RowsDamaged: If the file is truncated, not a file of rows, or of another schema.
+        StorageError: If the file cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise StorageError("read", path, error) from error
+    except UnicodeDecodeError as error:
+        raise RowsDamaged(f"{path} is not text in UTF-8: {error}.") from error
+    return _parse(text, path)
+
+
+def read_frame(path: Path) -> "pd.DataFrame":
+    """Return the rows that `path` holds as a data frame; what was not measured is missing."""
+    import pandas as pd
+
+    rows = read_rows(path)
+    return pd.DataFrame({name: [getattr(row, name) for row in rows] for name in COLUMNS})
+
+
+def _parse(text: str, path: Path) -> list[Row]:
+    if "\0" in text:
+        raise RowsDamaged(f"{path} is damaged: it holds NUL bytes.")
+    if not text.endswith("\n"):
+        raise RowsDamaged(f"{path} is truncated: its last line does not end.")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        if tuple(next(reader)) != COLUMNS:
+            raise RowsDamaged(f"{path} is no file of rows: its header is not {','.join(COLUMNS)}.")
+        return [_read(cells) for cells in reader if cells]
+    except (ValueError, csv.Error) as error:
+        raise RowsDamaged(f"{path} is damaged in line {reader.line_num}: {error}") from error
+
+
+def _read(cells: list[str]) -> Row:
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"it has {len(cells)} cells and not {len(COLUMNS)}.")
+    text = dict(zip(COLUMNS, cells, strict=True))
+    if text["schema"] != str(SCHEMA):
+        raise ValueError(
+            f"its schema is {text['schema']!r} and this lipbench reads {SCHEMA}: "
+            "use the version that wrote it, or run the benchmark again."
+        )
+    return Row(
+        schema=SCHEMA,
+        benchmark=text["benchmark"],
+        dataset=text["dataset"],
+        model=text["model"],
+        method=text["method"],
+        params=text["params"],
+        seed=int(text["seed"]),
+        checkpoint=text["checkpoint"],
+        split=text["split"],
+        n=int(text["n"]) if text["n"] else None,
+        metric=text["metric"],
+        norm=_number(text["norm"]),
+        epsilon=_number(text["epsilon"]),
+        domain=text["domain"],
+        estimator=text["estimator"],
+        side=text["side"],
+        value=_number(text["value"]),
+        status=text["status"],
+        flags=tuple(text["flags"].split(";")) if text["flags"] else (),
+        seconds=_number(text["seconds"]),
+        device=text["device"],
+        train_key=text["train_key"],
+        eval_key=text["eval_key"],
+        env_id=text["env_id"],
+    )
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _write(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        value = ";".join(value)
+    if isinstance(value, float):
+        return repr(float(value)).removesuffix(".0")  # float(): numpy's own repr names its type
+    # A carriage return would end the line for csv's reader, a NUL the file for others.
+    return str(value).replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
