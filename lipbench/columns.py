@@ -1,0 +1,168 @@
+"""Which of the measured numbers become the columns of a table."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lipbench.labels import spoken
+from lipbench.rows import Row
+
+SELECTION = "selection"
+"""Flag of the rows that were measured with the attack that chose the checkpoints."""
+
+Printed = Literal["train", "test", "noise", "attack", "strength"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table and the rows it is made of."""
+
+    heading: str
+    metric: str
+    split: str = ""
+    """As for the next three, rows with any value are taken if it is empty or None."""
+    estimator: str = ""
+    norm: float | None = None
+    epsilon: float | None = None
+    note: str = ""
+    side: Literal["", "lower", "upper"] = ""
+    """Which side of the truth the numbers are on; of several for one network, the best counts."""
+    percent: bool = False
+    compared: bool = False
+    """Whether more is better, so that the best may be set in bold."""
+    printed: Printed | None = None
+    """The column of the paper's table that it corresponds to."""
+
+    def takes(self, row: Row) -> bool:
+        """Return whether `row` is a measurement for this column."""
+        sides = {"": None, "lower": ("lower", "exact"), "upper": ("upper", "exact")}[self.side]
+        return (
+            row.metric == self.metric
+            and (sides is None or row.side in sides)
+            and self.split in ("", row.split)
+            and self.estimator in ("", row.estimator)
+            and self.norm in (None, row.norm)
+            and self.epsilon in (None, row.epsilon)
+        )
+
+    def best(self, rows: Sequence[Row]) -> Row:
+        """Return the row that says most about one network: the tightest of valid bounds."""
+        verified = [row for row in rows if "unverified" not in row.flags] or rows
+        if self.metric == "lipschitz":  # a bound for a box is none for all of space
+            verified = [row for row in verified if row.domain == "all"] or verified
+        if not self.side:
+            return verified[0]
+        pick: Callable[..., Row] = max if self.side == "lower" else min
+        return pick(verified, key=lambda row: row.value)
+
+
+def choose(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """Return the columns for the rows of one benchmark and one checkpoint.
+
+    Train, test, noise, the l2 attack and the strengths as in the CLIP paper's Table 1; then the
+    l∞ attack, certified accuracy, and the Lipschitz constant from both sides. Of several attacks
+    the one that chose the checkpoints is taken if its rows say so, else the first; a column that
+    nothing was measured for is left out.
+    """
+    found = [*_accuracies(rows), *_attack(rows, 2.0), *_strengths(rows)]
+    found += [*_attack(rows, float("inf")), *_certified(rows), *_lipschitz(rows)]
+    return tuple(found)
+
+
+def _accuracies(rows: Sequence[Row]) -> list[Column]:
+    found = []
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    if "train_accuracy" in metrics:
+        found.append(
+            Column(heading="Train", metric="train_accuracy", percent=True, printed="train")
+        )
+    if "test_accuracy" in metrics:
+        found.append(
+            Column(
+                heading="Test", metric="test_accuracy", percent=True, compared=True, printed="test"
+            )
+        )
+    for split in dict.fromkeys(row.split for row in rows if row.metric == "mse"):
+        found.append(Column(heading=f"{split} mse".strip().capitalize(), metric="mse", split=split))
+    for metric in metrics:
+        if match := re.fullmatch(r"noise_accuracy\[(.*)\]", metric):
+            note = ", ".join(part.replace("=", " = ") for part in match[1].split(","))
+            found.append(
+                Column(
+                    heading="Noise",
+                    metric=metric,
+                    note=note,
+                    percent=True,
+                    compared=True,
+                    printed="noise",
+                )
+            )
+            break
+    return found
+
+
+def _attack(rows: Sequence[Row], norm: float) -> list[Column]:
+    rows = [row for row in rows if row.metric == "robust_accuracy" and row.norm == norm]
+    if not rows:
+        return []
+    # The paper's column is the attack that chose; in l∞ that attack would be no independent judge.
+    chose = [row for row in rows if SELECTION in row.flags and norm == 2]
+    estimator = (chose or rows)[0].estimator
+    radii = sorted(
+        {row.epsilon for row in chose or rows if row.estimator == estimator and row.epsilon}
+    )
+    # l2: the largest radius, the paper's; l∞: the middle one, where methods differ most.
+    epsilon = (radii[-1] if norm == 2 else radii[(len(radii) - 1) // 2]) if radii else None
+    return [
+        Column(
+            heading=spoken(estimator),
+            metric="robust_accuracy",
+            estimator=estimator,
+            norm=norm,
+            epsilon=epsilon,
+            side="upper",
+            percent=True,
+            compared=True,
+            printed="attack" if norm == 2 else None,
+        )
+    ]
+
+
+def _strengths(rows: Sequence[Row]) -> list[Column]:
+    matches = (re.fullmatch(r"strength\[(.*)\]", row.metric) for row in rows)
+    names = dict.fromkeys(match[1] for match in matches if match)
+    return [Column(heading=name, metric=f"strength[{name}]", printed="strength") for name in names]
+
+
+def _certified(rows: Sequence[Row]) -> list[Column]:
+    rows = [row for row in rows if row.metric == "certified_accuracy" and row.epsilon]
+    if not rows:
+        return []
+    norm = rows[0].norm
+    radii = sorted({row.epsilon for row in rows if row.norm == norm and row.epsilon})
+    return [
+        Column(
+            heading="Certified",
+            metric="certified_accuracy",
+            norm=norm,
+            epsilon=radii[(len(radii) - 1) // 2],
+            side="lower",
+            percent=True,
+            compared=True,
+        )
+    ]
+
+
+def _lipschitz(rows: Sequence[Row]) -> list[Column]:
+    rows = [row for row in rows if row.metric == "lipschitz"]
+    norms = list(dict.fromkeys(row.norm for row in rows))
+    if not norms:
+        return []
+    norm = 2.0 if 2.0 in norms else norms[0]
+    sides: tuple[Literal["lower", "upper"], ...] = ("lower", "upper")
+    columns = [
+        Column(heading=f"Lipschitz {side}", metric="lipschitz", norm=norm, side=side)
+        for side in sides
+    ]
+    return [column for column in columns if any(column.takes(row) for row in rows)]

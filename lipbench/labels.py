@@ -1,0 +1,74 @@
+"""Names for people: of methods, of attacks, and of the parameters that tell rows apart."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+_TARGET = "target_accuracy"
+
+
+def spoken(name: str) -> str:
+    """Return an entry point's name for a table: a short first word is taken for an acronym."""
+    first, *others = name.replace("_", " ").replace(":", " ").split() or [name]
+    first = first.upper() if len(first) <= 4 and first.islower() else first[:1].upper() + first[1:]
+    return " ".join((first, *others))
+
+
+def labels(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Return one label for each distinct pair of a method's name and its params in JSON.
+
+    A label is the name, the target accuracy if there is one, and of the other parameters the
+    fewest that tell apart the pairs which share both.
+    """
+    params = [parse(text) for _, text in rows]
+    targets = [target(table) for table in params]
+    result = []
+    for index, (name, _) in enumerate(rows):
+        twins = [
+            params[j]
+            for j, row in enumerate(rows)
+            if row[0] == name and targets[j] == targets[index] and j != index
+        ]
+        remarks = [
+            f"{key} = {_short(params[index].get(key))}" for key in _telling(params[index], twins)
+        ]
+        goal = targets[index]
+        if goal is not None:
+            text = f"{goal:.2f}" if round(goal, 2) == goal else f"{goal:g}"
+            remarks.insert(0, text.removeprefix("0"))
+        result.append(spoken(name) + (f" ({', '.join(remarks)})" if remarks else ""))
+    return result
+
+
+def target(params: Mapping[str, Any]) -> float | None:
+    """Return the accuracy that the strength of a method is driven to, None if it is not."""
+    value = params.get(_TARGET)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Return the object that a JSON column holds, an empty one if it is something else."""
+    try:
+        table = json.loads(text)
+    except ValueError:
+        return {}
+    return table if isinstance(table, dict) else {"name": table}
+
+
+def _telling(own: Mapping[str, Any], twins: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    keys = sorted({key for table in (own, *twins) for key in table})
+    varying = [key for key in keys if any(table.get(key) != own.get(key) for table in twins)]
+    for size in range(min(len(varying), 3) + 1):
+        for chosen in combinations(varying, size):
+            if all(any(table.get(k) != own.get(k) for k in chosen) for table in twins):
+                return chosen
+    return tuple(varying)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, separators=(", ", ": "))

@@ -1,0 +1,207 @@
+"""results.csv, derived from the cells of a plan."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lipbench.cells import STATES, CellFolder, Status
+from lipbench.files import StorageError, read_json, write_json
+from lipbench.rows import Row, RowsDamaged, read_rows, write_rows
+
+_SCHEMA = 1
+_CHECKPOINTS = ("chosen", "last")
+
+
+class PlanMissing(Exception):
+    """A folder is not the folder of a run; the message says what it lacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """What plan.json says about one cell; everything a table needs if the cell never ran."""
+
+    key: str
+    """The train key."""
+    benchmark: str
+    method: str
+    label: str
+    params: str
+    """JSON, as in `lipbench.rows`; the same holds for `dataset` and `model`."""
+    seed: int
+    folder: str
+    """Folder of the cell, relative to that of the run, with forward slashes."""
+    dataset: str = "{}"
+    model: str = "{}"
+    evaluations: tuple[str, ...] = ()
+    """Eval keys in the order of the configuration; empty takes whatever the cell has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusLine:
+    """How far one method of one benchmark is."""
+
+    benchmark: str
+    label: str
+    counts: dict[str, int] = field(default_factory=dict)
+    """Number of cells in each state; a cell that was never begun is `missing`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusTable:
+    """How far a run is."""
+
+    lines: tuple[StatusLine, ...]
+    problems: tuple[str, ...]
+    """One line for each cell that ended badly."""
+    stale: tuple[Path, ...]
+    """Folders of cells that no longer belong to the plan."""
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Return the states that occur, `done` first."""
+        order = ("done", *(state for state in STATES if state != "done"), "missing")
+        seen = {state for line in self.lines for state, n in line.counts.items() if n}
+        return tuple(state for state in order if state == "done" or state in seen)
+
+    def __str__(self) -> str:
+        from tabulate import tabulate
+
+        head = ("benchmark", "method", *self.states)
+        body = [
+            (line.benchmark, line.label, *(line.counts.get(s, 0) for s in self.states))
+            for line in self.lines
+        ]
+        text = [tabulate(body, headers=head), *self.problems]
+        text += [f"stale, not in the plan: {path}" for path in self.stale]
+        return "\n".join(text)
+
+
+def write_plan(run: Path, cells: Iterable[PlannedCell]) -> None:
+    """Replace plan.json of the run in folder `run`."""
+    write_json(run / "plan.json", {"schema": _SCHEMA, "cells": [asdict(cell) for cell in cells]})
+
+
+def read_plan(run: Path) -> list[PlannedCell]:
+    """Return the cells that plan.json of a run lists, in its order.
+
+    Raises:
+        PlanMissing: If there is no plan, or one of another schema.
+    """
+    table = read_json(run / "plan.json")
+    if table is None:
+        raise PlanMissing(f"{run} is not the folder of a run: it has no plan.json.")
+    if not isinstance(table, dict) or table.get("schema") != _SCHEMA:
+        raise PlanMissing(
+            f"{run / 'plan.json'} is not a plan of schema {_SCHEMA}: run the benchmark again."
+        )
+    return [_planned(cell) for cell in table["cells"]]
+
+
+def has_cells(run: Path) -> bool:
+    """Return whether results.csv of a run can be rebuilt; a published one has no cells."""
+    return (run / "cells").is_dir() and (run / "plan.json").is_file()
+
+
+def collect(run: Path, cells: Sequence[PlannedCell]) -> list[Row]:
+    """Return the rows of all cells of a plan, in its order, the chosen checkpoint first.
+
+    A cell that is not done gives one row, metric `cell`, status `failed`, with its state as a
+    flag and no value. So does an evaluation that is missing (flag `unevaluated`) or whose file is
+    damaged (flag `damaged`); the other evaluations of that cell still count.
+    """
+    return [row for cell in cells for row in _rows_of(run, cell)]
+
+
+def write_results(run: Path) -> Path | None:
+    """Return the path of results.csv, rebuilt from the cells; None where there are no cells."""
+    if not has_cells(run):
+        return None
+    path = run / "results.csv"
+    write_rows(path, collect(run, read_plan(run)))
+    return path
+
+
+def stale(run: Path, cells: Sequence[PlannedCell]) -> list[Path]:
+    """Return the folders of cells that are on disk and not in the plan, sorted."""
+    planned = {run / cell.folder for cell in cells}
+    found = {path.parent for path in (run / "cells").glob("*/*/*/status.json")}
+    return sorted(found - planned)
+
+
+def read_cell_seconds(folder: CellFolder) -> float | None:
+    """Return how long a finished cell took, None if it is not done."""
+    status = folder.read_status()
+    return status.seconds if status and status.state == "done" else None
+
+
+def status_table(run: Path) -> StatusTable:
+    """Return how far each method of each benchmark of a run is."""
+    cells = read_plan(run)
+    lines: dict[tuple[str, str], StatusLine] = {}
+    problems = []
+    for cell in cells:
+        name = (cell.benchmark, cell.label)
+        line = lines.setdefault(name, StatusLine(benchmark=name[0], label=name[1]))
+        status = CellFolder(run / cell.folder).read_status()
+        state = status.state if status else "missing"
+        line.counts[state] = line.counts.get(state, 0) + 1
+        if status and state not in ("done", "running"):
+            problems.append(_problem(run, cell, status))
+    return StatusTable(
+        lines=tuple(lines.values()), problems=tuple(problems), stale=tuple(stale(run, cells))
+    )
+
+
+def _problem(run: Path, cell: PlannedCell, status: Status) -> str:
+    reason = ": ".join(filter(None, (status.exception, status.message)))
+    return (
+        f"{cell.benchmark}, {cell.label}, seed {cell.seed}: {status.state}"
+        f"{f' ({reason})' if reason else ''}, see {run / cell.folder}"
+    )
+
+
+def _rows_of(run: Path, cell: PlannedCell) -> list[Row]:
+    folder = CellFolder(run / cell.folder)
+    status = folder.read_status()
+    if status is None or status.state != "done":
+        return [_lacking(cell, status.state if status else "missing")]
+    paths = [folder.rows(key) for key in cell.evaluations] or sorted(folder.path.glob("rows-*.csv"))
+    rows, lacking = [], []
+    for path in paths:
+        try:
+            rows += read_rows(path)
+        except RowsDamaged:
+            lacking.append(_lacking(cell, "damaged", path.name))
+        except StorageError:
+            lacking.append(_lacking(cell, "unevaluated", path.name))
+    if not paths:
+        lacking.append(_lacking(cell, "unevaluated"))
+    return lacking + sorted(rows, key=_checkpoint_order)
+
+
+def _checkpoint_order(row: Row) -> tuple[int, str]:
+    if row.checkpoint in _CHECKPOINTS:
+        return _CHECKPOINTS.index(row.checkpoint), ""
+    return len(_CHECKPOINTS), row.checkpoint
+
+
+def _lacking(cell: PlannedCell, *flags: str) -> Row:
+    return Row(
+        benchmark=cell.benchmark,
+        dataset=cell.dataset,
+        model=cell.model,
+        method=cell.method,
+        params=cell.params,
+        seed=cell.seed,
+        metric="cell",
+        status="failed",
+        flags=flags,
+        train_key=cell.key,
+    )
+
+
+def _planned(table: dict[str, Any]) -> PlannedCell:
+    known = {f.name for f in fields(PlannedCell)}
+    values = {name: value for name, value in table.items() if name in known}
+    return PlannedCell(**values | {"evaluations": tuple(values.get("evaluations", ()))})

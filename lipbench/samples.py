@@ -1,0 +1,33 @@
+"""Outcomes per sample, kept beside the rows so that methods can be compared image by image."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lipbench.cells import CellFolder
+from lipbench.rows import Row
+
+
+def outcome_name(row: Row) -> str:
+    """Return the name, in the samples file, of the tensor whose mean over samples is the row.
+
+    It has one entry per sample of the split, in the order of the split: 1 where the sample counts
+    for the accuracy, 0 where it does not, or the share of draws where it does.
+    """
+    parts = (row.checkpoint, row.metric, row.estimator, _text(row.norm), _text(row.epsilon))
+    return "/".join(parts)
+
+
+def read_outcomes(cell: Path, row: Row) -> np.ndarray | None:
+    """Return the outcomes behind `row` in float64, or None if they were not kept."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(CellFolder(cell).samples(row.eval_key), framework="numpy") as file:
+            return file.get_tensor(outcome_name(row)).astype(np.float64)
+    except (OSError, SafetensorError):
+        return None
+
+
+def _text(number: float | None) -> str:
+    return "" if number is None else repr(float(number)).removesuffix(".0")

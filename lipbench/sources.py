@@ -1,0 +1,65 @@
+"""Where the rows of a table come from: a run, a folder of runs, or a file of rows."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lipbench.files import StorageError
+from lipbench.results import PlanMissing, collect, has_cells, read_plan, write_results
+from lipbench.rows import Row, read_rows
+from lipbench.samples import read_outcomes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The rows of one run."""
+
+    name: str
+    rows: tuple[Row, ...]
+    cells: Mapping[str, Path] = field(default_factory=dict)
+    """Folder of each cell by its train key; empty for published results, which have no cells."""
+
+    def outcomes(self, row: Row) -> np.ndarray | None:
+        """Return the outcome of each image behind `row`, or None if they were not kept."""
+        cell = self.cells.get(row.train_key)
+        return None if cell is None else read_outcomes(cell, row)
+
+
+def load(path: Path) -> list[Source]:
+    """Return the runs found at `path`; results.csv is rebuilt first where there are cells.
+
+    Raises:
+        PlanMissing: If there is neither a run, nor a folder of runs, nor a file of rows.
+    """
+    if path.is_file():
+        return [Source(name=path.stem, rows=tuple(read_rows(path)))]
+    if _is_run(path):
+        return [_run(path)]
+    folders = sorted(child for child in path.iterdir() if _is_run(child)) if path.is_dir() else []
+    if not folders:
+        raise PlanMissing(
+            f"{path} holds no results: give the folder that `lipbench run` wrote to, a folder of "
+            "such folders, or a results.csv."
+        )
+    return [_run(folder) for folder in folders]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "results.csv").is_file() or has_cells(folder)
+
+
+def _run(folder: Path) -> Source:
+    name = folder.resolve().name
+    if not has_cells(folder):
+        return Source(name=name, rows=tuple(read_rows(folder / "results.csv")))
+    cells = read_plan(folder)
+    with suppress(StorageError):  # somebody else's folder may be read and not written
+        write_results(folder)
+    return Source(
+        name=name,
+        rows=tuple(collect(folder, cells)),
+        cells={cell.key: folder / cell.folder for cell in cells},
+    )

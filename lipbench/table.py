@@ -1,0 +1,136 @@
+"""Tables of means over seeds, one block per benchmark."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from lipbench.blocks import Block, Entry, Line
+from lipbench.columns import Column, choose
+from lipbench.comparison import with_best
+from lipbench.labels import labels, parse, target
+from lipbench.paper import printed_row
+from lipbench.remarks import warnings
+from lipbench.rows import Row
+from lipbench.sources import Source, load
+
+Style = Literal["plain", "latex", "markdown", "csv"]
+
+
+def table_text(path: Path, style: str, checkpoint: str = "chosen", paper: bool = False) -> str:
+    """Return the table of the results at `path`, ready to be printed.
+
+    Args:
+        path: A run, a folder of runs, or a results.csv.
+        style: How it is written: plain, latex, markdown or csv.
+        checkpoint: Whose numbers: `chosen`, `last`, or a point of a path.
+        paper: Whether to set the CLIP paper's numbers in brackets beside ours.
+
+    Raises:
+        ValueError: If `style` is unknown, or no row is about `checkpoint`.
+    """
+    from lipbench import latex, render
+
+    writers = {
+        "plain": render.plain,
+        "latex": latex.latex,
+        "markdown": render.markdown,
+        "csv": render.csv_text,
+    }
+    if style not in writers:
+        raise ValueError(f"style must be one of {', '.join(writers)}, got {style!r}.")
+    return writers[style](blocks(path, checkpoint, paper=paper))
+
+
+def blocks(path: Path, checkpoint: str = "chosen", paper: bool = False) -> list[Block]:
+    """Return the blocks of all runs found at `path`, for the renderers.
+
+    Raises:
+        ValueError: If no row is about `checkpoint`, or there are no rows.
+    """
+    sources = load(path)
+    there = {row.checkpoint for source in sources for row in source.rows if row.checkpoint}
+    if checkpoint != "chosen" and checkpoint not in there:
+        known = ", ".join(sorted(there)) or "none"
+        raise ValueError(f"{path} has no checkpoint {checkpoint!r}; it has: {known}.")
+    found = []
+    for source in sources:
+        prefix = f"{source.name}: " if len(sources) > 1 else ""
+        for block in build(source, checkpoint, paper=paper):
+            found.append(replace(block, title=prefix + block.title))
+    if not found:
+        raise ValueError(f"{path} has no results yet: none of its cells was begun.")
+    return found
+
+
+def build(source: Source, checkpoint: str = "chosen", paper: bool = False) -> list[Block]:
+    """Return one block for each benchmark of `source`, in order of appearance.
+
+    A benchmark without the chosen checkpoint, such as a regression, shows its last one; one of
+    which no cell was ever begun is left out.
+    """
+    names = dict.fromkeys(row.benchmark for row in source.rows if "missing" not in row.flags)
+    return [
+        _block(source, [row for row in source.rows if row.benchmark == name], checkpoint, paper)
+        for name in names
+    ]
+
+
+def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Block:
+    there = {row.checkpoint for row in rows if row.metric != "cell"}
+    if checkpoint == "chosen" and checkpoint not in there and "last" in there:
+        checkpoint = "last"
+    usable = [row for row in rows if row.checkpoint == checkpoint and _is_number(row)]
+    columns = choose(usable)
+    methods = list(dict.fromkeys((row.method, row.params) for row in rows))
+    lines = [
+        _line(
+            label,
+            [row for row in rows if (row.method, row.params) == method],
+            [row for row in usable if (row.method, row.params) == method],
+            columns,
+            paper,
+        )
+        for method, label in zip(methods, labels(methods), strict=True)
+    ]
+    lines = with_best(lines, columns, source)
+    dataset, model = parse(rows[0].dataset).get("name"), parse(rows[0].model).get("name")
+    about = ", ".join(str(part) for part in (dataset, model) if part)
+    return Block(
+        title=rows[0].benchmark + (f" ({about})" if about else ""),
+        benchmark=rows[0].benchmark,
+        checkpoint=checkpoint,
+        columns=columns,
+        lines=tuple(lines),
+        warnings=tuple(warning for line in lines for warning in warnings(line, columns)),
+    )
+
+
+def _is_number(row: Row) -> bool:
+    return row.status == "done" and row.value is not None and row.value == row.value
+
+
+def _line(
+    label: str, rows: list[Row], usable: list[Row], columns: Sequence[Column], paper: bool
+) -> Line:
+    name, first = rows[0].method, rows[0]
+    failed = {row.seed: " ".join(row.flags) or "failed" for row in rows if row.metric == "cell"}
+    own = printed_row(str(parse(first.dataset).get("name")), name, target(parse(first.params)))
+    entries = []
+    for column in columns:
+        taken: dict[int, list[Row]] = {}
+        for row in usable:
+            if column.takes(row):
+                taken.setdefault(row.seed, []).append(row)
+        entry = Entry(rows=tuple(column.best(taken[seed]) for seed in sorted(taken)))
+        if paper and own and column.printed and (entry.rows or column.printed != "strength"):
+            entry = replace(entry, printed=getattr(own, column.printed))
+        entries.append(entry)
+    return Line(
+        label=label,
+        method=name,
+        params=first.params,
+        seeds=len({row.seed for row in rows}),
+        failed=tuple(sorted(failed.items())),
+        entries=tuple(entries),
+    )
