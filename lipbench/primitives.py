@@ -1,0 +1,226 @@
+"""Which modules the network walker understands, and the steps they stand for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lipbench import steps
+from lipbench.bound import Refused
+from lipbench.explain import Residual, Slopes
+from lipbench.normalise import Normalise
+from lipbench.slopes import CURVES, Curve, prelu
+
+Tensors = steps.Tensors
+Reader = Callable[[Tensors], steps.Step]
+"""Makes a step from the network's parameters and buffers by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a step stands in the network."""
+
+    name: str
+    input_shapes: tuple[steps.Shape, ...]
+    output_shape: steps.Shape
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Return the fields that every step has."""
+        return {
+            "name": self.name,
+            "input_shapes": self.input_shapes,
+            "output_shape": self.output_shape,
+        }
+
+    def key(self, tensor: str) -> str:
+        """Return the name in the network of a tensor of this layer."""
+        return f"{self.name}.{tensor}" if self.name else tensor
+
+
+def layer_type(layer: nn.Module) -> type[nn.Module]:
+    """Return the class of a layer as it was before any parametrisation."""
+    if parametrize.is_parametrized(layer):
+        return type(layer).__bases__[0]
+    return type(layer)
+
+
+def is_primitive(layer: nn.Module) -> bool:
+    """Return whether the layer has a rule of its own; a subclass of one that has does not."""
+    return layer_type(layer) in _RULES
+
+
+def reader(layer: nn.Module, site: Site) -> Reader:
+    """Return what makes the step of a primitive layer, or refuse its settings by name."""
+    return _RULES[layer_type(layer)](layer, site)
+
+
+def curve_step(curve: Curve, site: Site) -> steps.Slope:
+    """Return the step of an elementwise function."""
+    return steps.Slope(**site.place, **curve._asdict())
+
+
+def refuse(layer: nn.Module, name: str, reason: str) -> Refused:
+    """Return the refusal of a layer, which it names by path and class."""
+    return Refused(f"layer {name or '(root)'!r} ({type(layer).__name__}): {reason}")
+
+
+def _dense(layer: nn.Linear, site: Site) -> Reader:
+    bias = None if layer.bias is None else site.key("bias")
+    weight = site.key("weight")
+    return lambda tensors: steps.Dense(
+        **site.place,
+        weight=tensors[weight],
+        bias=None if bias is None else tensors[bias],
+        weight_name=weight,
+        bias_name=bias,
+    )
+
+
+def _convolution(layer: Any, site: Site) -> Reader:
+    if layer.padding_mode not in ("zeros", "circular"):
+        raise refuse(layer, site.name, f"padding mode {layer.padding_mode!r} has no rule.")
+    bias = None if layer.bias is None else site.key("bias")
+    weight = site.key("weight")
+    # torch keeps what it adds before and after each axis, from the last axis to the first.
+    widths = layer._reversed_padding_repeated_twice
+    padding = tuple((widths[i], widths[i + 1]) for i in range(len(widths) - 2, -1, -2))
+    return lambda tensors: steps.Convolution(
+        **site.place,
+        weight=tensors[weight],
+        bias=None if bias is None else tensors[bias],
+        weight_name=weight,
+        bias_name=bias,
+        stride=tuple(layer.stride),
+        padding=padding,
+        padding_mode=layer.padding_mode,
+        dilation=tuple(layer.dilation),
+        groups=layer.groups,
+    )
+
+
+def _batch_norm(layer: Any, site: Site) -> Reader:
+    if layer.training or layer.running_var is None:
+        raise refuse(
+            layer, site.name, "in train mode it is no fixed function; call model.eval() first."
+        )
+    axes = [1] * (len(site.output_shape) - 1)
+    weight = site.key("weight") if layer.affine else None
+
+    def read(tensors: Tensors) -> steps.Step:
+        factor = (tensors[site.key("running_var")] + layer.eps).rsqrt()
+        offset = -tensors[site.key("running_mean")] * factor
+        if weight is not None:
+            factor = factor * tensors[weight]
+            offset = offset * tensors[weight] + tensors[site.key("bias")]
+        return steps.Scale(
+            **site.place,
+            factor=factor.reshape(-1, *axes),
+            offset=offset.reshape(-1, *axes),
+            weight_name=weight,
+        )
+
+    return read
+
+
+def _normalise(layer: Normalise, site: Site) -> Reader:
+    axes = [1] * (len(site.output_shape) - 1)
+
+    def read(tensors: Tensors) -> steps.Step:
+        factor = 1 / tensors[site.key("std")]
+        offset = -tensors[site.key("mean")] * factor
+        return steps.Scale(
+            **site.place, factor=factor.reshape(-1, *axes), offset=offset.reshape(-1, *axes)
+        )
+
+    return read
+
+
+def _curve(layer: nn.Module, site: Site) -> Reader:
+    step = curve_step(CURVES[layer_type(layer)](layer), site)
+    return lambda tensors: step
+
+
+def _prelu(layer: nn.PReLU, site: Site) -> Reader:
+    axes = len(site.output_shape) - 1
+    return lambda tensors: curve_step(prelu(tensors[site.key("weight")], axes), site)
+
+
+def _slopes(layer: Slopes, site: Site) -> Reader:
+    step = steps.Slope(
+        **site.place, function=layer.function, lo=layer.lo, hi=layer.hi, claimed=True
+    )
+    return lambda tensors: step
+
+
+def _residual(layer: Residual, site: Site) -> Reader:
+    return lambda tensors: steps.Contraction(
+        **site.place,
+        weight=tensors[site.key("weight")],
+        diagonal=tensors[site.key("diagonal")],
+        bias=tensors[site.key("bias")],
+        function=layer.function,
+    )
+
+
+def _rearrange(layer: nn.Module, site: Site) -> Reader:
+    step = steps.Rearrange(**site.place)
+    return lambda tensors: step
+
+
+def _dropout(layer: Any, site: Site) -> Reader:
+    if layer.training and layer.p > 0:
+        raise refuse(layer, site.name, "active dropout is random; call model.eval() first.")
+    return _rearrange(layer, site)
+
+
+def _max_pool(layer: Any, site: Site) -> Reader:
+    if layer.return_indices:
+        raise refuse(layer, site.name, "return_indices has no rule.")
+    axes = len(site.output_shape) - 1
+
+    def each(setting: int | tuple[int, ...]) -> steps.Shape:
+        return (setting,) * axes if isinstance(setting, int) else tuple(setting)
+
+    step = steps.MaxPool(
+        **site.place,
+        pool=layer.forward,
+        window=each(layer.kernel_size),
+        stride=each(layer.stride),
+        padding=each(layer.padding),
+        dilation=each(layer.dilation),
+    )
+    return lambda tensors: step
+
+
+def _average_pool(layer: nn.Module, site: Site) -> Reader:
+    step = steps.AveragePool(**site.place, pool=layer.forward)
+    return lambda tensors: step
+
+
+_RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
+    nn.Linear: _dense,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    Normalise: _normalise,
+    nn.PReLU: _prelu,
+    nn.Flatten: _rearrange,
+    nn.Unflatten: _rearrange,
+    nn.Identity: _rearrange,
+    nn.Dropout: _dropout,
+    nn.Dropout1d: _dropout,
+    nn.Dropout2d: _dropout,
+    nn.MaxPool1d: _max_pool,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool1d: _average_pool,
+    nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool2d: _average_pool,
+    Residual: _residual,
+    Slopes: _slopes,
+    **dict.fromkeys(CURVES, _curve),
+}

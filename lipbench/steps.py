@@ -1,0 +1,272 @@
+"""The primitive steps that a network is made of."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+Tensors = Mapping[str, Tensor]
+"""A network's parameters and buffers by name."""
+Elementwise = Callable[[Tensor], Tensor]
+
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step(ABC):
+    """One step of a network: a function of earlier values.
+
+    Steps are pure tensor code, so they work on parameters stacked by `torch.func.vmap`. All
+    inputs and outputs have the sample axis first; shapes are those of one sample.
+    """
+
+    name: str
+    """Path of the module that the step comes from."""
+    inputs: tuple[int, ...] = (0,)
+    """Which values the step reads: 0 is the network's input, i + 1 the result of step i."""
+    input_shapes: tuple[Shape, ...]
+    output_shape: Shape
+
+    @property
+    def input_shape(self) -> Shape:
+        """Return the shape of the first, and mostly only, input."""
+        return self.input_shapes[0]
+
+    @abstractmethod
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return the result of the step."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Linear(Step):
+    """A step x ↦ Wx + b with a weight of its own."""
+
+    weight: Float[Tensor, "out *rest"]
+    """The weight in effect, after any parametrisation."""
+    bias: Float[Tensor, " out"] | None
+    weight_name: str
+    """Name of the weight among the network's parameters."""
+    bias_name: str | None
+
+    @abstractmethod
+    def apply(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return Wx, without the bias."""
+
+    @abstractmethod
+    def adjoint(self, outputs: Float[Tensor, "batch *out"]) -> Float[Tensor, "batch *shape"]:
+        """Return Wᵀy."""
+
+    @property
+    @abstractmethod
+    def fan_in(self) -> int:
+        """Return the number of products summed in one output."""
+
+    @property
+    @abstractmethod
+    def _bias_axes(self) -> int: ...
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return Wx + b."""
+        outputs = self.apply(inputs)
+        return outputs if self.bias is None else outputs + self.broadcast(self.bias)
+
+    def broadcast(self, bias: Float[Tensor, " out"]) -> Float[Tensor, "..."]:
+        """Return one value per output channel, shaped so that it adds to an output."""
+        return bias.reshape(-1, *[1] * self._bias_axes)
+
+    def detach(self) -> "Linear":
+        """Return the same step, through which no gradient reaches the parameters."""
+        return replace(
+            self,
+            weight=self.weight.detach(),
+            bias=None if self.bias is None else self.bias.detach(),
+        )
+
+    def absolute(self) -> "Linear":
+        """Return the step x ↦ |W|x + |b|."""
+        return replace(
+            self, weight=self.weight.abs(), bias=None if self.bias is None else self.bias.abs()
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dense(Linear):
+    """A matrix, applied along the last axis."""
+
+    weight: Float[Tensor, "out in"]
+
+    def apply(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return Wx."""
+        return F.linear(inputs, self.weight)
+
+    def adjoint(self, outputs: Float[Tensor, "batch *out"]) -> Float[Tensor, "batch *shape"]:
+        """Return Wᵀy."""
+        return F.linear(outputs, self.weight.T)
+
+    @property
+    def fan_in(self) -> int:
+        """Return the number of columns."""
+        return self.weight.shape[1]
+
+    @property
+    def _bias_axes(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Convolution(Linear):
+    """A cross-correlation in one, two or three dimensions."""
+
+    weight: Float[Tensor, "out in *kernel"]
+    stride: Shape
+    padding: tuple[Pair, ...]
+    """Entries added before and after each spatial axis."""
+    padding_mode: str
+    """"zeros" or "circular"."""
+    dilation: Shape
+    groups: int
+
+    def apply(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return Wx."""
+        return _CONVOLVE[self._axes](
+            self._pad(inputs),
+            self.weight,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+    def adjoint(self, outputs: Float[Tensor, "batch *out"]) -> Float[Tensor, "batch *shape"]:
+        """Return Wᵀy."""
+        full = _TRANSPOSE[self._axes](
+            outputs, self.weight, stride=self.stride, dilation=self.dilation, groups=self.groups
+        )
+        # A stride that does not divide the input leaves its last entries unread.
+        wanted = [n + sum(pad) for n, pad in zip(self.input_shape[1:], self.padding, strict=True)]
+        unread = [(0, n - m) for n, m in zip(wanted, full.shape[2:], strict=True)]
+        full = F.pad(full, _flat(unread))
+        like = full.new_zeros(full.shape[0], *self.input_shape)
+        return torch.func.vjp(self._pad, like)[1](full)[0]
+
+    @property
+    def fan_in(self) -> int:
+        """Return the number of taps that one output sees."""
+        return self.weight[0].numel()
+
+    @property
+    def _axes(self) -> int:
+        return self.weight.ndim - 2
+
+    @property
+    def _bias_axes(self) -> int:
+        return self._axes
+
+    def _pad(self, inputs: Tensor) -> Tensor:
+        if not any(map(any, self.padding)):
+            return inputs
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(inputs, _flat(self.padding), mode=mode)
+
+
+def _flat(padding: "tuple[Pair, ...] | list[Pair]") -> list[int]:
+    # torch pads from the last axis to the first.
+    return [width for pair in reversed(padding) for width in pair]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slope(Step):
+    """An elementwise function whose difference quotients all lie in [lo, hi]."""
+
+    function: Elementwise
+    lo: float | Tensor
+    """Lower end, rounded down; a tensor that broadcasts with one sample where it varies."""
+    hi: float | Tensor
+    claimed: bool = False
+    """Whether the slopes are only the word of the layer's author."""
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return the function of every entry."""
+        return self.function(inputs)
+
+    @property
+    def constant(self) -> float | Tensor:
+        """Return max(|lo|, |hi|): the Lipschitz constant in every norm."""
+        if isinstance(self.lo, Tensor) or isinstance(self.hi, Tensor):
+            ends = torch.as_tensor(self.lo).abs(), torch.as_tensor(self.hi).abs()
+            return torch.maximum(*ends).max()
+        return max(abs(self.lo), abs(self.hi))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scale(Step):
+    """A diagonal map x ↦ factor·x + offset: normalisation with fixed statistics."""
+
+    factor: Float[Tensor, "..."]
+    offset: Float[Tensor, "..."]
+    weight_name: str | None = None
+    """Name of the trainable part of `factor` among the parameters, if there is one."""
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return the scaled input."""
+        return self.factor * inputs + self.offset
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rearrange(Step):
+    """The identity on numbers: only the shape may change."""
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return the input in the output's shape."""
+        return inputs.reshape(inputs.shape[0], *self.output_shape)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaxPool(Step):
+    """The maximum over windows."""
+
+    pool: Elementwise
+    window: Shape
+    stride: Shape
+    padding: Shape
+    dilation: Shape
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return the maximum of each window."""
+        return self.pool(inputs)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AveragePool(Step):
+    """The mean over windows: a linear map with fixed, non-negative weights."""
+
+    pool: Elementwise
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return the mean of each window."""
+        return self.pool(inputs)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contraction(Step):
+    """The residual step x - 2 W T⁻¹ s(Wᵀx + b), with s elementwise of slopes in [0, 1].
+
+    It does not expand l2 distances where T - WᵀW is positive semidefinite.
+    """
+
+    weight: Float[Tensor, "in hidden"]
+    diagonal: Float[Tensor, " hidden"]
+    """The diagonal of T, positive."""
+    bias: Float[Tensor, " hidden"]
+    function: Elementwise
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return x - 2 W T⁻¹ s(Wᵀx + b)."""
+        hidden = self.function(inputs @ self.weight + self.bias)
+        return inputs - 2 * (hidden / self.diagonal) @ self.weight.T

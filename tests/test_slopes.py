@@ -1,0 +1,57 @@
+"""Slope bounds of activations against their difference quotients on a fine grid."""
+
+import pytest
+import torch
+from torch import nn
+
+from lipbench.network import as_network
+
+LAYERS = [
+    nn.ReLU(),
+    nn.ReLU6(),
+    nn.Sigmoid(),
+    nn.Tanh(),
+    nn.Hardtanh(-2, 0.5),
+    nn.LeakyReLU(0.1),
+    nn.LeakyReLU(-2.0),
+    nn.LeakyReLU(3.0),
+    nn.PReLU(init=-3.0),
+    nn.ELU(),
+    nn.ELU(2.5),
+    nn.CELU(2.0),
+    nn.SELU(),
+    nn.GELU(),
+    nn.GELU(approximate="tanh"),
+    nn.SiLU(),
+    nn.Mish(),
+    nn.Softplus(3.0),
+    nn.Hardswish(),
+    nn.Hardsigmoid(),
+    nn.Softsign(),
+    nn.LogSigmoid(),
+    nn.Tanhshrink(),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=repr)
+def test_slopes_enclose_all_difference_quotients_tightly(layer):
+    """No quotient leaves [lo, hi], and the larger end is nearly attained."""
+    (step,) = as_network(layer, (1,)).steps
+    grid = torch.linspace(-8, 8, 160001, dtype=torch.float64)
+    quotients = step.function(grid).diff() / grid.diff()
+    # Values of size 10 are rounded to 1e-15, over a distance of 1e-4.
+    least, most = float(quotients.min()) + 1e-10, float(quotients.max()) - 1e-10
+    lo, hi = float(step.lo), float(step.hi)
+    assert lo <= least
+    assert most <= hi
+    assert max(-least, most) == pytest.approx(max(-lo, hi), abs=1e-3)
+
+
+def test_prelu_slopes_may_differ_by_channel():
+    layer = nn.PReLU(2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([-3.0, 2.0]))
+    (step,) = as_network(layer, (2, 4)).steps
+    assert step.lo.flatten().tolist() == [-3.0, 1.0]
+    assert step.hi.flatten().tolist() == [1.0, 2.0]
+    assert float(step.constant) == 3.0
