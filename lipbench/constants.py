@@ -1,0 +1,125 @@
+"""Certified Lipschitz constants of single steps, in norms 1, 2 and infinity."""
+
+import math
+from collections.abc import Iterable
+from functools import singledispatch
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipbench.bound import Refused
+from lipbench.norm import Norm
+from lipbench.norms import upper_norm
+from lipbench.steps import (
+    AveragePool,
+    Contraction,
+    Linear,
+    MaxPool,
+    Rearrange,
+    Scale,
+    Slope,
+    Step,
+)
+
+_ROUNDING = 1 + 1e-12
+
+
+@singledispatch
+def constant(step: Step, norm: Norm) -> float:
+    """Return an upper bound of the step's Lipschitz constant on all of space, in float64.
+
+    Raises:
+        Refused: If the kind of step has no rule in this norm.
+    """
+    raise Refused(f"step {step.name!r} ({type(step).__name__}) has no constant in norm {norm}.")
+
+
+def product_of(constants: Iterable[float]) -> float:
+    """Return the product, rounded upwards; 0 if a factor is 0."""
+    product = 1.0
+    for factor in constants:
+        if factor == 0:
+            return 0.0
+        # Multiplying by 1 is exact: a chain of 1-Lipschitz steps stays at 1.
+        product = product if factor == 1 else math.nextafter(product * factor, math.inf)
+    return product
+
+
+@constant.register(Linear)
+def _(step: Linear, norm: Norm) -> float:
+    return upper_norm(step, norm)
+
+
+@constant.register(Slope)
+def _(step: Slope, norm: Norm) -> float:
+    return float(step.constant)
+
+
+@constant.register(Scale)
+def _(step: Scale, norm: Norm) -> float:
+    return float(step.factor.abs().max()) * _ROUNDING
+
+
+@constant.register(Rearrange)
+def _(step: Rearrange, norm: Norm) -> float:
+    return 1.0
+
+
+@constant.register(MaxPool)
+def _(step: MaxPool, norm: Norm) -> float:
+    """Return m^(1/p) where no entry lies in more than m windows.
+
+    Each output moves by at most the largest move in its window, so the p-th powers of the moves
+    of all outputs sum to at most m times those of the inputs.
+    """
+    if norm == math.inf:
+        return 1.0
+    most = 1
+    for axis, length in enumerate(step.input_shape[1:]):
+        covered = [0] * length
+        for window in range(step.output_shape[1 + axis]):
+            first = window * step.stride[axis] - step.padding[axis]
+            for tap in range(step.window[axis]):
+                entry = first + tap * step.dilation[axis]
+                if 0 <= entry < length:
+                    covered[entry] += 1
+        most *= max(covered)
+    return 1.0 if most <= 1 else most ** (1 / norm) * _ROUNDING
+
+
+@constant.register(AveragePool)
+def _(step: AveragePool, norm: Norm) -> float:
+    """Return the largest row or column sum, in l2 the root of their product (Schur's test)."""
+    image = torch.ones(1, *step.input_shape, dtype=torch.float64)
+    with torch.enable_grad():
+        rows = step.pool(image.requires_grad_())
+        columns = torch.autograd.grad(rows.sum(), image)[0]
+    row, column = float(rows.detach().max()), float(columns.max())
+    bound = {1.0: column, math.inf: row}.get(float(norm), math.sqrt(row * column))
+    return bound * _ROUNDING
+
+
+@constant.register(Contraction)
+def _(step: Contraction, norm: Norm) -> float:
+    # With e the largest eigenvalue of T^(-1/2) WᵀW T^(-1/2) and d = max(0, e - 1), the square of
+    # the l2 constant is at most 1 + 4d(1 + d): slopes in [0, 1] give s'T⁻¹s ≤ x'WT⁻¹s ≤ x'WT⁻¹Wᵀx.
+    # So it is 1 where T - WᵀW is positive semidefinite.
+    weight, diagonal = step.weight.double(), step.diagonal.double()
+    if not bool((diagonal > 0).all()):
+        raise Refused(
+            f"step {step.name!r} (Residual): T must be positive, its smallest entry is "
+            f"{float(diagonal.min())}."
+        )
+    slack = 1 + 1e-12 * max(weight.shape)
+    triangle = 1 + 2 * _matrix_norm(weight / diagonal, norm) * _matrix_norm(weight.T, norm) * slack
+    if norm != 2.0:
+        return triangle
+    excess = max(0.0, _matrix_norm(weight / diagonal.sqrt(), norm) ** 2 * slack - 1)
+    return min(triangle, math.sqrt(1 + 4 * excess * (1 + excess)) * _ROUNDING)
+
+
+def _matrix_norm(matrix: Float[Tensor, "out in"], norm: Norm) -> float:
+    return float(torch.linalg.matrix_norm(matrix, ord=float(norm))) * (
+        1 + 1e-12 * max(matrix.shape)
+    )

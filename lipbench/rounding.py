@@ -1,0 +1,112 @@
+"""How far a network's computed outputs can be from its exact ones.
+
+A running error analysis in float64: every step passes on the errors of its inputs and adds its
+own rounding. It covers sums in any order; results below the smallest normal number are ignored.
+
+Source:
+    Higham, Accuracy and Stability of Numerical Algorithms (2nd ed., SIAM 2002), section 3.1: a
+    sum of n products is off by at most n·u/(1 - n·u) times the sum of their absolute values.
+"""
+
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipbench.network import Network
+from lipbench.steps import (
+    AveragePool,
+    Contraction,
+    Linear,
+    MaxPool,
+    Rearrange,
+    Scale,
+    Slope,
+    Step,
+)
+
+UNIT = torch.finfo(torch.float64).eps
+"""Twice the unit roundoff of float64: half of it is room for rounding of the analysis itself."""
+_FUNCTION = 16 * UNIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enclosed:
+    """Computed values, and how far each may be from the exact one."""
+
+    values: Float[Tensor, "batch *shape"]
+    radius: Float[Tensor, "batch *shape"]
+
+
+def enclose(network: Network, inputs: Float[Tensor, "batch *shape"]) -> Enclosed:
+    """Return a network's outputs at float64 inputs, taken as exact, with their error bounds.
+
+    Raises:
+        ValueError: If the inputs are not float64.
+    """
+    if inputs.dtype != torch.float64:
+        raise ValueError(f"rounding is analysed for float64 inputs, got {inputs.dtype}.")
+    with torch.no_grad():
+        known = [Enclosed(values=inputs, radius=torch.zeros_like(inputs))]
+        for step in network.steps:
+            sources = [known[i] for i in step.inputs]
+            values = step(*[source.values for source in sources])
+            known.append(Enclosed(values=values, radius=_radius(step, *sources)))
+        return known[network.output]
+
+
+@singledispatch
+def _radius(step: Step, source: Enclosed) -> Tensor:
+    raise NotImplementedError(f"no error analysis for {type(step).__name__}.")
+
+
+@_radius.register(Linear)
+def _(step: Linear, source: Enclosed) -> Tensor:
+    absolute = step.absolute()
+    own = absolute(source.values.abs()) * ((step.fan_in + 2) * UNIT)
+    return absolute.apply(source.radius) * (1 + (step.fan_in + 2) * UNIT) + own
+
+
+@_radius.register(Slope)
+def _(step: Slope, source: Enclosed) -> Tensor:
+    size = 1 + source.values.abs() + step(source.values).abs()
+    steepest = max(1.0, float(step.constant))
+    return float(step.constant) * source.radius * (1 + UNIT) + _FUNCTION * steepest * size
+
+
+@_radius.register(Scale)
+def _(step: Scale, source: Enclosed) -> Tensor:
+    own = (step.factor * source.values).abs() + step.offset.abs()
+    return step.factor.abs() * source.radius * (1 + UNIT) + _FUNCTION * own
+
+
+@_radius.register(Rearrange)
+def _(step: Rearrange, source: Enclosed) -> Tensor:
+    return step(source.radius)
+
+
+@_radius.register(MaxPool)
+def _(step: MaxPool, source: Enclosed) -> Tensor:
+    return step(source.radius)
+
+
+@_radius.register(AveragePool)
+def _(step: AveragePool, source: Enclosed) -> Tensor:
+    terms = source.values[0].numel()
+    return step(source.radius + source.values.abs() * terms * UNIT) * (1 + terms * UNIT)
+
+
+@_radius.register(Contraction)
+def _(step: Contraction, source: Enclosed) -> Tensor:
+    weight, terms = step.weight.abs(), max(step.weight.shape) + 2
+    inner = source.values @ step.weight + step.bias
+    spread = source.radius @ weight + terms * UNIT * (
+        source.values.abs() @ weight + step.bias.abs()
+    )
+    hidden = step.function(inner).abs()
+    # s has slopes in [0, 1]; its own evaluation is that of any elementwise function.
+    spread = (spread * (1 + UNIT) + _FUNCTION * (1 + inner.abs() + hidden)) / step.diagonal
+    own = 2 * terms * UNIT * (hidden / step.diagonal) @ weight.T + UNIT * source.values.abs()
+    return source.radius * (1 + UNIT) + 2 * spread @ weight.T * (1 + terms * UNIT) + own

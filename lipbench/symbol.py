@@ -1,0 +1,83 @@
+"""The l2 norm of a convolution from its symbol on a grid of frequencies.
+
+A convolution with period N is block diagonal in the Fourier basis, with one small matrix per
+frequency: its symbol F(w), the sum of K[u] exp(-i u·w) over taps u. A zero-padded convolution is
+a part of a periodic one, as soon as N is so large that no other pair of input and output indices
+falls on a tap; so the norm of the periodic one bounds it from above. A stride keeps every s-th
+row: s frequencies that differ by multiples of 2π/s merge into one wider block.
+
+Source:
+    Sedghi, Gupta, Long, The Singular Values of Convolutional Layers (ICLR 2019),
+    https://arxiv.org/abs/1805.10408, for circular padding and stride 1. Zero padding: with input
+    length n, padding a before and b after, dilated kernel length k, rows r and columns j meet at
+    tap j - r + a, which lies between k - n - b and n - 1 + a; modulo N ≥ max(n + max(a, b), k) no
+    such value outside [0, k) is congruent to a tap.
+"""
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from lipbench.steps import Convolution
+
+_CHUNK = 2**22  # Complex entries whose singular values are computed at once.
+
+
+def largest_symbol_norm(step: Convolution) -> float:
+    """Return an upper bound of ‖W‖₂, up to rounding; exact for most circular convolutions."""
+    periods, strides, repeats = [], [], 1.0
+    for axis in range(step.weight.ndim - 2):
+        period, stride, repeat = _axis(step, axis)
+        periods.append(period)
+        strides.append(stride)
+        repeats *= repeat
+    largest = max(
+        _largest(_periodic(weight, step.dilation, periods), strides)
+        for weight in step.weight.chunk(step.groups)
+    )
+    return largest * math.sqrt(repeats)
+
+
+def _axis(step: Convolution, axis: int) -> tuple[int, int, int]:
+    """Return period, stride and how often a row is repeated, for one axis."""
+    length, stride = step.input_shape[1 + axis], step.stride[axis]
+    before, after = step.padding[axis]
+    reach = (step.weight.shape[2 + axis] - 1) * step.dilation[axis] + 1
+    if step.padding_mode == "zeros":
+        least = max(length + max(before, after), reach)
+        return -(-least // stride) * stride, stride, 1
+    rows = range(0, stride * step.output_shape[1 + axis], stride)
+    repeat = max(Counter(row % length for row in rows).values())
+    # Where the stride does not divide the period, all rows are kept, which is an upper bound.
+    return length, stride if length % stride == 0 else 1, repeat
+
+
+def _periodic(weight: Tensor, dilation: tuple[int, ...], periods: list[int]) -> Tensor:
+    """Return the kernel laid out on one period; taps that meet there are added."""
+    for axis, period in enumerate(periods):
+        taps = torch.arange(weight.shape[2 + axis], device=weight.device) * dilation[axis] % period
+        shape = list(weight.shape)
+        shape[2 + axis] = period
+        weight = weight.new_zeros(shape).index_add_(2 + axis, taps, weight)
+    return weight
+
+
+def _largest(kernel: Tensor, strides: list[int]) -> float:
+    """Return the largest singular value over all frequencies of a periodic kernel."""
+    axes = len(strides)
+    symbol = torch.fft.fftn(kernel, dim=tuple(range(2, kernel.ndim)))
+    # Frequencies that differ by a multiple of 2π/stride are aliases: they move into the columns.
+    split: list[int] = []
+    for n, s in zip(symbol.shape[2:], strides, strict=True):
+        split += [s, n // s]
+    symbol = symbol.reshape(*symbol.shape[:2], *split)
+    aliases, base = range(2, 2 + 2 * axes, 2), range(3, 3 + 2 * axes, 2)
+    symbol = symbol.permute(*base, 0, 1, *aliases)
+    # The kernel is real, so w and -w have the same singular values: half of one axis is enough.
+    symbol = symbol.narrow(axes - 1, 0, symbol.shape[axes - 1] // 2 + 1)
+    blocks = symbol.reshape(math.prod(symbol.shape[:axes]), kernel.shape[0], -1)
+    chunk = max(1, _CHUNK // blocks[0].numel())
+    values = [float(torch.linalg.svdvals(part).max()) for part in blocks.split(chunk)]
+    return max(values) / math.sqrt(math.prod(strides))
