@@ -1,0 +1,128 @@
+"""Pairs of inputs that climb to the largest difference quotient."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipbench import pairs as engine
+from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.duality import steepest, support
+from lipbench.network import Network
+from lipbench.norm import Norm
+from lipbench.threat import Box
+from lipbench.witness import known_pairs, starting_points, witness
+
+_NEAREST = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairAscent(Bound):
+    """Ascend from data points, pairs of them, and earlier witnesses, keeping what improves.
+
+    Two moves alternate: a gradient step with a step size per pair (l2 only), and a step of power
+    iteration, which turns the pair into the direction that the network expands most between its
+    points. The value is the best pair's quotient, re-evaluated in float64.
+
+    Source:
+        Bungert, Raab, Roith, Schwinn, Tenbrinck, CLIP: Cheap Lipschitz Training of Neural
+        Networks (2021), https://arxiv.org/abs/2103.12531, Algorithm 1, for the gradient step;
+        the other move is this project's.
+    """
+
+    points: int = 128
+    """Data points from which candidate pairs are formed."""
+    pairs: int = 12
+    """Candidates with the largest quotients, which ascend."""
+    steps: int = 40
+    """Most moves of each kind."""
+    seed: int = 0
+
+    side: ClassVar[Side] = "lower"
+    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+
+    def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
+        """Return roughly the seconds that the ascent takes; it starts best from other results."""
+        weights = sum(layer.weight.numel() for layer in network.layers)
+        return 5e-2 + 1e-8 * self.pairs * self.steps * weights
+
+    def compute(
+        self,
+        network: Network,
+        norm: Norm,
+        domain: Box | None,
+        known: tuple[Lipschitz, ...] = (),
+        inputs: Tensor | None = None,
+    ) -> Lipschitz:
+        """Return the quotient of the best pair."""
+        climbers = self._start(network, norm, domain, known, inputs)
+
+        def outputs(points: Tensor) -> Tensor:
+            return network(points).flatten(1)
+
+        for count in range(self.steps):
+            if norm == 2.0:
+                climbers, _ = engine.ascend(outputs, climbers, accept=True, box=domain)
+            # Every other move also halves the distance: the steepest slopes are local.
+            scale = 1.0 if count % 2 else 0.5
+            climbers = _turn(network, climbers, norm, domain, scale)
+        return witness(network, climbers.u, climbers.v, norm, domain)
+
+    def _start(
+        self,
+        network: Network,
+        norm: Norm,
+        domain: Box | None,
+        known: tuple[Lipschitz, ...],
+        inputs: Tensor | None,
+    ) -> engine.Pairs:
+        rng = torch.Generator().manual_seed(self.seed)
+        data = starting_points(network, domain, inputs, self.points, rng)
+        noise = torch.randn(data.shape, generator=rng, dtype=torch.float64)
+        near, known_u_v = data + 0.1 * noise, known_pairs(known, network, domain)
+        if domain is not None:
+            near = near.clamp(*domain)
+        u = torch.cat([known_u_v[0], data, data])
+        v = torch.cat([known_u_v[1], near, data.roll(1, dims=0)])
+        quotients = _quotients(network, u, v, norm)
+        best = quotients.topk(min(self.pairs, len(u))).indices
+        apart = norm.length(u - v)[best]
+        # A first step of about a tenth of the pair's distance; it adapts.
+        step = 0.1 * (apart / quotients[best].clamp_min(1e-12)) ** 2
+        return engine.Pairs(u[best], v[best], step)
+
+
+def _quotients(network: Network, u: Tensor, v: Tensor, norm: Norm) -> Float[Tensor, " pairs"]:
+    with torch.no_grad():
+        images = network(torch.cat([u, v]))
+    run = norm.length(u - v)
+    rise = norm.length(images[: len(u)] - images[len(u) :])
+    # Closer pairs may only be measured, never chosen: their quotient is partly rounding.
+    return torch.where(run >= 1e-6, rise / run.clamp_min(1e-6), 0.0)
+
+
+@torch.enable_grad()
+def _turn(
+    network: Network, pairs: engine.Pairs, norm: Norm, domain: Box | None, scale: float
+) -> engine.Pairs:
+    """Return the pairs after a step of power iteration, where it raised their quotient."""
+    ends = torch.cat([pairs.u, pairs.v]).requires_grad_()
+    images = network(ends).flatten(1)
+    count = len(pairs.u)
+    rise = images.detach()[:count] - images.detach()[count:]
+    pull = support(rise, norm)
+    gradient = torch.autograd.grad((images * torch.cat([pull, pull])).sum(), ends)[0]
+    towards = steepest((gradient[:count] + gradient[count:]).flatten(1), norm)
+    run = norm.length(pairs.u - pairs.v)
+    reach = (scale * run).clamp_min(torch.minimum(run, torch.full_like(run, _NEAREST))) / 2
+    arm = (reach.unsqueeze(1) * towards).reshape(pairs.u.shape)
+    centre = (pairs.u + pairs.v) / 2
+    u, v = centre + arm, centre - arm
+    if domain is not None:
+        u, v = u.clamp(*domain), v.clamp(*domain)
+    before = _quotients(network, pairs.u, pairs.v, norm)
+    better = _quotients(network, u, v, norm) > before
+    keep = better.reshape(-1, *[1] * (u.ndim - 1))
+    return engine.Pairs(torch.where(keep, u, pairs.u), torch.where(keep, v, pairs.v), pairs.step)

@@ -1,0 +1,140 @@
+"""Bracket the Lipschitz constant of a network between a lower and an upper bound."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from lipbench import registry
+from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.network import Network, as_network
+from lipbench.norm import Norm
+from lipbench.soundness import crossings, recheck
+from lipbench.threat import Box
+
+_GROUP = "lipbench.bounds"
+
+
+class Unsound(Exception):
+    """Two values of one network cross, or a proof does not hold: something is wrong in a bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """The value of one bound."""
+
+    name: str
+    value: float
+    side: Side
+    norm: Norm
+    domain: Box | None
+    seconds: float
+    flags: tuple[str, ...]
+    proof: Mapping[str, Tensor] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bracket:
+    """lower ≤ L ≤ upper, in pixel units if normalisation is a layer of the network."""
+
+    lower: float
+    """The largest lower bound; 0 if there is none."""
+    upper: float
+    """The smallest upper bound; infinite if there is none."""
+    bounds: tuple[Computed, ...]
+    """What each bound found, in the order of computation."""
+    refused: Mapping[str, str]
+    """Why each other installed bound has no value."""
+
+
+def bracket(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    norm: float | int = 2,
+    domain: tuple[float | int, float | int] | None = None,
+    time_limit: float | int = 60,
+    inputs: Tensor | None = None,
+) -> Bracket:
+    """Return lower and upper bounds of a network's Lipschitz constant by all installed bounds.
+
+    A network with a layer that no rule covers, or with a weight that is NaN or infinite, is
+    `Refused` as a whole; what single bounds refuse is listed in the result.
+
+    Args:
+        model: The network, in the mode in which it is to be judged.
+        input_shape: Shape of one input, without the batch.
+        norm: 1, 2 or infinity, for inputs and outputs alike.
+        domain: Smallest and largest entry of the inputs that count; None is all of space.
+        time_limit: Seconds after which no further bound is begun. Bounds are begun in order of
+            their estimated cost, one that would pass the limit by its own estimate is not.
+        inputs: Data near which lower bounds search; None lets them sample.
+
+    Raises:
+        Unsound: If a lower bound exceeds an upper bound or a proof fails its recheck.
+        ValueError: If the norm or the domain is none.
+    """
+    if domain is not None and not domain[0] < domain[1]:
+        raise ValueError(f"a domain is a pair lo < hi, or None for all of space, got {domain}.")
+    network, measure = as_network(model, tuple(input_shape)), Norm(float(norm))
+    box = None if domain is None else (float(domain[0]), float(domain[1]))
+    refused: dict[str, str] = {}
+    values: list[Lipschitz] = []
+    bounds: list[Computed] = []
+    begin = time.perf_counter()
+    for name, bound in _installed(network, measure, box, refused):
+        start = time.perf_counter()
+        if start - begin + bound.cost(network, measure, box) > time_limit:
+            refused[name] = f"it would pass the time limit of {time_limit} s."
+            continue
+        try:
+            value = bound.compute(network, measure, box, tuple(values), inputs)
+        except Refused as error:
+            refused[name] = str(error)
+            continue
+        values.append(value)
+        bounds.append(_computed(name, value, time.perf_counter() - start))
+    violations = [*crossings(values), *(v for value in values for v in recheck(network, value))]
+    if violations:
+        raise Unsound(" ".join(violation.message for violation in violations))
+    return Bracket(
+        lower=max((v.value for v in values if v.side in ("lower", "exact")), default=0.0),
+        upper=min((v.value for v in values if v.side in ("upper", "exact")), default=math.inf),
+        bounds=tuple(bounds),
+        refused=refused,
+    )
+
+
+def _installed(
+    network: Network, norm: Norm, domain: Box | None, refused: dict[str, str]
+) -> list[tuple[str, Bound]]:
+    """Return the bounds that do not refuse, cheapest first; the reasons of others are added."""
+    found = []
+    for name in registry.names(_GROUP):
+        try:
+            bound = registry.load(_GROUP, name, Bound)()
+        except registry.PluginError as error:
+            refused[name] = str(error)
+            continue
+        reason = bound.refuses(network, norm, domain)
+        if norm not in bound.norms:
+            reason = f"it has no rule for norm {norm}."
+        if reason is None:
+            found.append((name, bound))
+        else:
+            refused[name] = reason
+    return sorted(found, key=lambda pair: pair[1].cost(network, norm, domain))
+
+
+def _computed(name: str, value: Lipschitz, seconds: float) -> Computed:
+    return Computed(
+        name=name,
+        value=value.value,
+        side=value.side,
+        norm=value.norm,
+        domain=value.domain,
+        seconds=seconds,
+        flags=value.flags,
+        proof=value.proof,
+    )

@@ -1,0 +1,138 @@
+"""Checks that numbers which must not cross do not, and that proofs still hold."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lipbench.bound import Lipschitz
+from lipbench.constants import constant, product_of
+from lipbench.network import Network
+from lipbench.norm import Norm
+from lipbench.rounding import enclose
+from lipbench.threat import Box
+from lipbench.witness import proved_quotients
+
+TOLERANCE = 1e-9
+"""Relative difference in float64 below which two values do not cross."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """A number that is not true: at least one of those named is wrong."""
+
+    message: str
+
+
+def crossings(values: Iterable[Lipschitz]) -> list[Violation]:
+    """Return a violation for each lower bound above an upper bound of the same network.
+
+    Compared are values of the same norm where the lower domain lies inside the upper one;
+    estimates are not. A value that is no number, or negative, is a violation by itself.
+    """
+    known = [value for value in values if value.side != "estimate"]
+    found = [
+        Violation(message=f"{_name(value)} is no Lipschitz constant.")
+        for value in known
+        if not value.value >= 0
+    ]
+    lowers = [value for value in known if value.side in ("lower", "exact")]
+    uppers = [value for value in known if value.side in ("upper", "exact")]
+    for lower in lowers:
+        for upper in uppers:
+            comparable = lower.norm == upper.norm and inside(lower.domain, upper.domain)
+            if comparable and lower.value > upper.value * (1 + TOLERANCE):
+                found.append(Violation(message=f"{_name(lower)} exceeds {_name(upper)}."))
+    return found
+
+
+def inside(inner: Box | None, outer: Box | None) -> bool:
+    """Return whether the domain `inner` lies in `outer`; None is all of space."""
+    if outer is None:
+        return True
+    return inner is not None and outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+def broken_certificates(
+    network: Network,
+    clean: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, " batch"],
+    attacked: Float[Tensor, "batch *shape"],
+    radius: Float[Tensor, " batch"],
+    norm: Norm,
+) -> list[Violation]:
+    """Return a violation for each certified sample that an attack broke within its radius.
+
+    Args:
+        network: The network in float64.
+        clean: The inputs that were attacked.
+        labels: Their classes.
+        attacked: What the attack made of them; the actual distance counts, not its budget.
+        radius: Certified radii in the same norm, in pixel units.
+        norm: Norm of the certificates.
+    """
+    clean, attacked = clean.to("cpu", torch.float64), attacked.to("cpu", torch.float64)
+    distance = norm.length(attacked - clean)
+    broken = misclassified(network, attacked, labels.to("cpu")) & (radius.cpu() > distance)
+    return [
+        Violation(
+            message=f"sample {row} is certified within {float(radius[row]):.9g} in norm {norm}, "
+            f"but misclassified at distance {float(distance[row]):.9g}."
+        )
+        for row in map(int, broken.nonzero().flatten())
+    ]
+
+
+def recheck(network: Network, value: Lipschitz) -> list[Violation]:
+    """Return what is wrong with a value's own proof, computed anew; empty if it holds.
+
+    A lower bound is rechecked by its witness, a product by the constant of each step. A value
+    without a proof, or with one of another kind, is a violation unless flagged `unverified`.
+    """
+    if value.side == "lower" and {"u", "v"} <= set(value.proof):
+        return _recheck_witness(network, value)
+    if value.side == "upper" and "constants" in value.proof:
+        return _recheck_product(network, value)
+    if value.side == "estimate" or "unverified" in value.flags:
+        return []
+    return [Violation(message=f"{_name(value)} has no proof that can be rechecked.")]
+
+
+def _recheck_witness(network: Network, value: Lipschitz) -> list[Violation]:
+    u, v = value.proof["u"], value.proof["v"]
+    proved = float(proved_quotients(network, u.unsqueeze(0), v.unsqueeze(0), value.norm)[0])
+    found = []
+    if not value.value <= proved * (1 + TOLERANCE):
+        found.append(Violation(message=f"{_name(value)}, but its witness proves {proved:.9g}."))
+    reach = (float(torch.minimum(u, v).min()), float(torch.maximum(u, v).max()))
+    if not inside(reach, value.domain):
+        found.append(Violation(message=f"{_name(value)}, but its witness reaches {reach}."))
+    return found
+
+
+def _recheck_product(network: Network, value: Lipschitz) -> list[Violation]:
+    if not network.is_chain:
+        return [Violation(message=f"{_name(value)} is a product, but the network branches.")]
+    product = product_of(constant(step, value.norm) for step in network.steps)
+    if product <= value.value * (1 + TOLERANCE) and math.isfinite(product):
+        return []
+    return [Violation(message=f"{_name(value)}, but the constants multiply to {product:.9g}.")]
+
+
+def misclassified(
+    network: Network, inputs: Float[Tensor, "batch *shape"], labels: Int[Tensor, " batch"]
+) -> Bool[Tensor, " batch"]:
+    """Return where some wrong class provably has the larger output, in float64 with rounding."""
+    logits = enclose(network, inputs)
+    own = labels.unsqueeze(1)
+    most = (logits.values + logits.radius).take_along_dim(own, dim=1).squeeze(1)
+    rivals = (logits.values - logits.radius).scatter(1, own, -torch.inf)
+    return rivals.amax(dim=1) > most
+
+
+def _name(value: Lipschitz) -> str:
+    domain = "all of space" if value.domain is None else f"[{value.domain[0]}, {value.domain[1]}]"
+    return f"{value.side} {value.value!r} in norm {value.norm} on {domain}"

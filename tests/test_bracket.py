@@ -1,0 +1,86 @@
+"""lipbench.bracket on whole modules."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import lipbench
+from lipbench.bound import Refused
+from lipbench.bracketing import Unsound
+
+STRANGER = """
+from dataclasses import dataclass
+from lipbench.bound import Bound, Lipschitz
+from lipbench.norm import Norm
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(Bound):
+    side = "upper"
+    norms = frozenset([Norm(2.0)])
+    def cost(self, network, norm, domain):
+        return 0.0
+    def compute(self, network, norm, domain, known=(), inputs=None):
+        return Lipschitz(value=0.1, side="upper", norm=norm, domain=domain, flags=("unverified",))
+"""
+
+
+@pytest.fixture(name="model")
+def _model():
+    # The absolute value: its constant is 1, the product 2.
+    model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        model[2].weight.fill_(1)
+    return model
+
+
+def test_the_absolute_value_is_bracketed(model):
+    found = lipbench.bracket(model, input_shape=(1,))
+    assert found.lower == pytest.approx(1, abs=1e-6)
+    assert found.upper <= 2 * (1 + 1e-9)
+    assert found.lower <= 1 <= found.upper
+    sides = {bound.name: bound.side for bound in found.bounds}
+    assert sides["product"] == "upper"
+    assert sides["jacobian"] == sides["pair_ascent"] == "lower"
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_every_norm_and_a_box_are_bracketed(model, norm):
+    found = lipbench.bracket(model, input_shape=(1,), norm=norm, domain=(0, 1))
+    assert found.lower == pytest.approx(1, abs=1e-6)
+    assert all(bound.norm == norm and bound.domain == (0.0, 1.0) for bound in found.bounds)
+
+
+def test_a_network_without_a_rule_is_refused_as_a_whole():
+    with pytest.raises(Refused, match=r"layer '1' \(Softmax\)"):
+        lipbench.bracket(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), (2,))
+
+
+def test_bounds_beyond_the_time_limit_are_listed_as_refused(model):
+    found = lipbench.bracket(model, input_shape=(1,), time_limit=0)
+    assert (0.0, math.inf) == (found.lower, found.upper)
+    assert all("time limit" in reason for reason in found.refused.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"norm": 3}, "norm must be 1, 2 or inf"), ({"domain": (1, 0)}, "a pair lo < hi")],
+)
+def test_what_is_no_norm_or_domain_is_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        lipbench.bracket(model, (1,), **options)
+
+
+def test_a_strangers_wrong_bound_is_an_error_and_no_number(model, publish):
+    publish("stranger", {"lipbench.bounds": {"wrong": "stranger:Wrong"}}, {"stranger.py": STRANGER})
+    with pytest.raises(Unsound, match=r"exceeds upper 0\.1"):
+        lipbench.bracket(model, input_shape=(1,))
+
+
+def test_a_broken_plugin_is_listed_and_stops_nothing(model, publish):
+    publish("broken", {"lipbench.bounds": {"broken": "broken:B"}}, {"broken.py": "1 / 0"})
+    found = lipbench.bracket(model, input_shape=(1,))
+    assert "ZeroDivisionError" in found.refused["broken"]
+    assert found.upper < 2.1

@@ -1,0 +1,104 @@
+"""Numbers that must not cross: what is caught, and what is no crossing."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lipbench.bound import Bound, Lipschitz
+from lipbench.network import as_network
+from lipbench.norm import Norm
+from lipbench.registry import load
+from lipbench.soundness import broken_certificates, crossings, recheck
+
+L2 = Norm(2.0)
+BOX = (0.0, 1.0)
+
+
+def known(side, value, norm=L2, domain=None, **other):
+    return Lipschitz(value=value, side=side, norm=norm, domain=domain, **other)
+
+
+@pytest.fixture(name="network")
+def _network():
+    torch.manual_seed(0)
+    return as_network(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (3,))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [known("lower", 2.0), known("upper", 1.0)],
+        [known("exact", 2.0), known("upper", 1.0)],
+        [known("lower", 2.0), known("exact", 1.0)],
+        [known("lower", 2.0, domain=BOX), known("upper", 1.0)],
+        [known("lower", 2.0, domain=(0.2, 0.8)), known("upper", 1.0, domain=BOX)],
+        [known("lower", 1 + 1e-8), known("upper", 1.0)],
+        [known("lower", math.nan)],
+        [known("upper", -1.0)],
+    ],
+)
+def test_a_crossing_is_a_violation(values):
+    assert len(crossings(values)) == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [known("lower", 1.0), known("upper", 1.0)],
+        [known("lower", 1 + 1e-10), known("upper", 1.0)],
+        [known("lower", 2.0), known("upper", 1.0, norm=Norm(1.0))],
+        [known("lower", 2.0), known("upper", 1.0, domain=BOX)],
+        [known("lower", 2.0, domain=(0.0, 2.0)), known("upper", 1.0, domain=BOX)],
+        [known("estimate", 2.0), known("upper", 1.0)],
+        [known("exact", 2.0)],
+    ],
+)
+def test_what_cannot_be_compared_is_no_crossing(values):
+    assert crossings(values) == []
+
+
+def test_a_lowered_upper_bound_is_caught(network):
+    """An upper bound below a known lower bound, or below its own certificate, is found."""
+    product = load("lipbench.bounds", "product", Bound)().compute(network, L2, None)
+    lower = load("lipbench.bounds", "jacobian", Bound)().compute(network, L2, None)
+    assert [*crossings([lower, product]), *recheck(network, product)] == []
+    lowered = replace(product, value=lower.value * 0.999)
+    assert len(crossings([lower, lowered])) == 1
+    assert "constants multiply to" in recheck(network, lowered)[0].message
+
+
+def test_a_raised_lower_bound_is_caught(network):
+    lower = load("lipbench.bounds", "jacobian", Bound)().compute(network, L2, None)
+    assert recheck(network, lower) == []
+    raised = replace(lower, value=lower.value * 1.001)
+    assert "its witness proves" in recheck(network, raised)[0].message
+
+
+def test_a_witness_outside_the_domain_is_caught(network):
+    lower = load("lipbench.bounds", "jacobian", Bound)().compute(network, L2, None)
+    moved = replace(lower, domain=(5.0, 6.0))
+    assert "witness reaches" in recheck(network, moved)[0].message
+
+
+def test_a_value_without_a_proof_must_say_so(network):
+    assert len(recheck(network, known("upper", 100.0))) == 1
+    assert recheck(network, known("upper", 100.0, flags=("unverified",))) == []
+    assert recheck(network, known("estimate", 1.0)) == []
+
+
+def test_a_broken_certificate_names_the_sample():
+    """Logits (x₁, x₂): only the sample that is wrong within its radius is a violation."""
+    model = nn.Linear(2, 2).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2))
+        model.bias.zero_()
+    network = as_network(model, (2,))
+    clean = torch.tensor([[1.0, 0.0]]).repeat(3, 1)
+    attacked = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.9, 0.0]])
+    radius = torch.tensor([1.5, 1.4, 9.0], dtype=torch.float64)
+    labels = torch.zeros(3, dtype=torch.long)
+    (found,) = broken_certificates(network, clean, labels, attacked, radius, L2)
+    assert "sample 0 is certified within 1.5" in found.message
