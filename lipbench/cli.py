@@ -1,0 +1,336 @@
+"""The command line: arguments become calls, errors become messages and exit codes."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from lipbench.exits import ExitCode
+from lipbench.registry import PluginError, did_you_mean
+from lipbench.streams import Unbroken
+
+if TYPE_CHECKING:
+    from lipbench.settings import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Everything else is imported by the verb that needs it: torch alone takes seconds.
+
+
+class Quit(click.ClickException):
+    """A mistake of the user; the message says what to do about it."""
+
+    def __init__(self, message: str, code: ExitCode = ExitCode.USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def show(self, file: Any = None) -> None:
+        """Write the message to standard error."""
+        click.echo(f"lipbench: {self.format_message()}", file=file, err=True)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    sys.stdout, sys.stderr = Unbroken(sys.stdout), Unbroken(sys.stderr)
+    signal.signal(signal.SIGTERM, _terminate)
+    code = call(sys.argv[1:])
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Return the exit code of the command line with these arguments; no exception leaves it."""
+    verbose = {"verbose": os.environ.get("LIPBENCH_LOG", "").lower() == "debug"}
+    if verbose["verbose"]:
+        logging.basicConfig(level=logging.DEBUG)
+    try:
+        result = cli.main(list(arguments), "lipbench", standalone_mode=False, obj=verbose)
+        return int(result) if isinstance(result, int) else ExitCode.DONE
+    except click.ClickException as error:
+        error.show()
+        return error.code if isinstance(error, Quit) else error.exit_code
+    except click.Abort:
+        click.echo("lipbench: interrupted", err=True)
+        return ExitCode.INTERRUPTED
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else ExitCode.INTERNAL
+    except Exception as error:
+        if verbose["verbose"]:
+            traceback.print_exc()
+        message, code = _explain(error)
+        click.echo(f"lipbench: {message}", err=True)
+        return code
+
+
+def _explain(error: Exception) -> tuple[str, ExitCode]:
+    """Return the message and the exit code of an error."""
+    from lipbench.dataset import DataMissing
+    from lipbench.files import Damaged, StorageError
+    from lipbench.places import ConfigError
+    from lipbench.results import PlanMissing
+    from lipbench.rows import RowsDamaged
+
+    if isinstance(error, ConfigError):
+        count = len(error.problems)
+        head = f"{count} problem{'s' if count > 1 else ''} in the configuration"
+        return "\n  ".join([head, *error.problems]), ExitCode.USAGE
+    if isinstance(error, PluginError | PlanMissing):
+        return str(error), ExitCode.USAGE
+    if isinstance(error, DataMissing):
+        return str(error), ExitCode.FAILED
+    if isinstance(error, StorageError | Damaged | RowsDamaged):
+        return str(error), ExitCode.INTERNAL
+    reason = f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"{reason} (-v shows where it happened)", ExitCode.INTERNAL
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(int(ExitCode.TERMINATED))
+
+
+def _verbose(command: F) -> F:
+    def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            context.find_root().obj["verbose"] = True
+
+    return click.option(
+        *("-v", "--verbose"),
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Show the traceback of an error.",
+    )(command)
+
+
+def _selection(command: F) -> F:
+    return click.option(
+        "--only",
+        metavar="NAME",
+        multiple=True,
+        help="A benchmark of the file; may be repeated. Default: all.",
+    )(command)
+
+
+_CONFIG = click.argument("config", default="benchmarks.toml", type=click.Path(path_type=Path))
+_OUT = click.option(
+    *("-o", "--out"),
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder of the run. Default: results/ and the name of the file.",
+)
+_DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90},
+    epilog=_examples(
+        "lipbench plan benchmarks.toml                what would be done, and for how long",
+        "lipbench run benchmarks.toml --only digits   train, evaluate, write results.csv",
+        "lipbench table results/ --latex              the table of a paper",
+    )
+    + "\n\nExit codes: 0 done, 1 internal or I/O error, 2 bad usage, configuration or plugin, "
+    "3 some cells failed, 4 all cells held by other runs, 5 nothing selected, 6 a lower bound "
+    "above an upper one, 130 and 143 interrupted.",
+)
+@click.version_option(package_name="lipbench")
+@_verbose
+def cli() -> None:
+    """Benchmark Lipschitz training, and say of every number which side it is true from."""
+
+
+@cli.command(epilog=_examples("lipbench plan benchmarks.toml --only mnist"))
+@_CONFIG
+@_selection
+@_OUT
+@_verbose
+def plan(config: Path, only: tuple[str, ...], out: Path | None) -> None:
+    """Show what would be done, and how long it takes.
+
+    Lists the cells of CONFIG (default: benchmarks.toml) with their states. Nothing is trained and
+    nothing is written.
+    """
+    settings = _read(config, only)
+    from lipbench.planning import plan as make_plan
+
+    click.echo(make_plan(settings, out or _default_out(config), only).describe())
+
+
+@cli.command(
+    epilog=_examples(
+        "lipbench run benchmarks.toml --only digits -o /tmp/digits",
+        "lipbench run benchmarks.toml --device cpu",
+    )
+)
+@_CONFIG
+@_selection
+@_OUT
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the file's.")
+@click.option("--no-retry", is_flag=True, help="Leave cells that failed before as they are.")
+@click.option("--progress", type=click.Choice(["auto", "quiet"]), default="auto", hidden=True)
+@click.option("-q", "--quiet", is_flag=True, help="Print the last line only.")
+@_verbose
+def run(
+    config: Path,
+    only: tuple[str, ...],
+    out: Path | None,
+    device: str | None,
+    no_retry: bool,
+    progress: str,
+    quiet: bool,
+) -> None:
+    """Train, evaluate, and write results.csv.
+
+    Does what CONFIG (default: benchmarks.toml) asks for. What is finished already is not done
+    again: the same command resumes a run that was stopped, and adds what the file has gained.
+    Several runs may share a folder.
+    """
+    settings = _read(config, only)
+    from lipbench.running import run as start
+
+    code = start(
+        settings,
+        out or _default_out(config),
+        only=only,
+        device=device,
+        retry=not no_retry,
+        progress="quiet" if quiet else progress,
+    )
+    sys.exit(code)
+
+
+@cli.command(epilog=_examples("lipbench status results/benchmarks"))
+@_DIR
+@_verbose
+def status(directory: Path) -> None:
+    """Show how far the run in the folder DIR is."""
+    from lipbench.results import status_table
+
+    click.echo(str(status_table(directory)))
+
+
+@cli.command(
+    epilog=_examples(
+        "lipbench table results/benchmarks", "lipbench table results/ --latex --paper > table.tex"
+    )
+)
+@_DIR
+@click.option("--latex", "style", flag_value="latex", help="For a document with booktabs.")
+@click.option("--markdown", "style", flag_value="markdown", help="For a README.")
+@click.option("--csv", "style", flag_value="csv", help="Means, deviations and counts of seeds.")
+@click.option("--paper", is_flag=True, help="Set the printed values of the CLIP paper beside.")
+@click.option("--checkpoint", default="chosen", help="chosen, last, or a point of a path.")
+@_verbose
+def table(directory: Path, style: str | None, paper: bool, checkpoint: str) -> None:
+    """Print the table of a paper.
+
+    DIR is a run, a folder of runs, or a results.csv.
+    """
+    click.echo(_table_text(directory, style or "plain", checkpoint, paper).rstrip("\n"))
+
+
+@cli.command(epilog=_examples("lipbench ls methods", "lipbench ls attacks --json"))
+@click.argument("kind", type=click.Choice(["methods", "attacks", "bounds", "datasets", "models"]))
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@_verbose
+def ls(kind: str, as_json: bool) -> None:
+    """List what is installed, and by whom."""
+    from dataclasses import asdict
+
+    from lipbench.listing import listing, text
+
+    found = listing(kind)
+    click.echo(json.dumps([asdict(one) for one in found], indent=1) if as_json else text(found))
+
+
+@cli.group()
+def data() -> None:
+    """See and download the data sets.
+
+    They lie in the folder LIPBENCH_DATA if that is set, else in the user's cache.
+    """
+
+
+@data.command("list")
+@_verbose
+def list_data() -> None:
+    """Show which data sets are there, and where."""
+    from lipbench import datafolder
+
+    where = datafolder.folder()
+    click.echo(f"folder: {where}")
+    for one in datafolder.presence(where):
+        state = f"missing: {one.missing[0]}" if one.missing else "present"
+        more = f" and {len(one.missing) - 1} more" if len(one.missing) > 1 else ""
+        click.echo(f"{one.name:20} {state}{more}")
+
+
+@data.command(epilog=_examples("lipbench data fetch mnist"))
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@_verbose
+def fetch(names: tuple[str, ...]) -> None:
+    """Download data sets, all if none is named."""
+    from lipbench import datafolder
+
+    failures = datafolder.fetch(names, datafolder.folder(), click.echo)
+    for failure in failures:
+        click.echo(f"lipbench: {failure}", err=True)
+    sys.exit(ExitCode.FAILED if failures else ExitCode.DONE)
+
+
+@cli.command()
+@_verbose
+def env() -> None:
+    """Print versions, processor, accelerator, threads."""
+    from lipbench.environment import record
+
+    click.echo(json.dumps(record(), indent=1, sort_keys=True))
+
+
+def _read(path: Path, only: tuple[str, ...]) -> "Config":
+    """Return the configuration.
+
+    Raises:
+        Quit: If it has no benchmark of a name in `only`.
+    """
+    from lipbench.config import read
+
+    config = read(path)
+    known = [benchmark.name for benchmark in config.benchmarks]
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        code = ExitCode.NOTHING if len(unknown) == len(only) else ExitCode.USAGE
+        head = "nothing selected: " if code == ExitCode.NOTHING else ""
+        lines = [f"{path} has no benchmark {name!r}{did_you_mean(name, known)}" for name in unknown]
+        raise Quit(f"{head}{'; '.join(lines)}\nIt has {', '.join(known)}.", code)
+    return config
+
+
+def _table_text(path: Path, style: str, checkpoint: str, paper: bool) -> str:
+    """Return the table of the results at `path`.
+
+    Raises:
+        Quit: If there is nothing at `path`, or nothing about the checkpoint.
+    """
+    from lipbench.table import table_text
+
+    if not path.exists():
+        raise Quit(f"{path} does not exist: give a folder that `lipbench run` wrote to.")
+    try:
+        return table_text(path, style, checkpoint=checkpoint, paper=paper)
+    except ValueError as error:
+        raise Quit(str(error)) from error
+
+
+def _default_out(config: Path) -> Path:
+    return Path("results") / config.stem

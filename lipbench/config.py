@@ -1,0 +1,191 @@
+"""Read a configuration file into values that cannot change; find all its mistakes at once."""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lipbench.dataset import Dataset
+from lipbench.entries import attack_entry, bound_entry, method_entry, named, plugin, selection
+from lipbench.fields import fields_json as fields_json
+from lipbench.model import Model
+from lipbench.places import ConfigError, Invalid, Place, attempt
+from lipbench.settings import (
+    Benchmark,
+    Config,
+    EvaluationSettings,
+    Heading,
+    MethodEntry,
+    NoiseEntry,
+    TrainingSettings,
+)
+from lipbench.strict import construct, convert, structure
+
+T = TypeVar("T")
+
+_PARTS = ("dataset", "model", "training", "selection", "evaluation", "method")
+
+
+def read(path: Path | str) -> Config:
+    """Return what a configuration file says.
+
+    Raises:
+        ConfigError: If the file cannot be read, or with all its mistakes.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: there is no such file"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: is not a text in UTF-8: {error}"]) from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found.group(1)) if found else len(text.splitlines())
+        raise ConfigError([f"{path}:{line}: cannot be read as TOML: {error}"]) from error
+    return parse(table, str(path), text)
+
+
+def parse(table: Mapping[str, Any], source: str = "configuration", text: str = "") -> Config:
+    """Return what the tables of a configuration say.
+
+    Args:
+        table: The tables, as `tomllib` reads them.
+        source: How messages call the configuration.
+        text: The text that was read, so that messages can give lines.
+
+    Raises:
+        ConfigError: With all mistakes.
+    """
+    lines = tuple(text.splitlines())
+    place = Place(source=source, lines=lines, span=range(len(lines)))
+    settings = {key: value for key, value in table.items() if key != "benchmark"}
+    head = attempt(structure, Config, settings, place, {"benchmarks": ()}, ["benchmark"])
+    seeds = head.seeds if head else (0,)
+    benchmarks = _list(table, "benchmark", place, lambda raw, at: _benchmark(raw, at, seeds))
+    taken: set[str] = set()
+    for benchmark in benchmarks:
+        if benchmark.name in taken:
+            place.report(f"benchmark {benchmark.name!r} is there twice: give each its own name")
+        taken.add(benchmark.name)
+    if not table.get("benchmark"):
+        place.report("there is no [[benchmark]]")
+    if place.problems or head is None:
+        raise ConfigError(place.problems)
+    return Config(benchmarks=benchmarks, schema=head.schema, seeds=head.seeds, device=head.device)
+
+
+def _benchmark(table: Mapping[str, Any], place: Place, seeds: tuple[int, ...]) -> Benchmark:
+    own = {"seeds": list(seeds)} | {key: table[key] for key in table if key not in _PARTS}
+    heading = attempt(structure, Heading, own, place, {}, _PARTS)
+    dataset = attempt(_part, "lipbench.datasets", Dataset, "dataset", table, place)
+    model = attempt(_part, "lipbench.models", Model, "model", table, place)
+    training = attempt(_training, table, place)
+    chosen = attempt(selection, table.get("selection", "last"), place.at("selection"))
+    evaluation = attempt(_evaluation, table.get("evaluation", {}), place.at("evaluation"))
+    methods = attempt(_methods, table, place, training)
+    parts = {
+        "dataset": dataset,
+        "model": model,
+        "training": training,
+        "selection": chosen,
+        "evaluation": evaluation,
+        "methods": methods,
+    }
+    if heading is None or None in parts.values():
+        raise Invalid
+    names = {f"{part}_name": _name(table[part]) for part in ("dataset", "model")}
+    own = {"name": heading.name, "seeds": heading.seeds}
+    return construct(Benchmark, {**own, **names, **parts}, place)
+
+
+def _part(group: str, base: type[T], key: str, table: Mapping[str, Any], place: Place) -> T:
+    if key not in table:
+        raise place.report(f"missing key {key!r}")
+    inside = place.at(key)
+    return plugin(group, base, named(table[key], key, inside), inside)
+
+
+def _training(table: Mapping[str, Any], place: Place) -> TrainingSettings:
+    if "training" not in table:
+        raise place.report("missing key 'training'")
+    settings: TrainingSettings = convert(TrainingSettings, table["training"], "training", place)
+    return settings
+
+
+def _evaluation(raw: Any, place: Place) -> EvaluationSettings:
+    if not isinstance(raw, dict):
+        raise place.report(f"evaluation must be a table, got {raw!r}")
+    lists = {
+        "noise": _list(raw, "noise", place, lambda one, at: structure(NoiseEntry, one, at)),
+        "attack": _list(raw, "attack", place, attack_entry),
+        "bound": _list(raw, "bound", place, bound_entry),
+    }
+    own = {key: value for key, value in raw.items() if key not in lists}
+    return structure(EvaluationSettings, own, place, lists, lists)
+
+
+def _methods(
+    table: Mapping[str, Any], place: Place, training: TrainingSettings | None
+) -> tuple[MethodEntry, ...]:
+    if not table.get("method"):
+        raise place.report("there is no [[benchmark.method]]")
+    return _list(table, "method", place, lambda raw, at: method_entry(raw, at, training))
+
+
+def _list(
+    table: Mapping[str, Any], key: str, place: Place, make: Callable[[dict[str, Any], Place], T]
+) -> tuple[T, ...]:
+    """Return what `make` makes of each table of a list, without those it finds invalid."""
+    raws = table.get(key, [])
+    if not isinstance(raws, list):
+        place.report(f"{key} must be a list of tables, got {raws!r}", key)
+        return ()
+    spans = _spans(place, key)
+    made: list[T] = []
+    valid: dict[int, T] = {}
+    for number, raw in enumerate(raws, 1):
+        span = spans[number - 1] if len(spans) == len(raws) else None
+        inside = place.at(_label(key, number, raw), span)
+        known = len(place.problems)
+        one = attempt(_entry, key, raw, inside, make)
+        if one is not None:
+            made.append(one)
+        if one is not None and len(place.problems) == known:
+            twins = [earlier for earlier, other in valid.items() if other == one]
+            if twins:
+                inside.report(f"is the same as {key} {twins[0]}: leave one out")
+            valid[number] = one
+    return tuple(made)
+
+
+def _entry(key: str, raw: Any, place: Place, make: Callable[[dict[str, Any], Place], T]) -> T:
+    if key in ("method", "attack", "bound"):
+        raw = named(raw, key, place)
+    elif not isinstance(raw, dict):
+        raise place.report(f"{key} must be a table, got {raw!r}")
+    return make(raw, place)
+
+
+def _label(key: str, number: int, raw: Any) -> str:
+    name = _name(raw)
+    if key == "benchmark":
+        return f"benchmark {name!r}" if name else f"benchmark {number}"
+    return f"{key} {number} ({name})" if name else f"{key} {number}"
+
+
+def _name(raw: Any) -> str:
+    name = raw.get("name", "") if isinstance(raw, dict) else raw
+    return name if isinstance(name, str) else ""
+
+
+def _spans(place: Place, key: str) -> list[range]:
+    """Return the lines of the tables whose headers end with `key`, among those of a place."""
+    header = re.compile(rf"^\s*\[\[(\s*benchmark\s*\.)?\s*{key}\s*\]\]")
+    starts = [number for number in place.span if header.search(place.lines[number])]
+    stops = [*starts[1:], place.span.stop][: len(starts)]
+    return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]

@@ -1,0 +1,75 @@
+"""Where the data sets lie, and which of them are there."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipbench.dataset import DataMissing, Dataset
+from lipbench.registry import load, names
+
+_GROUP = "lipbench.datasets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presence:
+    """Whether a data set can be read."""
+
+    name: str
+    missing: tuple[Path, ...]
+    """Files that are needed and not there."""
+
+
+def folder() -> Path:
+    """Return the folder of the data sets: LIPBENCH_DATA, or one in the user's cache."""
+    chosen = os.environ.get("LIPBENCH_DATA")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "lipbench" / "data"
+
+
+def presence(where: Path) -> list[Presence]:
+    """Return which installed data sets lie in the folder `where`.
+
+    A data set that cannot be set up without settings, or is broken, is left out.
+    """
+    found = []
+    for name in names(_GROUP):
+        try:
+            missing = load(_GROUP, name, Dataset)().missing(where)
+        except Exception:  # a stranger's; `lipbench ls datasets` says what is wrong with it
+            continue
+        found.append(Presence(name=name, missing=missing))
+    return found
+
+
+def fetch(chosen: Sequence[str], where: Path, progress: Callable[[str], None]) -> list[str]:
+    """Download data sets into the folder `where`, and return what could not be had.
+
+    Args:
+        chosen: Names of data sets; none means all that are installed and not broken.
+        where: The folder.
+        progress: Is told what happens.
+
+    Returns:
+        One message for each data set that is missing still.
+    """
+    failures = []
+    # Every name is looked up before the first download: a misspelt one costs nothing.
+    for dataset in [load(_GROUP, name, Dataset)() for name in chosen or _usable(where)]:
+        try:
+            dataset.fetch(where, progress)
+        except DataMissing as error:
+            failures.append(str(error))
+    return failures
+
+
+def _usable(where: Path) -> list[str]:
+    return [one.name for one in presence(where)]

@@ -1,0 +1,156 @@
+"""The tables of a configuration file that name a plugin.
+
+Each function reports what is wrong to its place, and raises `Invalid` if nothing can be made of
+the table even so.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from lipbench.adversary import Attack
+from lipbench.bound import Bound
+from lipbench.discrepancy import Discrepancy
+from lipbench.fields import fields_json, keys
+from lipbench.method import Method
+from lipbench.norm import Norm
+from lipbench.places import Invalid, Place, attempt
+from lipbench.registry import GROUPS, PluginError, resolve
+from lipbench.settings import (
+    AttackEntry,
+    BoundEntry,
+    MethodEntry,
+    SelectionSettings,
+    TrainingSettings,
+)
+from lipbench.strict import construct, convert, read_fields, structure
+
+T = TypeVar("T")
+E = TypeVar("E")
+
+
+def named(raw: Any, what: str, place: Place) -> dict[str, Any]:
+    """Return the table that `raw` is or, if it is a string, is short for."""
+    table = {"name": raw} if isinstance(raw, str) else raw
+    if not isinstance(table, dict):
+        raise place.report(f"{what} must be a name or a table, got {raw!r}", what)
+    if not isinstance(table.get("name"), str):
+        raise place.report(f"missing key 'name' of the {what}")
+    return table
+
+
+def plugin(
+    group: str, base: type[T], table: Mapping[str, Any], place: Place, besides: Collection[str] = ()
+) -> T:
+    """Return the plugin that a table names, with the fields that it sets.
+
+    Args:
+        group: Entry-point group of the plugin.
+        base: Class from which the plugins of the group derive.
+        table: `name`, fields of the plugin, and perhaps keys that are read elsewhere.
+        place: Where the table stands.
+        besides: The keys that are read elsewhere.
+    """
+    try:
+        cls, fixed = resolve(group, table["name"], base)
+    except PluginError as error:
+        raise place.report(str(error), "name") from None
+    for hidden in sorted((set(besides) | {"name"}) & set(keys(cls))):
+        raise place.report(
+            f"{GROUPS[group]} {table['name']!r} cannot be set up: its field {hidden!r} has the "
+            "name of a key of lipbench; the plugin must rename it",
+            hidden,
+        )
+    options = {key: value for key, value in table.items() if key not in {"name", *besides}}
+    return structure(cls, options, place, fixed, besides)
+
+
+def attack_entry(table: Mapping[str, Any], place: Place) -> AttackEntry:
+    """Return an entry of `evaluation.attack`."""
+    return _entry(AttackEntry, "lipbench.attacks", Attack, "attack", table, place)
+
+
+def bound_entry(table: Mapping[str, Any], place: Place) -> BoundEntry:
+    """Return an entry of `evaluation.bound`."""
+    return _entry(BoundEntry, "lipbench.bounds", Bound, "bound", table, place)
+
+
+def selection(raw: Any, place: Place) -> SelectionSettings | Literal["last"]:
+    """Return how the checkpoint is chosen."""
+    if raw == "last":
+        return "last"
+    if not isinstance(raw, dict) or not isinstance(raw.get("attack"), str):
+        raise place.report(f'selection must be "last" or a table with an attack, got {raw!r}')
+    table = {"name" if key == "attack" else key: value for key, value in raw.items()}
+    return _entry(SelectionSettings, "lipbench.attacks", Attack, "attack", table, place)
+
+
+def _entry(
+    cls: type[E], group: str, base: type[T], role: str, table: Mapping[str, Any], place: Place
+) -> E:
+    """Return an entry whose keys are its own fields and those of the plugin in its `role`.
+
+    Raises:
+        Invalid: If there is no such plugin.
+    """
+    own = [key for key in keys(cls) if key not in (role, "name")]
+    made = attempt(plugin, group, base, table, place, own)
+    fixed = {role: made, "name": table["name"]}
+    options = {key: value for key, value in table.items() if key in own}
+    if made is None:
+        read_fields(cls, options, place, fixed)
+        raise Invalid
+    norms: frozenset[Norm] = made.norms  # type: ignore[attr-defined]
+    if "norm" not in options:
+        fixed["norm"] = next(iter(norms)) if len(norms) == 1 else Norm(2.0)
+    return structure(cls, options, place, fixed)
+
+
+def method_entry(
+    table: Mapping[str, Any], place: Place, training: TrainingSettings | None
+) -> MethodEntry:
+    """Return an entry of `benchmark.method`.
+
+    Args:
+        table: `name`, what the core knows (a target, overrides of `training`), and the fields of
+            the method.
+        place: Where the table stands.
+        training: The settings of the benchmark; None if they are wrong and only the entry's own
+            mistakes can be found.
+
+    Raises:
+        Invalid: If nothing can be made of the table.
+    """
+    own = [key for key in keys(MethodEntry) if key not in ("name", "method", "training")]
+    overrides = {key: value for key, value in table.items() if key in keys(TrainingSettings)}
+    besides = [*own, *keys(TrainingSettings)]
+    method = attempt(plugin, "lipbench.methods", Method, table, place, besides)
+    merged = attempt(_override, overrides, place, training or TrainingSettings(epochs=100))
+    discrepancy = attempt(_discrepancy, table, place)
+    options = {key: table[key] for key in ("target_accuracy", "path") if key in table}
+    if method is None or merged is None:
+        read_fields(MethodEntry, options, place)
+        raise Invalid
+    fixed = {"name": table["name"], "method": method, "training": merged}
+    return structure(MethodEntry, options, place, fixed | {"discrepancy": discrepancy})
+
+
+def _discrepancy(table: Mapping[str, Any], place: Place) -> Discrepancy | None:
+    if "discrepancy" in table:
+        return convert(Discrepancy, table["discrepancy"], "discrepancy", place)
+    return Discrepancy() if "target_accuracy" in table else None
+
+
+def _override(
+    overrides: dict[str, Any], place: Place, training: TrainingSettings
+) -> TrainingSettings:
+    """Return the training settings of a benchmark with those that one of its methods changes."""
+    optimizer = overrides.get("optimizer")
+    if isinstance(optimizer, dict):
+        before = fields_json(training.optimizer)
+        # A rate alone changes the rate alone; another optimiser starts from its own defaults.
+        if optimizer.get("name", before["name"]) == before["name"]:
+            overrides = {**overrides, "optimizer": before | optimizer}
+    values = read_fields(TrainingSettings, overrides, place)
+    return construct(partial(replace, training), values, place)

@@ -1,0 +1,159 @@
+"""Hashes that decide whether a number is still the one that would be computed today."""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import Distribution, entry_points
+from pathlib import Path
+from typing import Any
+
+from lipbench.fields import plain
+from lipbench.registry import GROUPS
+
+
+def digest(value: Any) -> str:
+    """Return 12 hexadecimal digits of the SHA-256 of a value, whatever the order of its keys."""
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@cache  # a class that is loaded runs as it was, whatever happens to its file
+def source_digest(cls: type) -> str:
+    """Return a hash of the code behind a plugin, 12 hexadecimal digits.
+
+    It covers the module of the class and, from there, every module of the same distribution that
+    is imported, with the packages around it; never the core of lipbench. Comments, docstrings and
+    layout do not count.
+
+    Raises:
+        ValueError: If the class has no source file.
+    """
+    if _path(cls.__module__) is None:
+        raise ValueError(
+            f"{cls.__qualname__} of module {cls.__module__!r} has no source file, so its results "
+            "could not be told from those of another version: define it in a file."
+        )
+    code = {name: _code(path) for name, path in _modules(cls.__module__).items()}
+    return digest([cls.__qualname__, code])
+
+
+def _modules(start: str) -> dict[str, Path]:
+    """Return the files of a module and of all it imports from its own distribution."""
+    home = _home(start)
+    found: dict[str, Path] = {}
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        path = None if name in found or not _is_home(name, home) else _path(name)
+        if path is not None:
+            found[name] = path
+            # Python runs the packages around a module before it.
+            waiting.extend(_parents(name))
+            if path.suffix == ".py":
+                waiting.extend(_imports(path.read_bytes(), name, path.name == "__init__.py"))
+    return found
+
+
+def _imports(source: bytes, module: str, is_package: bool) -> Iterator[str]:
+    """Return all names in import statements that may be modules."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            outer = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join(
+                ([*outer] if node.level else []) + ([node.module] if node.module else [])
+            )
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _is_home(name: str, home: frozenset[str]) -> bool:
+    if name.partition(".")[0] == "lipbench":
+        return any(name.startswith(f"{group}.") for group in GROUPS)
+    return name.partition(".")[0] in home
+
+
+def _home(module: str) -> frozenset[str]:
+    """Return the top-level modules of the distribution that a module belongs to."""
+    top = module.partition(".")[0]
+    if top == "lipbench":
+        return frozenset()
+    names = {top}
+    for dist in _distributions(module):
+        names.update((dist.read_text("top_level.txt") or "").split())
+        names.update(
+            part.removesuffix(".py")
+            for part in (file.parts[0] for file in dist.files or ())
+            if part.endswith(".py") or "." not in part
+        )
+    path = _path(top) or _path(module)
+    folder = None if path is None else path.parents[path.name == "__init__.py"]
+    # A checkout that is run from where it lies: its files are the folder's.
+    if folder is not None and folder.name not in ("site-packages", "dist-packages"):
+        names.update(file.stem for file in folder.glob("*.py"))
+        names.update(file.parent.name for file in folder.glob("*/__init__.py"))
+    return frozenset(names)
+
+
+def _distributions(module: str) -> list[Distribution]:
+    published = [entry for group in GROUPS for entry in entry_points(group=group)]
+    return [entry.dist for entry in published if entry.module == module and entry.dist]
+
+
+def _path(module: str) -> Path | None:
+    """Return the file of a module, None if there is no such module or it has no file."""
+    loaded = sys.modules.get(module)
+    origin = getattr(loaded, "__file__", None)
+    if loaded is None:
+        try:
+            spec = importlib.util.find_spec(module)
+        except Exception:  # its package is imported to look for it, and may do anything
+            return None
+        origin = spec.origin if spec and spec.has_location else None
+    return Path(origin) if origin else None
+
+
+def _parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _code(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha256(_syntax(data) if path.suffix == ".py" else data).hexdigest()
+
+
+@cache
+def _syntax(source: bytes) -> bytes:
+    return repr(_bare(ast.parse(source))).encode()
+
+
+def _bare(node: Any) -> Any:
+    """Return a syntax tree without positions, docstrings and empty parts, as tuples.
+
+    `ast.dump` would do but for its empty parts, which differ from one Python to the next.
+    """
+    if isinstance(node, list):
+        return tuple(_bare(entry) for entry in node if not _is_text(entry))
+    if isinstance(node, ast.Constant):
+        return ("Constant", node.value)
+    if not isinstance(node, ast.AST):
+        return node
+    parts = ((name, getattr(node, name, None)) for name in node._fields)
+    kept = ((name, _bare(part)) for name, part in parts if part is not None and part != [])
+    return (type(node).__name__, *kept)
+
+
+def _is_text(node: Any) -> bool:
+    # A string that stands alone: a docstring, of a module, class, function or field.
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

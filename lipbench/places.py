@@ -1,0 +1,70 @@
+"""Where something stands in a configuration file, and what is wrong there."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import ParamSpec, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class ConfigError(Exception):
+    """A configuration is not valid; `problems` are all its mistakes, each with its place."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Invalid(Exception):
+    """A value cannot be used; what is wrong with it has been reported already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A table of a configuration file; problems of all tables go to one list."""
+
+    source: str
+    """Name of the file."""
+    lines: tuple[str, ...] = ()
+    """The text of the file, if it has one."""
+    span: range = range(0)
+    """The lines, from 0, in which the table stands."""
+    labels: tuple[str, ...] = ()
+    """How a person calls the table, from the outside in."""
+    problems: list[str] = field(default_factory=list)
+
+    def at(self, label: str, span: range | None = None) -> "Place":
+        """Return a table inside this one; without `span` it is looked for by its label."""
+        found = self._find(label) if span is None else None
+        if span is None:
+            span = self.span if found is None else range(found, self.span.stop)
+        return replace(self, labels=(*self.labels, label), span=span)
+
+    def report(self, problem: str, key: str = "") -> Invalid:
+        """Return an error to raise, after recording a problem of the table or one of its keys."""
+        line = self._find(key)
+        if line is None and self.span:
+            line = self.span.start
+        source = self.source if line is None else f"{self.source}:{line + 1}"
+        parts = (source, ", ".join(self.labels), problem.rstrip("."))
+        self.problems.append(": ".join(part for part in parts if part))
+        return Invalid(problem)
+
+    def _find(self, key: str) -> int | None:
+        # A key of the table, also in an inline table, or the header of a table inside it.
+        pattern = re.compile(rf'(^|[\s,{{\[."]){re.escape(key)}"?\s*(=|\])')
+        for number in self.span if key else ():
+            text = self.lines[number]
+            if not text.lstrip().startswith("#") and pattern.search(text):
+                return number
+        return None
+
+
+def attempt(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Return what `make` returns, or None if it found something invalid: to go on looking."""
+    try:
+        return make(*args, **kwargs)
+    except Invalid:
+        return None

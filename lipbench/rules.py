@@ -1,0 +1,65 @@
+"""Ranges that settings must keep, and the sentences that say so."""
+
+import math
+
+from lipbench.dataset import Dataset
+from lipbench.norm import Norm
+
+Rule = tuple[bool, str]
+"""Whether it holds, and what to say if not; the sentence begins with the key."""
+
+
+def require(*rules: Rule) -> None:
+    """Check all rules, so that a reader of a file can tell all broken ones at once.
+
+    Raises:
+        ValueError: If rules are broken; the message has a line for each.
+    """
+    broken = [text for holds, text in rules if not holds]
+    if broken:
+        raise ValueError("\n".join(broken))
+
+
+def radius_rule(epsilon: float) -> Rule:
+    """Return the rule for the radius of an attack."""
+    return 0 <= epsilon < math.inf, f"epsilon must be finite and ≥ 0 pixel units, got {epsilon}"
+
+
+def norm_rule(what: str, norm: Norm, norms: frozenset[Norm]) -> Rule:
+    """Return the rule that `what` works on a norm, out of those it is made for."""
+    listed = " or ".join(str(one) for one in sorted(norms))
+    return norm in norms, f"norm of {what} must be {listed}, got {norm}"
+
+
+def seed_rules(seeds: tuple[int, ...]) -> tuple[Rule, ...]:
+    """Return the rules for a list of seeds."""
+    listed = list(seeds)
+    return (
+        (len(seeds) > 0, "seeds must list at least one seed"),
+        (all(seed >= 0 for seed in seeds), f"seeds must be at least 0, got {listed}"),
+        (len(set(seeds)) == len(seeds), f"seeds must differ, got {listed}"),
+    )
+
+
+def split_rules(dataset: Dataset) -> tuple[Rule, ...]:
+    """Return the rules for the fields that every data set has."""
+    sizes = {
+        "train_size": (1, dataset.train_size),
+        "pair_size": (0, dataset.pair_size),
+        "validation_size": (0, dataset.validation_size),
+        "split_seed": (0, dataset.split_seed),
+    }
+    kept, known = list(dataset.classes), range(dataset.published_outputs)
+    return (
+        *(
+            (
+                value is None or value >= least,
+                f"dataset: {key} must be at least {least}, got {value}",
+            )
+            for key, (least, value) in sizes.items()
+        ),
+        (
+            not kept or (len(set(kept)) == len(kept) > 1 and set(kept) <= set(known)),
+            f"dataset: classes must be two or more of 0 to {len(known) - 1}, got {kept}",
+        ),
+    )

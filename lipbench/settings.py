@@ -1,0 +1,267 @@
+"""What a configuration says, as values that cannot change."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lipbench.adversary import Attack
+from lipbench.bound import Bound
+from lipbench.dataset import Dataset
+from lipbench.discrepancy import Discrepancy
+from lipbench.method import Method
+from lipbench.model import Model
+from lipbench.norm import Norm
+from lipbench.optimiser import Optimizer
+from lipbench.rules import norm_rule, radius_rule, require, seed_rules, split_rules
+from lipbench.threat import Box
+
+_EUCLIDEAN = Norm(2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How every method of a benchmark is trained."""
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    warmup: int = 5
+    """Epochs before the strength may move and before a checkpoint may be chosen."""
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(
+            (self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}"),
+            (self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}"),
+            (self.warmup >= 0, f"warmup must be at least 0, got {self.warmup}"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSettings:
+    """The attack on validation data whose accuracy chooses the checkpoint."""
+
+    attack: Attack
+    name: str
+    """Name of the attack, with its variant if it has one."""
+    norm: Norm
+    epsilon: float
+    """Pixel units."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(
+            radius_rule(self.epsilon),
+            norm_rule(f"attack {self.name!r}", self.norm, self.attack.norms),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseEntry:
+    """Accuracy under Gaussian noise of standard deviation `sigma`, in pixel units."""
+
+    sigma: float
+    clamp: bool
+    """Whether noisy inputs are clamped to the box of valid inputs."""
+    draws: int = 10
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(
+            (0 <= self.sigma < math.inf, f"sigma must be finite and ≥ 0, got {self.sigma}"),
+            (self.draws >= 1, f"draws must be at least 1, got {self.draws}"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackEntry:
+    """Accuracy under an attack, at each of several radii."""
+
+    attack: Attack
+    name: str
+    """Name of the attack, with its variant if it has one."""
+    norm: Norm
+    epsilon: tuple[float, ...]
+    """Pixel units."""
+    size: int | None = None
+    """How many test samples are attacked; None attacks all that are evaluated."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        distinct = len(set(self.epsilon)) == len(self.epsilon) > 0
+        require(
+            (distinct, f"epsilon must list distinct radii, got {list(self.epsilon)}"),
+            *(radius_rule(epsilon) for epsilon in self.epsilon),
+            (self.size is None or self.size >= 1, f"size must be at least 1, got {self.size}"),
+            norm_rule(f"attack {self.name!r}", self.norm, self.attack.norms),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundEntry:
+    """A Lipschitz value of every checkpoint."""
+
+    bound: Bound
+    name: str
+    norm: Norm = _EUCLIDEAN
+    domain: Box | None = None
+    """The box that the value speaks of; None is all of space."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        box = self.domain
+        require(
+            (
+                box is None or box[0] < box[1],
+                f"domain must be a lower and a larger upper end, got {box and list(box)}",
+            ),
+            norm_rule(f"bound {self.name!r}", self.norm, self.bound.norms),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is measured of every checkpoint beside its plain accuracy."""
+
+    test_size: int | None = None
+    """How many test samples are evaluated; None takes all."""
+    batch_size: int = 1000
+    """Samples in one forward pass."""
+    noise: tuple[NoiseEntry, ...] = ()
+    attack: tuple[AttackEntry, ...] = ()
+    bound: tuple[BoundEntry, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        size = self.test_size
+        require(
+            (size is None or size >= 1, f"test_size must be at least 1, got {size}"),
+            (self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodEntry:
+    """A method with its hyperparameters, and how a benchmark trains it: a row of its table."""
+
+    name: str
+    method: Method
+    training: TrainingSettings
+    """The benchmark's settings with the overrides of this entry."""
+    target_accuracy: float | None = None
+    """Training accuracy, as a fraction, to which the core drives the method's strength."""
+    path: tuple[float, ...] = ()
+    """Strengths to be trained one after the other, each from the network of the one before."""
+    discrepancy: Discrepancy | None = None
+    """How the strength is driven; given exactly where there is a target accuracy."""
+
+    def __post_init__(self) -> None:
+        """Check that the method has a strength to drive, and the ranges."""
+        target, strength, training = self.target_accuracy, self.method.strength, self.training
+        driven = [name for name, set_ in (("target_accuracy", target), ("path", self.path)) if set_]
+        least = -math.inf if strength is None else strength.least
+        require(
+            *(
+                (False, f"{name} needs a method with a strength; {self.name!r} declares none")
+                for name in driven
+                if strength is None
+            ),
+            (len(driven) < 2, "target_accuracy and path exclude each other: leave one out"),
+            (
+                target is None or 0 < target < 1,
+                f"target_accuracy must be a fraction between 0 and 1, got {target}",
+            ),
+            *(
+                (least <= value < math.inf, f"path must be finite and ≥ {least}, got {value}")
+                for value in self.path
+            ),
+            (
+                target is None or training.warmup < training.epochs,
+                f"target_accuracy needs epochs after the warm-up, got epochs = {training.epochs} "
+                f"and warmup = {training.warmup}",
+            ),
+            (
+                self.discrepancy is None or target is not None,
+                "discrepancy has no effect without target_accuracy",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heading:
+    """What a benchmark is called, and the seeds of each of its methods."""
+
+    name: str
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the name can be a folder's, and the seeds."""
+        legal = self.name not in ("", ".", "..") and not set(self.name) & set("/\\\0\n")
+        require(
+            (legal, f"name must be usable as the name of a folder, got {self.name!r}"),
+            *seed_rules(self.seeds),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Methods that are trained on one data set and compared in one block of the table."""
+
+    name: str
+    dataset_name: str
+    dataset: Dataset
+    model_name: str
+    model: Model
+    training: TrainingSettings
+    """What holds for every method that does not override it."""
+    selection: SelectionSettings | Literal["last"]
+    evaluation: EvaluationSettings
+    methods: tuple[MethodEntry, ...]
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other."""
+        Heading(name=self.name, seeds=self.seeds)
+        by_attack = self.selection != "last"
+        regression = self.dataset.task == "regression"
+        classes_only = {
+            "selection by an attack": by_attack,
+            "evaluation.attack": self.evaluation.attack,
+            "evaluation.noise": self.evaluation.noise,
+            "target_accuracy": any(entry.target_accuracy is not None for entry in self.methods),
+        }
+        require(
+            *split_rules(self.dataset),
+            (
+                not by_attack or self.dataset.validation_size > 0,
+                "selection by an attack needs validation_size of the data set to be at least 1; "
+                'or choose selection = "last"',
+            ),
+            *(
+                (False, f"{what} needs classes, but {self.dataset_name!r} is a regression problem")
+                for what, used in classes_only.items()
+                if used and regression
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All benchmarks of a configuration file."""
+
+    benchmarks: tuple[Benchmark, ...]
+    schema: int = 1
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the benchmarks that list none of their own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the version of the format, and the seeds."""
+        require(
+            (
+                self.schema == 1,
+                f"schema must be 1, got {self.schema}: the file is of another version",
+            ),
+            *seed_rules(self.seeds),
+        )
