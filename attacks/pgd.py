@@ -1,0 +1,113 @@
+"""Projected gradient descent."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lipbench.adversary import Attack, Classifier
+from lipbench.ascent import Ascent, Objective, ascend, random_start, steepest
+from lipbench.losses import lead, scale_free_error_odds
+from lipbench.norm import Norm
+from lipbench.queries import on_rows
+from lipbench.rivals import nearest_rivals
+from lipbench.threat import Threat
+
+Loss = Literal["margin", "cross_entropy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
+    """Steepest ascent of several losses from several starts, the worst outcome kept.
+
+    The first start is the input itself, the others are uniform in the ball; the lengths of the
+    steps fall linearly to zero. The loss `margin` drives towards one wrong class: the nearest at
+    the first start, the second nearest at the second, and so on, nearest by the network
+    linearised at the input. `cross_entropy` drives away from the label, at a temperature set by
+    the spread of the logits. Neither depends on the scale of the logits. A sample is tried no
+    more once it is misclassified.
+
+    Source:
+        Madry, Makelov, Schmidt, Tsipras, Vladu, Towards Deep Learning Models Resistant to
+        Adversarial Attacks, ICLR 2018, https://arxiv.org/abs/1706.06083. Ours are the losses,
+        the falling steps, and that the best point is kept instead of the last.
+    """
+
+    norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2), Norm(torch.inf)})
+
+    steps: int = 20
+    """Steps from each start, for each loss."""
+    starts: int = 3
+    losses: tuple[Loss, ...] = ("margin", "cross_entropy")
+    rel_step: float = 0.5
+    """Length of the first step in units of epsilon."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that attack nothing.
+
+        Raises:
+            ValueError: If a number is not positive or no loss, or an unknown one, is named.
+        """
+        for name in ("steps", "starts", "rel_step"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} of pgd must be positive, got {getattr(self, name)}.")
+        if not self.losses or not set(self.losses) <= set(get_args(Loss)):
+            raise ValueError(
+                f"losses of pgd must be some of {', '.join(get_args(Loss))}, "
+                f"got {list(self.losses)}."
+            )
+
+    @property
+    def cost(self) -> float:
+        """Return the number of evaluations, that of the network's linearisation included."""
+        return self.steps * self.starts * len(self.losses) + 10.0
+
+    def propose(
+        self,
+        model: Classifier,
+        inputs: Float[Tensor, "batch *shape"],
+        labels: Int[Tensor, " batch"],
+        threat: Threat,
+        rng: torch.Generator,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Return the first misclassified point met for each sample, or the one with most margin."""
+        rivals = nearest_rivals(model, inputs, labels, threat.norm)
+        worst = Ascent(inputs.clone(), torch.full_like(inputs.flatten(1)[:, 0], -torch.inf))
+        for start in range(self.starts):
+            for loss in self.losses:
+                left = worst.survivors
+                if len(left):
+                    rival = rivals[left, start % rivals.shape[1]]
+                    climb = _objective(loss, labels[left], rival)
+                    part = on_rows(model, left), inputs[left], labels[left], threat.only(left)
+                    worst.keep(left, self._climb(*part, climb, start > 0, rng))
+        return worst.points
+
+    def _climb(
+        self,
+        model: Classifier,
+        inputs: Tensor,
+        labels: Tensor,
+        threat: Threat,
+        objective: Objective,
+        restart: bool,
+        rng: torch.Generator,
+    ) -> Ascent:
+        return ascend(
+            model,
+            random_start(inputs, threat, rng) if restart else inputs,
+            inputs,
+            labels,
+            threat,
+            objective,
+            lambda gradient: steepest(gradient, threat.norm),
+            [self.rel_step * (1 - step / self.steps) for step in range(self.steps)],
+        )
+
+
+def _objective(loss: Loss, labels: Tensor, rivals: Tensor) -> Objective:
+    if loss == "margin":
+        return lambda logits, rows: lead(logits, labels[rows], rivals[rows])
+    return lambda logits, rows: scale_free_error_odds(logits, labels[rows])

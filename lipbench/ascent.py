@@ -1,0 +1,163 @@
+"""Projected ascent on a threat model: the engine of attacks and of adversarial training."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lipbench.adversary import Classifier
+from lipbench.losses import margin
+from lipbench.norm import Norm
+from lipbench.queries import on_rows
+from lipbench.threat import Threat
+
+Direction = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, "batch *shape"]]
+Objective = Callable[
+    [Float[Tensor, "left classes"], Int[Tensor, " left"]],
+    Float[Tensor, " left"],
+]
+"""What the samples with the given indices climb, from their logits."""
+
+
+def steepest(gradient: Float[Tensor, "batch *shape"], norm: Norm) -> Float[Tensor, "batch *shape"]:
+    """Return the vector of length at most 1 along which the loss of each sample grows fastest.
+
+    It is zero where the gradient is. Works under vmap.
+
+    Raises:
+        ValueError: If `norm` is neither 2 nor infinity.
+    """
+    if norm == torch.inf:
+        return gradient.sign()
+    if norm != Norm(2):
+        raise ValueError(f"ascent steps exist for the norms 2 and inf, got {norm}.")
+    # Squares of a small gradient underflow: scale by its largest entry first.
+    flat = gradient.flatten(1)
+    flat = flat / _positive(flat.abs().amax(dim=1, keepdim=True))
+    return (flat / _positive(norm.length(flat).unsqueeze(1))).view_as(gradient)
+
+
+def ascent_step(
+    inputs: Float[Tensor, "batch *shape"],
+    centre: Float[Tensor, "batch *shape"],
+    direction: Float[Tensor, "batch *shape"],
+    threat: Threat,
+    length: Float[Tensor, " batch"] | float | int,
+) -> Float[Tensor, "batch *shape"]:
+    """Return `inputs` moved by `length` along `direction`, back in the threat model.
+
+    Works under vmap.
+    """
+    if isinstance(length, Tensor):
+        length = length.to(inputs.dtype).view(-1, *[1] * (inputs.ndim - 1))
+    return threat.project(inputs + length * direction, centre)
+
+
+def random_start(
+    centre: Float[Tensor, "batch *shape"], threat: Threat, rng: torch.Generator
+) -> Float[Tensor, "batch *shape"]:
+    """Return points drawn uniformly from the ball and clipped to the box.
+
+    Raises:
+        ValueError: If the norm of the threat is neither 2 nor infinity.
+    """
+    if threat.norm == torch.inf:
+        offset = 2 * torch.rand(centre.shape, generator=rng) - 1
+    elif threat.norm == Norm(2):
+        normal = torch.randn(centre.shape, generator=rng)
+        share = torch.rand(len(centre), 1, generator=rng) ** (1 / centre[0].numel())
+        unit = normal.flatten(1) / _positive(threat.norm.length(normal).unsqueeze(1))
+        offset = (share * unit).view_as(normal)
+    else:
+        raise ValueError(f"random starts exist for the norms 2 and inf, got {threat.norm}.")
+    return ascent_step(centre, centre, offset.to(centre), threat, threat.epsilon)
+
+
+class Ascent(NamedTuple):
+    """Where an ascent led, one entry per sample."""
+
+    points: Float[Tensor, "batch *shape"]
+    """The visited point with the largest margin."""
+    margins: Float[Tensor, " batch"]
+    """Its largest wrong logit minus the own one: positive or NaN where misclassified."""
+
+    @property
+    def survivors(self) -> Int[Tensor, " left"]:
+        """Return the indices of the samples that are still classified correctly."""
+        return (self.margins <= 0).nonzero().squeeze(1)
+
+    def keep(self, rows: Int[Tensor, " some"], found: "Ascent") -> None:
+        """Take over, in place, what was found for the samples `rows` if its margin is larger."""
+        worse = ~(found.margins <= self.margins[rows])
+        self.points[rows[worse]] = found.points[worse]
+        self.margins[rows[worse]] = found.margins[worse]
+
+
+def ascend(
+    model: Classifier,
+    start: Float[Tensor, "batch *shape"],
+    centre: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, " batch"],
+    threat: Threat,
+    objective: Objective,
+    direction: Direction,
+    lengths: Sequence[float],
+    relative: bool = True,
+) -> Ascent:
+    """Return the worst points on the way uphill from `start`.
+
+    A sample leaves the batch as soon as it is misclassified. Whatever the objective, the margin
+    decides which of the visited points is kept, so that more steps of the same lengths never
+    give a weaker attack. Parameters receive no gradients.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        start: First points, inside the threat model.
+        centre: The unperturbed inputs.
+        labels: Their classes.
+        threat: What is allowed.
+        objective: What the steps climb; it is given the logits of the samples that are left,
+            and their indices in the batch.
+        direction: Makes a step from the gradient of the objective with respect to the points.
+        lengths: Length of each step.
+        relative: Whether the lengths are in units of each sample's epsilon, or of a pixel.
+    """
+    worst = Ascent(start.clone(), torch.full_like(start.flatten(1)[:, 0], -torch.inf))
+    active = torch.arange(len(start), device=start.device)
+    points = start
+    for number in range(len(lengths) + 1):
+        last = number == len(lengths)
+        margins, gradient = _evaluate(model, points, labels, active, None if last else objective)
+        reached = Ascent(points, margins)
+        worst.keep(active, reached)
+        left = reached.survivors
+        if last or not len(left):
+            break
+        if len(left) < len(active):
+            points, centre, labels, gradient = (
+                part[left] for part in (points, centre, labels, gradient)
+            )
+            active, threat, model = active[left], threat.only(left), on_rows(model, left)
+        length = threat.epsilon * lengths[number] if relative else lengths[number]
+        points = ascent_step(points, centre, direction(gradient), threat, length)
+    return worst
+
+
+def _evaluate(
+    model: Classifier, points: Tensor, labels: Tensor, rows: Tensor, objective: Objective | None
+) -> tuple[Tensor, Tensor]:
+    """Return the margins, and the gradient of the objective (of nothing: zeros) at the points."""
+    if objective is None:
+        with torch.no_grad():
+            return margin(model(points), labels), torch.zeros_like(points)
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        logits = model(points)
+        (gradient,) = torch.autograd.grad(objective(logits, rows).sum(), points)
+    return margin(logits.detach(), labels), gradient.nan_to_num()
+
+
+def _positive(lengths: Tensor) -> Tensor:
+    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))

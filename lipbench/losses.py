@@ -1,0 +1,57 @@
+"""What attacks climb: losses whose gradients neither vanish nor follow the scale of the logits.
+
+Each returns one number per sample, to be maximised, works under vmap, and is defined for two
+classes or more. Attacks step along normalised gradients, so only directions matter.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def margin(
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Return the largest wrong logit minus the own one: positive where misclassified."""
+    own, wrong = _split(logits, labels)
+    return wrong.amax(dim=1) - own
+
+
+def error_odds(
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Return the log-odds of a wrong class, log((1 - p) / p), p the softmax of the label.
+
+    Cross entropy is log(1 + exp(this)): both have the same order and parallel gradients, but
+    this one does not underflow where the network is sure.
+    """
+    own, wrong = _split(logits, labels)
+    return wrong.logsumexp(dim=1) - own
+
+
+def scale_free_error_odds(
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Return `error_odds` of the logits in units of their spread, which counts as constant.
+
+    The gradient is that of cross entropy at a temperature at which every class has its say, so
+    that it differs from the gradient of the margin even for a network that is always sure.
+    """
+    spread = logits.detach().std(dim=1, correction=0, keepdim=True)
+    return error_odds(logits / torch.where(spread > 0, spread, torch.ones_like(spread)), labels)
+
+
+def lead(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+    rivals: Int[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """Return the logit of one wrong class each, `rivals`, minus the own one."""
+    pair = logits.take_along_dim(torch.stack([rivals, labels], dim=1), dim=1)
+    return pair[:, 0] - pair[:, 1]
+
+
+def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    is_own = torch.arange(logits.shape[1], device=logits.device) == labels.unsqueeze(1)
+    own = logits.take_along_dim(labels.unsqueeze(1), dim=1).squeeze(1)
+    return own, logits.masked_fill(is_own, -torch.inf)
