@@ -1,0 +1,229 @@
+"""Judge attacks: the core decides what counts as a success, and trusts nobody."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lipbench.adversary import Attack, AttackInvalid, AttackResult, Classifier, NonFiniteLogits
+from lipbench.data import Batch
+from lipbench.guard import evaluation_mode, guarded
+from lipbench.norm import Norm
+from lipbench.queries import Counted
+from lipbench.threat import Box, Threat
+
+BATCH_SIZE = 1000
+"""Samples at a time: larger batches are no faster on a CPU."""
+
+
+def judge(
+    attack: Attack,
+    model: Classifier,
+    inputs: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, " batch"],
+    threat: Threat,
+    rng: torch.Generator,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> AttackResult:
+    """Return what `attack` achieves against `model`.
+
+    Only inputs that are classified correctly are attacked. Proposals are projected onto the
+    threat model and classified anew, in evaluation mode. Model, inputs and the global random
+    state are left as they were.
+
+    An attack that proposes something of the wrong shape or not finite, or that changes the
+    inputs or the model, ends in AttackInvalid; clean logits that are not finite in
+    NonFiniteLogits; a norm that the attack does not know, or inputs outside the domain, in
+    ValueError.
+    """
+    _refuse(attack, inputs, threat)
+    with evaluation_mode(model):
+        broken = ~_clean_correct(model, inputs, labels, batch_size)
+    result = AttackResult(
+        inputs=inputs.detach().clone(),
+        success=broken,
+        distance=torch.where(broken, 0.0, torch.inf).double(),
+        queries=torch.zeros(len(inputs), dtype=torch.int64),
+    )
+    with guarded(model, rng, inputs.device):
+        for rows in torch.split((~broken).nonzero().squeeze(1), batch_size):
+            if len(rows):
+                part = inputs[rows], labels[rows], threat.only(rows)
+                _record(result, rows, _judge_batch(attack, model, *part, rng))
+    return result
+
+
+def judge_epsilons(
+    attack: Attack,
+    model: Classifier,
+    inputs: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, " batch"],
+    norm: Norm,
+    epsilons: Sequence[float | int],
+    domain: Box | None,
+    rng: torch.Generator,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> list[AttackResult]:
+    """Return the outcome for each epsilon, in the order of `epsilons`; errors as `judge`.
+
+    An input broken at some epsilon stays broken, by the same adversarial input, at all larger
+    ones, and only the others are attacked again. So accuracy never rises with epsilon. Queries
+    count what was spent on a sample up to and including its epsilon.
+    """
+    order = sorted(range(len(epsilons)), key=epsilons.__getitem__)
+    results: dict[int, AttackResult] = {}
+    left = torch.arange(len(inputs), device=inputs.device)
+    found: AttackResult | None = None
+    for number in order:
+        radius = torch.full((len(left),), epsilons[number], dtype=torch.float64).to(inputs.device)
+        threat = Threat(norm=norm, epsilon=radius, domain=domain)
+        part = inputs[left], labels[left], threat
+        new = judge(attack, model, *part, rng, batch_size=batch_size)
+        found = new if found is None else _extend(found, left, new)
+        results[number] = found
+        left = (~found.success).nonzero().squeeze(1)
+    return [results[number] for number in range(len(epsilons))]
+
+
+def worst_case(results: Sequence[AttackResult]) -> AttackResult:
+    """Return the success at the smallest distance for each sample; queries are summed.
+
+    Raises:
+        ValueError: If there are no results.
+    """
+    if not results:
+        raise ValueError("the worst case of no attack at all is not defined: give one result.")
+    best = torch.stack([result.distance for result in results]).argmin(dim=0)
+    sample = torch.arange(len(best), device=best.device)
+    return AttackResult(
+        inputs=torch.stack([result.inputs for result in results])[best, sample],
+        success=torch.stack([result.success for result in results])[best, sample],
+        distance=torch.stack([result.distance for result in results])[best, sample],
+        queries=torch.stack([result.queries for result in results]).sum(dim=0),
+    )
+
+
+def self_check(
+    attack: Attack,
+    model: Classifier,
+    inputs: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, " batch"],
+    norm: Norm,
+    domain: Box | None,
+    rng: torch.Generator,
+) -> None:
+    """Check, on the first 64 samples, that an attack with epsilon 0 changes no verdict.
+
+    A model that answers at random or an attack that divides by epsilon do not pass.
+
+    Raises:
+        AttackInvalid: If it does, or as `judge`.
+    """
+    inputs, labels = inputs[:64], labels[:64]
+    nothing = Threat(norm=norm, epsilon=torch.zeros(len(inputs)).to(inputs), domain=domain)
+    with evaluation_mode(model):
+        clean = _clean_correct(model, inputs, labels, len(inputs))
+    attacked = judge(attack, model, inputs, labels, nothing, rng).success
+    if not torch.equal(clean, ~attacked):
+        raise AttackInvalid(
+            f"with epsilon 0, {type(attack).__name__} leaves {int((~attacked).sum())} of "
+            f"{len(inputs)} inputs correct, but {int(clean.sum())} are: is the model random?"
+        )
+
+
+def _refuse(attack: Attack, inputs: Tensor, threat: Threat) -> None:
+    if threat.norm not in attack.norms:
+        known = ", ".join(str(norm) for norm in sorted(attack.norms))
+        raise ValueError(
+            f"{type(attack).__name__} works in the norms {known}, got norm {threat.norm}."
+        )
+    if not bool(((threat.epsilon >= 0) & threat.epsilon.isfinite()).all()):
+        raise ValueError(f"epsilon must be finite and at least 0, got {threat.epsilon.min()}.")
+    if threat.domain is None or not inputs.numel():
+        return
+    low, high = inputs.aminmax()
+    if low < threat.domain[0] or high > threat.domain[1]:
+        raise ValueError(
+            f"inputs reach from {low:g} to {high:g}, outside the domain {threat.domain}: give "
+            "inputs in pixel units, normalisation being a layer of the model, or another domain."
+        )
+
+
+def _clean_correct(
+    model: Classifier, inputs: Tensor, labels: Tensor, batch_size: int
+) -> Bool[Tensor, " batch"]:
+    correct = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
+    for start in range(0, len(inputs), batch_size):
+        rows = slice(start, start + batch_size)
+        with torch.no_grad():
+            logits = model(inputs[rows])
+        if not logits.isfinite().all():
+            unusable = int((~logits.isfinite()).any(dim=1).sum())
+            raise NonFiniteLogits(
+                f"{unusable} of {len(logits)} clean inputs have no finite logits."
+            )
+        correct[rows] = Batch(inputs[rows], labels[rows]).correct(logits).bool()
+    return correct
+
+
+def _judge_batch(
+    attack: Attack,
+    model: Classifier,
+    inputs: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    rng: torch.Generator,
+) -> AttackResult:
+    counted = Counted(model, len(inputs))
+    given, given_labels = inputs.clone(), labels.clone()
+    proposals = attack.propose(counted, given, given_labels, threat, rng)
+    if not (torch.equal(given, inputs) and torch.equal(given_labels, labels)):
+        raise AttackInvalid("the attack changed the clean inputs or labels in place.")
+    moved = threat.confine(_checked(proposals, inputs), inputs)
+    with torch.no_grad():
+        success = ~Batch(moved, labels).correct(model(moved)).bool()
+    distance = threat.norm.length(moved.double() - inputs.double())
+    return AttackResult(
+        inputs=moved,
+        success=success,
+        distance=distance.where(success, torch.inf),
+        queries=counted.queries,
+    )
+
+
+def _checked(proposals: object, inputs: Tensor) -> Tensor:
+    """Return the proposals, in the type of the inputs.
+
+    Raises:
+        AttackInvalid: If they cannot be judged.
+    """
+    if not isinstance(proposals, Tensor) or proposals.shape != inputs.shape:
+        got = tuple(proposals.shape) if isinstance(proposals, Tensor) else type(proposals).__name__
+        raise AttackInvalid(f"the attack must propose shape {tuple(inputs.shape)}, got {got}.")
+    proposals = proposals.detach().to(inputs)
+    if not proposals.isfinite().all():
+        raise AttackInvalid("the attack proposed inputs that are infinite or NaN.")
+    return proposals
+
+
+def _record(result: AttackResult, rows: Tensor, part: AttackResult) -> None:
+    """Write the outcome for the samples `rows`; where the attack failed, inputs stay clean."""
+    won = part.success.nonzero().squeeze(1)
+    result.inputs[rows[won]] = part.inputs[won]
+    result.success[rows] = part.success
+    result.distance[rows] = part.distance
+    result.queries[rows.cpu()] += part.queries
+
+
+def _extend(result: AttackResult, rows: Tensor, part: AttackResult) -> AttackResult:
+    extended = AttackResult(
+        inputs=result.inputs.clone(),
+        success=result.success.clone(),
+        distance=result.distance.clone(),
+        queries=result.queries.clone(),
+    )
+    _record(extended, rows, part)
+    return extended
