@@ -81,7 +81,7 @@ class Dataset(ABC):
         """Return the files that `read` would need and that are not under `folder`."""
         return ()
 
-    def fetch(self, folder: Path, progress: Callable[[str], None]) -> None:
+    def fetch(self, folder: Path, progress: Callable[[str], None]) -> None:  # noqa: B027
         """Download what is missing into `folder`, telling `progress` what happens.
 
         Raises:

@@ -1,0 +1,158 @@
+"""A data set on a device, split for training."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from lipbench.dataset import Dataset, Raw, Task
+from lipbench.threat import Box
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of one step, and the loss that their task fixes."""
+
+    inputs: Float[Tensor, "batch *shape"]
+    targets: Tensor
+    task: Task = "classification"
+    box: Box | None = (0.0, 1.0)
+
+    def losses(self, outputs: Float[Tensor, "batch outputs"]) -> Float[Tensor, " batch"]:
+        """Return the loss of each sample: cross entropy in nats, or squared error."""
+        if self.task == "classification":
+            return F.cross_entropy(outputs, self.targets, reduction="none")
+        return (outputs - self.targets).square().sum(dim=1)
+
+    def loss(self, outputs: Float[Tensor, "batch outputs"]) -> Float[Tensor, ""]:
+        """Return the mean loss of the batch."""
+        return self.losses(outputs).mean()
+
+    def correct(self, outputs: Float[Tensor, "batch outputs"]) -> Float[Tensor, " batch"]:
+        """Return 1 for each sample classified correctly, else 0; NaN logits are never correct."""
+        own = outputs.take_along_dim(self.targets.unsqueeze(1), dim=1).squeeze(1)
+        return ((outputs.argmax(dim=1) == self.targets) & own.isfinite()).to(outputs.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Some samples of a data set."""
+
+    inputs: Float[Tensor, "samples *shape"]
+    targets: Tensor
+    index: Int[np.ndarray, " samples"]
+    """Position of each sample in the published training (or test) set, after class selection."""
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The four disjoint splits of a data set, all on one device."""
+
+    dataset: Dataset
+    train: Split
+    pairs: Split
+    """X_Lip: never trained on, never used to choose a checkpoint."""
+    validation: Split
+    test: Split
+    batch_size: int = 128
+    """How many training samples a step sees; the last step of an epoch may see fewer."""
+
+    @property
+    def task(self) -> Task:
+        """Return what is learnt from the data."""
+        return self.dataset.task
+
+    @property
+    def box(self) -> Box | None:
+        """Return the smallest and largest value of a valid input, None if there is no limit."""
+        return self.dataset.box
+
+    def base_points(self, count: int | None, rng: torch.Generator) -> Float[Tensor, "count *shape"]:
+        """Return points to form pairs around: drawn pair samples, or the data set's sampler's.
+
+        Args:
+            count: How many; None takes the whole pair set in its order.
+            rng: Source of the draw, on the CPU.
+
+        Raises:
+            ValueError: If the data set has fewer pair samples than `count`.
+        """
+        like = self.train.inputs
+        if self.dataset.pair_sampler:
+            seed = int(torch.randint(2**62, (), generator=rng))
+            sampled = self.dataset.sample_pairs(count or 0, np.random.default_rng(seed))
+            return torch.as_tensor(sampled, dtype=like.dtype, device=like.device)
+        if count is None:
+            return self.pairs.inputs
+        if count > len(self.pairs):
+            raise ValueError(
+                f"{count} pairs are asked for, but pair_size is {len(self.pairs)}: "
+                "raise pair_size of the data set or lower the number of pairs."
+            )
+        chosen = torch.randperm(len(self.pairs), generator=rng)[:count]
+        return self.pairs.inputs[chosen.to(like.device)]
+
+
+def split(
+    dataset: Dataset,
+    raw: Raw,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Data:
+    """Return `raw`, split as `dataset` says, on a device.
+
+    The published training set is shuffled by `split_seed`; validation, pair and training samples
+    are taken from it in this order, so that they are disjoint and a smaller training set is a
+    part of a larger one.
+
+    Raises:
+        ValueError: If the sizes exceed the samples there are.
+    """
+    train_inputs, train_targets = _keep_classes(dataset, raw.train_inputs, raw.train_targets)
+    test_inputs, test_targets = _keep_classes(dataset, raw.test_inputs, raw.test_targets)
+    order = np.random.default_rng(dataset.split_seed).permutation(len(train_inputs))
+    held_out = dataset.validation_size + dataset.pair_size
+    available = len(order) - held_out
+    size = available if dataset.train_size is None else dataset.train_size
+    if size > available or size < 1:
+        raise ValueError(
+            f"{type(dataset).__name__} has {len(order)} training samples, which cannot give "
+            f"{size} for training after {dataset.pair_size} for pairs and "
+            f"{dataset.validation_size} for validation."
+        )
+    validation, pairs, train = np.split(
+        order[: held_out + size], [dataset.validation_size, held_out]
+    )
+
+    def part(inputs: np.ndarray, targets: np.ndarray, index: np.ndarray) -> Split:
+        kind = torch.int64 if dataset.task == "classification" else dtype
+        return Split(
+            inputs=torch.as_tensor(inputs[index], dtype=dtype, device=device),
+            targets=torch.as_tensor(targets[index], dtype=kind, device=device),
+            index=index,
+        )
+
+    return Data(
+        dataset=dataset,
+        train=part(train_inputs, train_targets, train),
+        pairs=part(train_inputs, train_targets, pairs),
+        validation=part(train_inputs, train_targets, validation),
+        test=part(test_inputs, test_targets, np.arange(len(test_inputs))),
+    )
+
+
+def _keep_classes(
+    dataset: Dataset, inputs: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    if not dataset.classes:
+        return inputs, targets
+    kept = np.isin(targets, dataset.classes)
+    renumbered = np.zeros(dataset.published_outputs, dtype=np.int64)
+    renumbered[list(dataset.classes)] = np.arange(len(dataset.classes))
+    return inputs[kept], renumbered[targets[kept]]

@@ -1,0 +1,76 @@
+"""Read the data sets that torchvision keeps in MNIST's format, and check every byte."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lipbench.dataset import DataMissing, Raw
+
+
+def files(name: str, folder: Path, digests: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return the files of the data set that are not under `folder` in torchvision's layout."""
+    paths = [folder / name / "raw" / file for file in digests]
+    return tuple(path for path in paths if not path.exists())
+
+
+def fetch(
+    loader: Callable[..., Any],
+    name: str,
+    folder: Path,
+    digests: Mapping[str, str],
+    progress: Callable[[str], None],
+) -> None:
+    """Unpack or download what is missing, with torchvision's own loader and progress bar.
+
+    Raises:
+        DataMissing: If it cannot be had.
+    """
+    if not files(name, folder, digests):
+        progress(f"{name} is in {folder / name / 'raw'}")
+        return
+    progress(f"fetching {name} into {folder / name / 'raw'}")
+    try:
+        loader(root=str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataMissing(_advice(name, folder, f"cannot be downloaded ({error})")) from error
+
+
+def read(loader: Callable[..., Any], name: str, folder: Path, digests: Mapping[str, str]) -> Raw:
+    """Return the data set, its images as (samples, 1, height, width) in [0, 1].
+
+    Raises:
+        DataMissing: If a file is absent or its content is not the published one.
+    """
+    absent = files(name, folder, digests)
+    if absent:
+        raise DataMissing(_advice(name, folder, f"is not there: {absent[0]} is missing"))
+    for file, expected in digests.items():
+        path = folder / name / "raw" / file
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != expected:
+            raise DataMissing(
+                f"{path} has SHA-256 {found}, expected {expected}: remove it and run "
+                "`lipbench data fetch` again."
+            )
+    train, test = (loader(root=str(folder), train=part, download=False) for part in (True, False))
+    return Raw(
+        train_inputs=_pixels(train.data),
+        train_targets=train.targets.numpy().astype(np.int64),
+        test_inputs=_pixels(test.data),
+        test_targets=test.targets.numpy().astype(np.int64),
+    )
+
+
+def _pixels(images: Any) -> np.ndarray:
+    return (images.numpy().astype(np.float32) / np.float32(255))[:, None]
+
+
+def _advice(name: str, folder: Path, problem: str) -> str:
+    return (
+        f"{name} {problem}. Run `lipbench data fetch` where there is a network, or copy its four "
+        f"files (gz or unpacked) to {folder / name / 'raw'}, or set LIPBENCH_DATA to the folder "
+        f"that holds {name}/raw."
+    )

@@ -1,0 +1,55 @@
+"""Nested dictionaries of tensors: stacked along a trial axis, and stored flat."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tree = Any
+"""A tensor, or a dictionary or tuple of trees."""
+
+
+def tree_map(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree:
+    """Return the tree of `function` applied to each tensor, with its partners in `others`."""
+    if isinstance(tree, dict):
+        return {
+            key: tree_map(function, value, *(other[key] for other in others))
+            for key, value in tree.items()
+        }
+    if isinstance(tree, tuple):
+        return tuple(tree_map(function, *parts) for parts in zip(tree, *others, strict=True))
+    return function(tree, *others)
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Return the trees joined along a new leading axis."""
+    return tree_map(lambda *values: torch.stack(values), *trees)
+
+
+def take(tree: Tree, trial: int) -> Tree:
+    """Return one trial of a stacked tree; its tensors are views."""
+    return tree_map(lambda value: value[trial], tree)
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors under names joined by slashes, as a file stores them."""
+    flat: dict[str, Tensor] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: dict[str, Tensor]) -> Tree:
+    """Return the tree that `flatten` turned into `flat`; empty dictionaries are gone."""
+    tree: dict[str, Tree] = {}
+    for name, value in flat.items():
+        *parents, key = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[key] = value
+    return tree

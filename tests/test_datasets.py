@@ -1,0 +1,213 @@
+import gzip
+import hashlib
+import os
+import struct
+
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from lipbench import torchvision_images
+from lipbench.data import split
+from lipbench.dataset import DataMissing, Dataset
+from lipbench.datafolder import folder
+from lipbench.registry import load, names
+
+IMAGES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+WITH_IMAGES = pytest.mark.skipif(
+    not os.environ.get("LIPBENCH_DATA"),
+    reason="LIPBENCH_DATA does not name a folder with MNIST and Fashion-MNIST",
+)
+
+
+def a_dataset(name, **fields):
+    return load("lipbench.datasets", name, Dataset)(**fields)
+
+
+def write_images(folder, name, train=20, test=5):
+    # Files in MNIST's format; the digests that belong to them.
+    raw = folder / name / "raw"
+    raw.mkdir(parents=True)
+    digests = {}
+    for prefix, count in (("train", train), ("t10k", test)):
+        pixels = (np.arange(count * 28 * 28) % 256).astype(np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        contents = {
+            f"{prefix}-images-idx3-ubyte": struct.pack(">4i", 2051, count, 28, 28)
+            + pixels.tobytes(),
+            f"{prefix}-labels-idx1-ubyte": struct.pack(">2i", 2049, count) + labels.tobytes(),
+        }
+        for file, content in contents.items():
+            (raw / file).write_bytes(content)
+            digests[file] = hashlib.sha256(content).hexdigest()
+    return raw, digests
+
+
+def read(folder, name, digests):
+    from torchvision.datasets import MNIST
+
+    return torchvision_images.read(MNIST, name, folder, digests)
+
+
+def test_images_are_read_in_pixel_units(tmp_path):
+    _, digests = write_images(tmp_path, "MNIST")
+    raw = read(tmp_path, "MNIST", digests)
+    assert raw.train_inputs.shape == (20, 1, 28, 28)
+    assert raw.test_inputs.shape == (5, 1, 28, 28)
+    assert raw.train_inputs.dtype == np.float32
+    expected = (np.arange(28 * 28) % 256).reshape(28, 28).astype(np.float32) / np.float32(255)
+    assert np.array_equal(raw.train_inputs[0, 0], expected)
+    assert raw.train_targets.tolist() == [number % 10 for number in range(20)]
+    assert raw.train_targets.dtype == np.int64
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_damaged_file_is_refused_by_name(tmp_path, file, damage):
+    raw, digests = write_images(tmp_path, "MNIST")
+    content = bytearray((raw / file).read_bytes())
+    content[-1] ^= 1
+    (raw / file).write_bytes(content if damage == "flip" else content[:-1])
+    with pytest.raises(DataMissing, match=f"{file} has SHA-256 .*remove it"):
+        read(tmp_path, "MNIST", digests)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_files_of_another_data_set_are_refused(tmp_path, name):
+    raw, _ = write_images(tmp_path, IMAGES[name])
+    with pytest.raises(DataMissing, match=f"{raw}/train-images-idx3-ubyte has SHA-256"):
+        a_dataset(name).read(tmp_path)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_missing_file_is_named_with_the_way_out(tmp_path, name):
+    raw, _ = write_images(tmp_path, IMAGES[name])
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    assert a_dataset(name).missing(tmp_path) == (raw / "t10k-labels-idx1-ubyte",)
+    with pytest.raises(DataMissing, match=r"t10k-labels-idx1-ubyte is missing.*LIPBENCH_DATA"):
+        a_dataset(name).read(tmp_path)
+
+
+def test_what_is_there_is_not_fetched(tmp_path):
+    write_images(tmp_path, "MNIST")
+    said = []
+    a_dataset("mnist").fetch(tmp_path, said.append)
+    assert said == [f"MNIST is in {tmp_path / 'MNIST' / 'raw'}"]
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_digest_of_a_published_set_names_all_its_files(name):
+    parts = a_dataset(name).digest.split("-")
+    assert [len(part) for part in parts] == [64] * 4
+    assert len(set(parts)) == 4
+
+
+@WITH_IMAGES
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_published_images_are_60000_and_10000_of_28x28_pixels(name, tmp_path):
+    raw = a_dataset(name).read(unpacked(IMAGES[name], tmp_path))
+    assert raw.train_inputs.shape == (60_000, 1, 28, 28)
+    assert raw.test_inputs.shape == (10_000, 1, 28, 28)
+    assert (raw.train_inputs.min(), raw.train_inputs.max()) == (0, 1)
+    assert np.bincount(raw.test_targets).sum() == 10_000
+    assert raw.train_targets.min() == 0
+    assert raw.train_targets.max() == 9
+
+
+def unpacked(name, tmp_path):
+    # The files may lie there packed, and on a folder that cannot be written to.
+    source, target = folder() / name / "raw", tmp_path / name / "raw"
+    target.mkdir(parents=True)
+    for path in source.glob("*ubyte*"):
+        plain = path.read_bytes()
+        content = gzip.decompress(plain) if path.suffix == ".gz" else plain
+        (target / path.name.removesuffix(".gz")).write_bytes(content)
+    return tmp_path
+
+
+def test_the_digits_are_1797_images_of_8x8_pixels(tmp_path):
+    raw = a_dataset("digits").read(tmp_path)
+    assert raw.train_inputs.shape == (1437, 1, 8, 8)
+    assert raw.test_inputs.shape == (360, 1, 8, 8)
+    both = np.concatenate([raw.train_inputs, raw.test_inputs])
+    assert (both.min(), both.max(), both.dtype) == (0, 1, np.float32)
+    assert len(np.unique(both, axis=0)) == 1797
+
+
+def test_digits_that_were_changed_are_refused(tmp_path, monkeypatch):
+    bunch = sklearn.datasets.load_digits()
+    bunch.images[0, 0, 0] += 1
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: bunch)
+    with pytest.raises(DataMissing, match="digits have SHA-256 .* reinstall scikit-learn"):
+        a_dataset("digits").read(tmp_path)
+
+
+def test_half_max_abs_is_the_target_function_on_its_grid(tmp_path):
+    """f(x) = ½·max(|x| - 3, 0): ½ at both ends, 0 within [-3, 3], ¼ at 3.5."""
+    raw = a_dataset("half_max_abs").read(tmp_path)
+    x, y = raw.test_inputs[:, 0], raw.test_targets[:, 0]
+    assert (len(x), x[0], x[-1], y[0], y[-1]) == (801, -4, 4, 0.5, 0.5)
+    assert not y[np.abs(x) <= 3].any()
+    assert y[np.argmin(np.abs(x - 3.5))] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_half_max_abs_has_training_inputs_on_its_three_intervals_only(tmp_path, seed):
+    raw = a_dataset("half_max_abs", samples=500, split_seed=seed).read(tmp_path)
+    size = np.abs(raw.train_inputs[:, 0])
+    assert (((size >= 3) & (size <= 4)) | (size <= 0.3)).all()
+    # Uniform on a length of 2.6: the middle has a share of 0.6 / 2.6.
+    assert (size <= 0.3).mean() == pytest.approx(0.6 / 2.6, abs=0.08)
+
+
+def test_half_max_abs_has_noise_of_the_stated_size_on_training_targets(tmp_path):
+    fields = {"samples": 4000}
+    noisy = a_dataset("half_max_abs", noise=0.2, **fields).read(tmp_path)
+    plain = a_dataset("half_max_abs", noise=0.0, **fields).read(tmp_path)
+    x = plain.train_inputs.astype(np.float64)
+    np.testing.assert_allclose(
+        plain.train_targets, np.maximum(np.abs(x) - 3, 0) / 2, atol=1e-6
+    )
+    assert (noisy.train_targets - plain.train_targets).std() == pytest.approx(0.2, rel=0.05)
+
+
+def test_half_max_abs_samples_pairs_on_its_whole_domain():
+    dataset = a_dataset("half_max_abs")
+    drawn = dataset.sample_pairs(2000, np.random.default_rng(0))
+    assert drawn.shape == (2000, 1)
+    assert np.abs(drawn).max() <= 4
+    counts, _ = np.histogram(drawn, bins=8, range=(-4, 4))
+    assert counts.min() > 180
+
+
+def test_half_max_abs_keeps_its_training_set_for_every_split(tmp_path):
+    dataset = a_dataset("half_max_abs")
+    data = split(dataset, dataset.read(tmp_path))
+    assert (len(data.train), len(data.pairs), len(data.test)) == (100, 0, 801)
+    assert data.train.targets.shape == (100, 1)
+
+
+@pytest.mark.parametrize(("field", "value"), [("samples", 0), ("noise", -0.1)])
+def test_half_max_abs_refuses_a_number_out_of_range(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be at least"):
+        a_dataset("half_max_abs", **{field: value})
+
+
+def test_data_that_follow_from_fields_have_a_digest_of_the_fields():
+    digests = {a_dataset("half_max_abs", samples=n).digest for n in (10, 20)}
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("name", names("lipbench.datasets"))
+def test_every_data_set_names_its_source_and_its_shape(name):
+    dataset = a_dataset(name)
+    assert "Source:" in type(dataset).__doc__
+    assert dataset.outputs >= 1
+    assert all(length >= 1 for length in dataset.input_shape)
+    assert len(dataset.digest) > 0
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist"])
+def test_a_data_set_without_a_sampler_says_so(name):
+    with pytest.raises(TypeError, match="has no pair sampler: use its pair set"):
+        a_dataset(name).sample_pairs(1, np.random.default_rng(0))

@@ -1,0 +1,108 @@
+"""Small trainings on the digits, through the same doors as large ones."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from lipbench.data import split
+from lipbench.dataset import Dataset
+from lipbench.discrepancy import Discrepancy
+from lipbench.method import Method
+from lipbench.model import Model
+from lipbench.net import Net, Skeleton
+from lipbench.optimiser import Optimizer
+from lipbench.registry import load
+from lipbench.seeds import stream
+from lipbench.settings import MethodEntry, TrainingSettings
+from lipbench.trainer import Trainer
+from lipbench.trial import Trial
+
+# What every method gets that cannot train without: to ask all of them the same questions.
+TINY = {"clip": {"pairs": 8, "lambda_": 0.1}, "weight_regularization": {"mu": 0.01}}
+
+
+def a_method(name, **fields):
+    return load("lipbench.methods", name, Method)(**fields)
+
+
+def a_model(name="mlp", **fields):
+    return load("lipbench.models", name, Model)(**fields)
+
+
+SMALL = a_model(widths=(16, 16), activation="sigmoid")
+
+
+@lru_cache
+def digits(train=128, pairs=32, validation=64, classes=(), dtype=torch.float32):
+    dataset = load("lipbench.datasets", "digits", Dataset)(
+        train_size=train, pair_size=pairs, validation_size=validation, classes=classes
+    )
+    return split(dataset, dataset.read(Path()), dtype=dtype)
+
+
+def an_entry(
+    name,
+    *,
+    epochs=3,
+    batch_size=32,
+    warmup=0,
+    lr=0.5,
+    optimizer=None,
+    target=None,
+    path=(),
+    discrepancy=None,
+    dtype="float32",
+    **fields,
+):
+    return MethodEntry(
+        name=name,
+        method=a_method(name, **fields),
+        training=TrainingSettings(
+            epochs=epochs,
+            batch_size=batch_size,
+            warmup=warmup,
+            optimizer=optimizer or Optimizer(lr=lr),
+            dtype=dtype,
+        ),
+        target_accuracy=target,
+        path=path,
+        discrepancy=discrepancy or (Discrepancy() if target is not None else None),
+    )
+
+
+def a_trainer(entry, data=None, *, seeds=(0,), model=SMALL, score=None):
+    trials = [Trial(entry=entry, seed=seed) for seed in seeds]
+    return Trainer(trials, model, digits() if data is None else data, score)
+
+
+def train(entry, data=None, **options):
+    trainer = a_trainer(entry, data, **options)
+    return trainer.run(trainer.begin())
+
+
+def a_net(module, shape):
+    # The network of a module, with its numbers.
+    params = {name: value.detach().clone() for name, value in module.named_parameters()}
+    return Net(Skeleton(module, shape), params, dict(module.named_buffers()))
+
+
+def initial(data, *, seed=0, model=SMALL):
+    # The network every method of a seed starts from.
+    dataset = data.dataset
+    module = model.build(dataset.input_shape, dataset.outputs, stream(seed, "init"))
+    return module.to(data.train.inputs.dtype)
+
+
+def batches(data, size, epochs, seed=0):
+    # The mini-batches that a seed sees, as (inputs, targets).
+    rng = stream(seed, "order")
+    for _ in range(epochs):
+        order = torch.randperm(len(data.train), generator=rng)
+        for rows in order.split(size):
+            yield data.train.inputs[rows], data.train.targets[rows]
+
+
+def same(one, other):
+    # Bit for bit.
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
