@@ -43,7 +43,7 @@ def squared_quotients(
     """Return ‖f(u) - f(v)‖² / ‖u - v‖² in Euclidean norms, from one forward pass.
 
     Pairs closer than `LEAST_DISTANCE` are measured as if they were that far apart, which can
-    only make the quotient smaller; at u = v it is 0 and so is its gradient.
+    only make the quotient smaller; at u = v it is 0 up to rounding.
     """
     outputs = function(torch.cat([u, v]))
     rise = (outputs[: len(u)] - outputs[len(u) :]).square().sum(dim=1)
@@ -56,8 +56,9 @@ def quotients(
 ) -> Float[Tensor, " pairs"]:
     """Return ‖f(u) - f(v)‖ / ‖u - v‖ in Euclidean norms, with gradient 0 where it is 0."""
     squares = squared_quotients(function, u, v)
-    positive = squares > 0
-    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    # Not `squares > 0`, which would turn NaN into 0.
+    some = squares != 0
+    return torch.where(some, torch.where(some, squares, 1.0).sqrt(), 0.0)
 
 
 def ascend(
@@ -65,7 +66,7 @@ def ascend(
     pairs: Pairs,
     *,
     accept: bool,
-    factor: float = 1.3,
+    factor: float | Float[Tensor, ""] = 1.3,
     box: Box | None = None,
 ) -> tuple[Pairs, Float[Tensor, " pairs"]]:
     """Move every pair one step up its quotient L: x ← x + step·L·∇L, that is step/2·∇(L²).

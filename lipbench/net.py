@@ -1,0 +1,175 @@
+"""A network as a function of its parameters, which is how training methods see it."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lipbench.steps import Linear
+
+if TYPE_CHECKING:
+    from lipbench.network import Graph, Network
+
+
+@dataclass
+class Meter:
+    """Counts samples that one trial has sent through its network in training."""
+
+    forwards: int = 0
+    gradients: int = 0
+
+
+class Skeleton:
+    """The code of a network without its numbers; shared by all trials of a stack."""
+
+    def __init__(self, module: nn.Module, input_shape: tuple[int, ...]) -> None:
+        self.input_shape = input_shape
+        self.module = copy.deepcopy(module).to("meta").eval()
+        self._training = _with_pure_batch_norm(self.module)
+
+    @cached_property
+    def graph(self) -> "Graph":
+        """Return the network as primitive steps.
+
+        Raises:
+            Refused: If a layer is neither primitive nor explained; the message names it.
+        """
+        from lipbench.network import walk
+
+        return walk(self.module, self.input_shape)
+
+    def call(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor) -> Any:
+        """Return the outputs in evaluation mode."""
+        return functional_call(self.module, (dict(params), dict(buffers)), (x,))
+
+    def train(
+        self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return the outputs in training mode, and the buffers after it."""
+        if self._training is None:
+            return self.call(params, buffers, x), dict(buffers)
+        outputs = functional_call(self._training, (dict(params), dict(buffers)), (x,))
+        fresh = dict(buffers)
+        for name, layer in self._training.named_modules():
+            if isinstance(layer, _PureBatchNorm):
+                fresh |= {f"{name}.{key}": value for key, value in layer.fresh.items()}
+                layer.fresh = {}
+        return outputs, fresh
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network with its parameters and buffers: pure functions, nothing is ever mutated."""
+
+    skeleton: Skeleton
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
+    is_frozen: bool = False
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch outputs"]:
+        """Return the outputs in evaluation mode: running statistics, no dropout."""
+        self._count(inputs)
+        return self.skeleton.call(self.params, self.buffers, inputs)
+
+    def train(
+        self, inputs: Float[Tensor, "batch *shape"]
+    ) -> tuple[Float[Tensor, "batch outputs"], dict[str, Tensor]]:
+        """Return the outputs with batch statistics, and the buffers to store in the state."""
+        self._count(inputs)
+        return self.skeleton.train(self.params, self.buffers, inputs)
+
+    @property
+    def frozen(self) -> "Net":
+        """Return the same network with detached parameters.
+
+        A function that differentiates it counts its gradients in `meter` itself.
+        """
+        detached = {name: value.detach() for name, value in self.params.items()}
+        return replace(self, params=detached, is_frozen=True)
+
+    def with_params(self, params: Mapping[str, Tensor]) -> "Net":
+        """Return the same network with some parameters replaced."""
+        return replace(self, params={**self.params, **params})
+
+    @property
+    def steps(self) -> "Network":
+        """Return the network as primitive steps with their current values."""
+        return self.skeleton.graph.bind(self.params, self.buffers)
+
+    @property
+    def layers(self) -> tuple[Linear, ...]:
+        """Return the linear steps, in order, with their current weights."""
+        return self.steps.layers
+
+    def module(self) -> nn.Module:
+        """Return an ordinary module with these numbers, in evaluation mode."""
+        module = copy.deepcopy(self.skeleton.module)
+        module.load_state_dict({**self.params, **self.buffers}, assign=True)
+        return module.requires_grad_(False).eval()
+
+    def _count(self, inputs: Tensor) -> None:
+        self.meter.forwards += len(inputs)
+        if not self.is_frozen:
+            self.meter.gradients += len(inputs)
+
+
+class _PureBatchNorm(nn.Module):
+    """Batch normalisation in training mode that leaves its new statistics in `fresh`.
+
+    torch's own layer updates its buffers in place, which `vmap` refuses.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, layer: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.eps, self.momentum = layer.eps, layer.momentum
+        self.weight, self.bias = layer.weight, layer.bias
+        for name, buffer in layer.named_buffers():
+            self.register_buffer(name, buffer)
+        self.fresh: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = [0, *range(2, x.ndim)]
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        mean = x.mean(axes)
+        variance = (x - mean.view(shape)).square().mean(axes)
+        count = x.numel() // x.shape[1]
+        batches = self.num_batches_tracked + 1
+        momentum = 1 / batches.to(x.dtype) if self.momentum is None else self.momentum
+        unbiased = variance.detach() * count / max(count - 1, 1)
+        self.fresh = {
+            "running_mean": torch.lerp(self.running_mean, mean.detach(), momentum),
+            "running_var": torch.lerp(self.running_var, unbiased, momentum),
+            "num_batches_tracked": batches,
+        }
+        normal = (x - mean.view(shape)) / (variance.view(shape) + self.eps).sqrt()
+        if self.weight is None:
+            return normal
+        return normal * self.weight.view(shape) + self.bias.view(shape)
+
+
+def _with_pure_batch_norm(module: nn.Module) -> nn.Module | None:
+    found = [
+        name
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
+    ]
+    if not found:
+        return None
+    module = copy.deepcopy(module)
+    for name in found:
+        parent, _, child = name.rpartition(".")
+        layer = module.get_submodule(name)
+        assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        setattr(module.get_submodule(parent), child, _PureBatchNorm(layer))
+    return module

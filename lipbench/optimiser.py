@@ -1,0 +1,72 @@
+"""The optimisers: pure updates of parameters, so that trials can be stacked."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+Moments = dict[str, Params]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Stochastic gradient descent with momentum, or Adam; fields are keys of `benchmarks.toml`.
+
+    Source:
+        Kingma and Ba, Adam: A Method for Stochastic Optimization (2015), Algorithm 1. Momentum
+        is the heavy ball v ← momentum·v + g, θ ← θ - lr·v.
+    """
+
+    name: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    """Of sgd."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    """Of adam, as beta1 and beta2."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}.")
+        for field in ("momentum", "beta1", "beta2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}.")
+        if not self.eps > 0:
+            raise ValueError(f"eps must be positive, got {self.eps}.")
+
+    def start(self, params: Params) -> Moments:
+        """Return the moments before the first step."""
+        names = ("velocity",) if self.name == "sgd" else ("first", "second")
+        moments = {
+            name: {key: torch.zeros_like(value) for key, value in params.items()} for name in names
+        }
+        if self.name == "adam":
+            like = next(iter(params.values()))
+            moments["steps"] = {"": torch.zeros((), dtype=like.dtype, device=like.device)}
+        return moments
+
+    def step(
+        self, params: Params, gradients: Params, moments: Moments, lr: Tensor
+    ) -> tuple[Params, Moments]:
+        """Return parameters and moments after one step with the learning rate `lr`."""
+        if self.name == "sgd":
+            velocity = {
+                name: self.momentum * moments["velocity"][name] + gradients[name] for name in params
+            }
+            return {name: params[name] - lr * velocity[name] for name in params}, {
+                "velocity": velocity
+            }
+        first = {n: torch.lerp(gradients[n], moments["first"][n], self.beta1) for n in params}
+        second = {
+            n: torch.lerp(gradients[n].square(), moments["second"][n], self.beta2) for n in params
+        }
+        steps = moments["steps"][""] + 1
+        bias1, bias2 = 1 - self.beta1**steps, 1 - self.beta2**steps
+        moved = {
+            n: params[n] - lr * (first[n] / bias1) / ((second[n] / bias2).sqrt() + self.eps)
+            for n in params
+        }
+        return moved, {"first": first, "second": second, "steps": {"": steps}}

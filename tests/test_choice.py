@@ -1,0 +1,87 @@
+"""The rules of the choice, against a twin that keeps every epoch."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lipbench.choice import MAXIMUM_WINDOW, TARGET_WINDOW, Choice
+
+# Coarse numbers: ties and accuracies at the edge of a window are frequent.
+ACCURACIES = st.sampled_from([0.5, 0.8, 0.884, 0.886, 0.895, 0.9, 0.905, 0.914, 0.916, 0.95])
+EPOCHS = st.lists(st.tuples(ACCURACIES, st.sampled_from([0.1, 0.2, 0.3])), max_size=12)
+
+
+def choose(epochs, target=None, warmup=0):
+    # Returns the chosen epoch with its flags, and those that were attacked.
+    choice, attacked = Choice(target, warmup, []), []
+    for number, (accuracy, score) in enumerate(epochs, start=1):
+
+        def attack(number=number, score=score):
+            attacked.append(number)
+            return score
+
+        found = choice.offer(number, accuracy, attack, lambda number=number: f"net {number}")
+        assert found == (score if number in attacked else None)
+    chosen = choice.chosen()
+    return (None if chosen is None else (chosen[0].epoch, chosen[1])), attacked, choice
+
+
+def naive(epochs, target, warmup):
+    late = [(n, a, s) for n, (a, s) in enumerate(epochs, start=1) if n > warmup]
+    if not late:
+        return None
+    if target is None:
+        most = max(a for _, a, _ in late)
+        eligible = [e for e in late if e[1] >= most - MAXIMUM_WINDOW]
+        return max(eligible, key=lambda e: (e[2], e[1], -e[0]))[0], ()
+    eligible = [e for e in late if abs(e[1] - target) <= TARGET_WINDOW]
+    if eligible:
+        return max(eligible, key=lambda e: (e[2], -e[0]))[0], ()
+    nearest = min(late, key=lambda e: (abs(e[1] - target), e[0]))
+    return nearest[0], ("target_missed",)
+
+
+@settings(max_examples=200)
+@given(EPOCHS, st.sampled_from([None, 0.9]), st.integers(0, 3))
+def test_the_choice_is_that_of_a_twin_which_keeps_every_epoch(epochs, target, warmup):
+    assert choose(epochs, target, warmup)[0] == naive(epochs, target, warmup)
+
+
+@given(EPOCHS)
+def test_with_a_target_one_network_is_kept(epochs):
+    assert len(choose(epochs, target=0.9)[2].candidates) <= 1
+
+
+@given(EPOCHS)
+def test_without_a_target_no_kept_network_is_beaten_in_both(epochs):
+    kept = choose(epochs)[2].candidates
+    for one in kept:
+        others = [c for c in kept if c is not one]
+        assert not any(c.accuracy >= one.accuracy and c.score >= one.score for c in others)
+
+
+def test_the_most_robust_epoch_near_the_target_wins():
+    assert choose([(0.91, 0.2), (0.89, 0.4), (0.9, 0.3)], target=0.9)[0] == (2, ())
+
+
+def test_a_robust_epoch_far_from_the_target_does_not_win():
+    """A network after one epoch is flat and inaccurate: the attack alone would pick it."""
+    assert choose([(0.6, 0.5), (0.9, 0.3)], target=0.9)[0] == (2, ())
+    assert choose([(0.6, 0.5), (0.9, 0.3)])[0] == (2, ())
+
+
+def test_without_an_epoch_near_the_target_the_nearest_is_flagged():
+    assert choose([(0.5, 0.4), (0.8, 0.1), (0.7, 0.3)], target=0.9)[0] == (2, ("target_missed",))
+
+
+def test_only_eligible_epochs_are_attacked():
+    assert choose([(0.5, 0.1), (0.9, 0.1), (0.6, 0.1), (0.91, 0.1)], target=0.9)[1] == [2, 4]
+    assert choose([(0.5, 0.1), (0.9, 0.1), (0.6, 0.1), (0.898, 0.1)])[1] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("target", [None, 0.9])
+def test_warm_up_and_epochs_without_an_accuracy_do_not_count(target):
+    assert choose([(0.9, 0.9), (math.nan, 0.9), (0.9, 0.1)], target, warmup=1)[0] == (3, ())
+    assert choose([(0.9, 0.9)], target, warmup=1)[0] is None
