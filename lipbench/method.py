@@ -60,7 +60,7 @@ class Summary:
     loss: float
     """Mean training objective over the epoch's batches."""
     train_accuracy: float
-    """Share of training samples classified correctly after the epoch; NaN for regression."""
+    """Share of training samples classified correctly after the last step; NaN for regression."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +71,14 @@ class Method(ABC):
     `params` of the results. A trailing underscore is not part of the key (`lambda_` is set as
     `lambda`). A subclass is final; to vary one, wrap it.
 
-    Hooks marked * are called inside `torch.func.vmap` when `stackable` is True: they must be pure
-    tensor code, take their randomness from `draw`, and never look at a value. All others are
-    called for one trial at a time.
+    The hooks `loss`, `ascend`, `project` and `effective` are called inside `torch.func.vmap` when
+    `stackable` is True: they must be pure tensor code, take their randomness from `draw`, and
+    never look at a value. All others are called for one trial at a time.
 
     `net` is a `lipbench.net.Net`; `h` holds the fields that may differ inside a stack (all float
-    fields), as 0-d tensors under their field names: read them there and not from `self`.
+    fields but norms), as 0-d tensors under their field names: hooks marked * read them there and
+    not from `self`, where a field that differs in the stack raises. All other hooks are called on
+    the trial's own method; but a strength that the core drives is found in `h` only.
     """
 
     stackable: ClassVar[bool] = False
@@ -108,7 +110,10 @@ class Method(ABC):
         return model
 
     def start(self, net: "Net", data: "Data", rng: torch.Generator) -> State:
-        """Return the initial state of one trial."""
+        """Return the initial state of one trial, which keeps its names, shapes and dtypes.
+
+        `data.batch_size` is the size of all batches but the last of an epoch.
+        """
         return {}
 
     def begin_epoch(
@@ -125,26 +130,26 @@ class Method(ABC):
     def loss(
         self, net: "Net", batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
     ) -> tuple[Float[Tensor, ""], State]:
-        """* Return the objective of a step, to be minimised in the parameters, and the state."""
+        """Return the objective of a step, to be minimised in the parameters, and the state."""
 
     def ascend(self, state: State, gradients: dict[str, Tensor], h: Scalars) -> State:
-        """* Return the state moved along the gradients of the entries named in `ascends`."""
+        """Return the state moved along the gradients of the entries named in `ascends`."""
         return state
 
     def project(self, net: "Net", state: State, h: Scalars) -> tuple[Params, State]:
-        """* Return the parameters after an optimiser step, moved back to the allowed set."""
+        """Return the parameters after an optimiser step, moved back to the allowed set."""
         return net.params, state
 
     def end_epoch(self, net: "Net", summary: Summary, state: State, h: Scalars) -> State:
         """Return the state with which training goes on after an epoch.
 
-        A method that is not stackable may do anything here, for example solve a semidefinite
+        The network is measured after it, so that a change of `effective` counts. A method that is not stackable may do anything here, for example solve a semidefinite
         program in numpy.
         """
         return state
 
     def effective(self, net: "Net", state: State, h: Scalars) -> Params:
-        """* Return the parameters of the network that training stands for at this moment.
+        """Return the parameters of the network that training stands for at this moment.
 
         It is what the selection of a checkpoint measures. For a method that trains the
         parameters it returns, they are `net.params`.

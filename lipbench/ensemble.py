@@ -1,0 +1,165 @@
+"""The trials of one stack, what they share, and how far their training is."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import vmap
+
+from lipbench.choice import Choice
+from lipbench.data import Data
+from lipbench.discrepancy import Discrepancy
+from lipbench.model import Model
+from lipbench.net import Meter, Net, Skeleton
+from lipbench.seeds import stream
+from lipbench.trees import Tree, stack, take, tree_map
+from lipbench.trial import Trial, representative
+
+
+class Refusal(Exception):
+    """A method cannot train this network on these data; the message says why."""
+
+
+@dataclass
+class Progress:
+    """Where a stack stands: all that a resumed run needs to end with the same bits.
+
+    Trees have a leading trial axis; lists have one entry per trial.
+    """
+
+    point: int = 0
+    """Index into the strengths of the path."""
+    epoch: int = 0
+    """Epochs finished at this point."""
+    params: Tree = field(default_factory=dict)
+    moments: Tree = field(default_factory=dict)
+    state: Tree = field(default_factory=dict)
+    course: Tree = field(default_factory=dict)
+    """The strengths, as the discrepancy principle keeps them."""
+    streams: dict[str, list[torch.Generator]] = field(default_factory=dict)
+    choices: list[Choice[Tree]] = field(default_factory=list)
+    snapshots: list[dict[str, Tree]] = field(default_factory=list)
+    """The network at the end of each point, with what was measured there."""
+    histories: list[list[dict[str, Any]]] = field(default_factory=list)
+    """One row per epoch, as train.csv has it."""
+    ended: list[int | None] = field(default_factory=list)
+    """The epoch in which a number stopped being finite, or None."""
+    seconds: float = 0.0
+    forwards: int = 0
+    gradients: int = 0
+
+
+class Ensemble:
+    """Networks that are trained together: the same code and data, other numbers."""
+
+    def __init__(self, trials: list[Trial], model: Model, data: Data) -> None:
+        """Build the networks.
+
+        Raises:
+            Refusal: If the method refuses the network or the data.
+            ValueError: If the trials cannot be stacked.
+        """
+        first = trials[0]
+        if any(trial.shared() != first.shared() for trial in trials):
+            raise ValueError("the trials of a stack may differ in seeds and real numbers only.")
+        if not first.method.stackable and len(trials) > 1:
+            raise ValueError(f"{first.entry.name} is not stackable: train its trials one by one.")
+        self.trials, self.training = trials, first.entry.training
+        self.method = representative(trials)
+        self.data = replace(data, batch_size=min(self.training.batch_size, len(data.train)))
+        self.discrepancy = first.entry.discrepancy or Discrepancy()
+        self.device, self.dtype = data.train.inputs.device, data.train.inputs.dtype
+        self.meter = Meter()
+        self._model = model
+        modules = [self._build(trial) for trial in trials]
+        self.skeleton = Skeleton(modules[0], data.dataset.input_shape)
+        self.initial = [
+            (
+                {name: value.detach() for name, value in module.named_parameters()},
+                dict(module.named_buffers()),
+            )
+            for module in modules
+        ]
+
+    def _build(self, trial: Trial) -> nn.Module:
+        dataset = self.data.dataset
+        module = self._model.build(dataset.input_shape, dataset.outputs, stream(trial.seed, "init"))
+        reason = trial.method.refuses(module, self.data)
+        if reason is not None:
+            raise Refusal(f"{trial.entry.name} refuses: {reason}.")
+        own = stream(trial.seed, "method", trial.entry.name, "build")
+        return trial.method.build(module, dataset.input_shape, own).to(self.device, self.dtype)
+
+    def column(self, values: list[float]) -> Float[Tensor, " trials"]:
+        """Return one number per trial as a tensor."""
+        return torch.tensor(values, dtype=self.dtype, device=self.device)
+
+    def scalars(self, progress: Progress) -> dict[str, Float[Tensor, " trials"]]:
+        """Return the fields of the methods that may differ, the strength at its present value."""
+        columns = {
+            name: self.column([getattr(trial.method, name) for trial in self.trials])
+            for name in self.trials[0].scalars()
+        }
+        if self.method.strength is not None:
+            columns[self.method.strength.field] = progress.course["strength"]
+        return columns
+
+    def net(self, params: Tree, state: Tree) -> Net:
+        """Return the network of one trial with these numbers; its calls are not counted."""
+        return Net(self.skeleton, params, state.get("buffers", {}))
+
+    def nets(self, progress: Progress) -> list[Net]:
+        """Return the networks of all trials."""
+        return [
+            self.net(take(progress.params, number), take(progress.state, number))
+            for number in range(len(self.trials))
+        ]
+
+    def drives(self, every: str, measure: str | None = None) -> bool:
+        """Return whether the strength moves `every` epoch or step, by this measure if given."""
+        driven = self.trials[0].entry.target_accuracy is not None
+        same = measure is None or self.discrepancy.measure == measure
+        return driven and self.discrepancy.every == every and same
+
+    @property
+    def measures_batches(self) -> bool:
+        """Return whether the accuracy on each batch after its step is needed."""
+        return self.drives("step") or self.drives("epoch", "batch")
+
+    def move(self, progress: Progress, accuracy: Float[Tensor, " trials"]) -> None:
+        """Move the strengths after a comparison of accuracies and targets."""
+        law = self.method.strength
+        targets = [trial.entry.target_accuracy for trial in self.trials]
+        assert law is not None
+        target = self.column([math.nan if value is None else value for value in targets])
+        progress.course = self.discrepancy.move(progress.course, accuracy, target, law)
+
+    def mapped(self, function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
+        """Return `function` for all trials at once; its last `shared` arguments have no trials."""
+        if self.method.stackable:
+
+            def stacked(*arguments: Any) -> Any:
+                axes = tuple([0] * (len(arguments) - shared) + [None] * shared)
+                return vmap(function, in_dims=axes)(*arguments)
+
+            return stacked
+
+        def alone(*arguments: Any) -> Any:
+            cut = len(arguments) - shared
+            own = take(arguments[:cut], 0)
+            return tree_map(lambda value: value.unsqueeze(0), function(*own, *arguments[cut:]))
+
+        return alone
+
+    def each(self, function: Callable[..., Tree], *trees: Tree) -> Tree:
+        """Return the stacked results of `function`, called with each trial's number and trees."""
+        return stack(
+            [
+                function(number, *(take(tree, number) for tree in trees))
+                for number in range(len(self.trials))
+            ]
+        )

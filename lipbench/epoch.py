@@ -1,0 +1,112 @@
+"""One epoch of training for all trials of a stack: the hot path."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad_and_value
+
+from lipbench.data import Batch
+from lipbench.ensemble import Ensemble, Progress
+from lipbench.method import Method, Scalars
+from lipbench.net import Net
+from lipbench.trees import Tree, stack
+
+
+def train_epoch(
+    ensemble: Ensemble, progress: Progress
+) -> tuple[Float[Tensor, " trials"], Float[Tensor, " trials"]]:
+    """Take the steps of one epoch and count them in `progress`.
+
+    Every trial has its own order of the samples, the last batch may be smaller, and nothing is
+    read back from the device.
+
+    Returns:
+        The mean objective, and the mean accuracy on each batch after its step (NaN where it is
+        not needed).
+    """
+    data, training = ensemble.data, ensemble.training
+    _begin(ensemble, progress)
+    streams = progress.streams["order"]
+    order = torch.stack([torch.randperm(len(data.train), generator=g) for g in streams])
+    order = order.to(ensemble.device)
+    step = ensemble.mapped(lambda *arguments: _step(ensemble, *arguments))
+    rates = ensemble.column([trial.entry.training.optimizer.lr for trial in ensemble.trials])
+    h = ensemble.scalars(progress)
+    losses: Any = 0.0
+    correct: Any = 0.0
+    seen = 0
+    for start in range(0, len(data.train), training.batch_size):
+        rows = order[:, start : start + training.batch_size]
+        inputs, targets = data.train.inputs[rows], data.train.targets[rows]
+        for _ in range(ensemble.method.replays):
+            draws = _draws(ensemble, progress, inputs, targets)
+            before = (progress.params, progress.moments, progress.state)
+            after = step(*before, h, rates, inputs, targets, draws)
+            progress.params, progress.moments, progress.state, value, accuracy = after
+            if ensemble.drives("step") and progress.epoch >= training.warmup:
+                ensemble.move(progress, accuracy)
+                h = ensemble.scalars(progress)
+            losses = losses + value * rows.shape[1]
+            correct = correct + accuracy * rows.shape[1]
+            seen += rows.shape[1]
+    progress.forwards += ensemble.meter.forwards
+    progress.gradients += ensemble.meter.gradients
+    return losses / seen, correct / seen
+
+
+def _begin(ensemble: Ensemble, progress: Progress) -> None:
+    ensemble.meter.forwards = ensemble.meter.gradients = 0
+    nets, streams = ensemble.nets(progress), progress.streams["method"]
+
+    def begin(number: int, state: Tree) -> Tree:
+        method, rng = ensemble.trials[number].method, streams[number]
+        return method.begin_epoch(nets[number], ensemble.data, state, progress.epoch + 1, rng)
+
+    progress.state = ensemble.each(begin, progress.state)
+
+
+def _step(
+    ensemble: Ensemble,
+    params: Tree,
+    moments: Tree,
+    state: Tree,
+    h: Scalars,
+    rate: Float[Tensor, ""],
+    inputs: Float[Tensor, "batch *shape"],
+    targets: Tensor,
+    draws: Tree,
+) -> tuple[Tree, Tree, Tree, Tensor, Tensor]:
+    """Return one trial after one step, its objective before and its batch accuracy after it."""
+    method, data = ensemble.method, ensemble.data
+    batch = Batch(inputs, targets, data.task, data.box)
+
+    def objective(params: Tree, rising: Tree) -> tuple[Tensor, Tree]:
+        net = Net(ensemble.skeleton, params, state["buffers"], ensemble.meter)
+        return method.loss(net, batch, {**state, **rising}, draws, h)
+
+    rising = {name: state[name] for name in method.ascends}
+    both = grad_and_value(objective, argnums=(0, 1), has_aux=True)
+    (gradients, climbs), (value, state) = both(params, rising)
+    params, moments = ensemble.training.optimizer.step(params, gradients, moments, rate)
+    if method.ascends:
+        state = method.ascend(state, climbs, h)
+    params, state = method.project(ensemble.net(params, state), state, h)
+    accuracy = torch.full_like(value, math.nan)
+    if ensemble.measures_batches:
+        net = ensemble.net(params, state)
+        outputs = net.with_params(method.effective(net, state, h))(inputs)
+        accuracy = batch.correct(outputs).mean()
+    return params, moments, state, value, accuracy
+
+
+def _draws(ensemble: Ensemble, progress: Progress, inputs: Tensor, targets: Tensor) -> Tree:
+    if type(ensemble.method).draw is Method.draw:
+        return {}
+    drawn = []
+    for number, trial in enumerate(ensemble.trials):
+        batch = Batch(inputs[number], targets[number], ensemble.data.task, ensemble.data.box)
+        drawn.append(trial.method.draw(batch, progress.streams["method"][number]))
+    return stack(drawn)

@@ -1,0 +1,163 @@
+"""What is measured of a stack after each epoch, and what follows from it."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipbench.adversary import Classifier
+from lipbench.data import Batch, Split
+from lipbench.ensemble import Ensemble, Progress, Refusal
+from lipbench.method import Method, Summary
+from lipbench.trees import Tree, take, tree_map
+
+Score = Callable[[Classifier, int], float]
+"""Validation accuracy of a classifier under the selection attack, for a seed."""
+_CHUNK = 8192
+
+
+def survey(
+    ensemble: Ensemble,
+    progress: Progress,
+    loss: Float[Tensor, " trials"],
+    batch_accuracy: Float[Tensor, " trials"],
+    score: Score | None,
+) -> None:
+    """Measure the networks after an epoch, offer them for choice, and move the strengths."""
+    data = ensemble.data
+    effective, train = _effective(ensemble, progress)
+    if type(ensemble.method).end_epoch is not Method.end_epoch:
+        _end(ensemble, progress, loss, train)
+        # What the hook made of the networks is what will be chosen and saved.
+        effective, train = _effective(ensemble, progress)
+    validation = None
+    if train is not None and len(data.validation):
+        validation = _accuracy(ensemble, effective, progress.state["buffers"], data.validation)
+    columns = {
+        "loss": loss,
+        "batch_accuracy": batch_accuracy,
+        "train_accuracy": train,
+        "validation_accuracy": validation,
+        "validation_score": None,
+        "strength": progress.course.get("strength"),
+    }
+    finite = _finite(progress.params, loss)
+    for number, trial in enumerate(ensemble.trials):
+        if progress.ended[number] is not None:
+            continue
+        row = _row(columns, number, len(progress.histories[number]) + 1)
+        progress.histories[number].append(row)
+        if not bool(finite[number]):
+            progress.ended[number] = row["epoch"]
+        elif train is not None and score is not None and not trial.entry.path:
+            net = ensemble.net(take(effective, number), take(progress.state, number))
+            row["validation_score"] = _offer(ensemble, progress, number, row, score, net)
+    if ensemble.drives("epoch") and progress.epoch >= ensemble.training.warmup:
+        measures = {"train": train, "batch": batch_accuracy, "validation": validation}
+        ensemble.move(progress, _measured(measures, ensemble.discrepancy.measure))
+
+
+def snapshot(ensemble: Ensemble, progress: Progress, number: int, row: dict[str, Any]) -> Tree:
+    """Return a copy of one trial after the epoch of `row`, enough to finish its network later."""
+    numbers = {
+        key: torch.tensor(math.nan if row[key] is None else row[key], dtype=torch.float64)
+        for key in ("epoch", "train_accuracy", "strength")
+    }
+    h = {name: column[number].clone() for name, column in ensemble.scalars(progress).items()}
+    if ensemble.method.strength is not None:
+        # That of the epoch: at the end of a point it has moved on already.
+        h[ensemble.method.strength.field].fill_(row["strength"])
+    return {
+        "params": tree_map(torch.clone, take(progress.params, number)),
+        "state": tree_map(torch.clone, take(progress.state, number)),
+        "h": h,
+        "numbers": numbers,
+    }
+
+
+def _offer(
+    ensemble: Ensemble,
+    progress: Progress,
+    number: int,
+    row: dict[str, Any],
+    score: Score,
+    net: Classifier,
+) -> float | None:
+    return progress.choices[number].offer(
+        row["epoch"],
+        row["train_accuracy"],
+        lambda: score(net, ensemble.trials[number].seed),
+        lambda: snapshot(ensemble, progress, number, row),
+    )
+
+
+def _measured(measures: dict[str, Tensor | None], name: str) -> Tensor:
+    accuracy = measures[name]
+    if accuracy is None:
+        raise Refusal(
+            "the discrepancy principle measures accuracy on validation data, and there are none: "
+            "set validation_size of the data set, or another measure."
+        )
+    return accuracy
+
+
+def _end(ensemble: Ensemble, progress: Progress, loss: Tensor, train: Tensor | None) -> None:
+    nets, h = ensemble.nets(progress), ensemble.scalars(progress)
+
+    def end(number: int, state: Tree) -> Tree:
+        summary = Summary(
+            epoch=progress.epoch + 1,
+            epochs=ensemble.training.epochs,
+            loss=float(loss[number]),
+            train_accuracy=math.nan if train is None else float(train[number]),
+        )
+        own = {name: column[number] for name, column in h.items()}
+        return ensemble.trials[number].method.end_epoch(nets[number], summary, state, own)
+
+    progress.state = ensemble.each(end, progress.state)
+
+
+def _effective(
+    ensemble: Ensemble, progress: Progress
+) -> tuple[Tree, Float[Tensor, " trials"] | None]:
+    """Return the parameters in effect, and their accuracy on the training set."""
+    method, data = ensemble.method, ensemble.data
+    params = ensemble.mapped(
+        lambda params, state, h: method.effective(ensemble.net(params, state), state, h)
+    )(progress.params, progress.state, ensemble.scalars(progress))
+    if data.task != "classification":
+        return params, None
+    return params, _accuracy(ensemble, params, progress.state["buffers"], data.train)
+
+
+def _row(columns: dict[str, Tensor | None], number: int, epoch: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"epoch": epoch}
+    for name, column in columns.items():
+        value = math.nan if column is None else float(column[number])
+        row[name] = None if math.isnan(value) and name != "loss" else value
+    return row
+
+
+def _accuracy(
+    ensemble: Ensemble, params: Tree, buffers: Tree, part: Split
+) -> Float[Tensor, " trials"]:
+    def correct(params: Tree, buffers: Tree, inputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = ensemble.skeleton.call(params, buffers, inputs)
+        return Batch(inputs, targets).correct(outputs).sum()
+
+    mapped = ensemble.mapped(correct, shared=2)
+    chunks = zip(part.inputs.split(_CHUNK), part.targets.split(_CHUNK), strict=True)
+    total: Any = 0.0
+    for inputs, targets in chunks:
+        total = total + mapped(params, buffers, inputs, targets)
+    return total / len(part)
+
+
+def _finite(params: Tree, loss: Float[Tensor, " trials"]) -> Tensor:
+    finite = loss.isfinite()
+    for value in params.values():
+        finite = finite & value.flatten(1).isfinite().all(dim=1)
+    return finite

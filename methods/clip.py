@@ -1,0 +1,181 @@
+"""CLIP: cheap Lipschitz training."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lipbench.method import Method, Scalars, State, Strength
+from lipbench.net import Net
+from lipbench.pairs import Pairs, ascend, climb, quotients
+from lipbench.penalty import parameter_penalty
+
+if TYPE_CHECKING:
+    from lipbench.data import Batch, Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIP(Method):
+    """Penalise the Lipschitz constant as it is seen at pairs of inputs that climb towards it.
+
+    The objective is loss + lambda·Lip(f, X_Lip) + mu·‖θ‖ with Lip(f, X_Lip) the largest quotient
+    ‖f(u) - f(v)‖ / ‖u - v‖ over the pairs. The pairs start from samples set aside for them and
+    noisy copies, and take a gradient step up their own quotient before each step of the weights.
+    The penalty sees a lower bound of the constant, so the method guarantees nothing.
+
+    Source:
+        Bungert, Raab, Roith, Schwinn, Tenbrinck, CLIP: Cheap Lipschitz Training of Neural
+        Networks (2021), eq. (2), (5), (6), Algorithms 1 and 2. What the paper leaves open
+        (step size, accept test, noise of the pairs, their number) are fields.
+    """
+
+    stackable: ClassVar[bool] = True
+    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.01)
+
+    lambda_: float = 0.0
+    """Weight of the Lipschitz term; where the discrepancy principle starts."""
+    mu: float = 0.0
+    """Weight of the norm of all parameters beside it, eq. (6)."""
+    power: Literal[1, 2] = 1
+    """1 penalises Lip, as the paper; 2 its square, as the authors' code."""
+    aggregate: Literal["max", "mean", "topk"] = "max"
+    """The pairs whose quotients count: the largest, all, or the `topk` largest (their mean)."""
+    topk: int = 8
+    pairs: int | None = 64
+    """How many pairs; None takes the whole pair set."""
+    update: Literal["accept", "plain", "free"] = "accept"
+    """How the pairs climb. `accept` undoes a step that lowers the quotient and adapts the step
+    size of each pair. `plain` takes every step, as Algorithm 1. `free` uses the backward pass of
+    the weights for the pairs too, so that only pairs that count move."""
+    tau: float = 1.0
+    """Step size of the pairs in x ← x + tau·L·∇L; the first one with `accept`."""
+    factor: float = 1.3
+    """Growth and decay of the step size with `accept`."""
+    noise: float = 0.1
+    """Pixel units: v = u + noise·U[0, 1) per coordinate, or noise times a standard normal."""
+    noise_kind: Literal["uniform", "gaussian"] = "uniform"
+    refresh: int = 2000
+    """Steps after which the pairs are drawn afresh, at the next beginning of an epoch. Fresh
+    pairs see a smaller constant until they have climbed: the accuracy jumps."""
+    project_pairs: bool = False
+    """Keep the pairs in the box of valid inputs; the paper does not."""
+
+    def __post_init__(self) -> None:
+        for field in ("lambda_", "mu"):
+            if not getattr(self, field) >= 0:
+                value = getattr(self, field)
+                raise ValueError(f"{field.rstrip('_')} must be at least 0, got {value}.")
+        for field in ("tau", "noise"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} must be positive, got {getattr(self, field)}.")
+        for field in ("topk", "pairs", "refresh"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} must be at least 1, got {value}.")
+        if not self.factor > 1:
+            raise ValueError(f"factor must be more than 1, got {self.factor}.")
+
+    @property
+    def ascends(self) -> tuple[str, ...]:
+        """Return the parts of the pairs that the step's own backward pass moves."""
+        return ("u", "v") if self.update == "free" else ()
+
+    @property
+    def cost(self) -> float:
+        """Return the passes over pairs beside those over a batch of about 128 samples."""
+        passes = {"accept": 4 / 3, "plain": 2.0, "free": 1.0}[self.update]
+        return 1 + 2 * (self.pairs or 6000) / 128 * passes
+
+    def refuses(self, model: nn.Module, data: "Data") -> str | None:
+        """Return why there are no pairs, or None."""
+        if data.dataset.pair_sampler:
+            unbounded = "the data set samples its pairs, so their number must be set: give pairs"
+            return unbounded if self.pairs is None else None
+        needed = self.pairs or 1
+        if len(data.pairs) >= needed:
+            return None
+        return (
+            f"it needs {needed} pair samples and the data set has pair_size = {len(data.pairs)}: "
+            "raise pair_size or lower pairs"
+        )
+
+    def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
+        """Return fresh pairs."""
+        u = data.base_points(self.pairs, rng)
+        draw = torch.rand if self.noise_kind == "uniform" else torch.randn
+        v = u + self.noise * draw(u.shape, generator=rng, dtype=u.dtype).to(u.device)
+        if self.project_pairs and data.box is not None:
+            v = v.clamp(*data.box)
+        step = torch.full((len(u),), self.tau, dtype=u.dtype, device=u.device)
+        age = torch.zeros((), dtype=torch.int64, device=u.device)
+        return {"u": u, "v": v, "step": step, "quotient": torch.zeros_like(step), "age": age}
+
+    def begin_epoch(
+        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
+    ) -> State:
+        """Return the state, with fresh pairs if these have climbed `refresh` steps."""
+        if int(state["age"]) >= self.refresh:
+            return {**state, **self.start(net, data, rng)}
+        return state
+
+    def loss(
+        self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
+    ) -> tuple[Float[Tensor, ""], State]:
+        """Return the objective after the pairs have climbed, and the pairs."""
+        lipschitz, climbed = self._lipschitz_term(net, batch, state, h)
+        outputs, buffers = net.train(batch.inputs)
+        norm = parameter_penalty(net.params, power=1, biases=True)
+        value = batch.loss(outputs) + lipschitz + h["mu"] * norm
+        age = state["age"] + 1
+        return value, {**state, **climbed, "age": age, "buffers": buffers}
+
+    def ascend(self, state: State, gradients: dict[str, Tensor], h: Scalars) -> State:
+        """Return the state after the pairs' step in the `free` form."""
+        quotient = state["quotient"]
+        # From the gradient of the aggregate to that of each pair's own squared quotient.
+        own = 2 * quotient if self.power == 1 else torch.ones_like(quotient)
+        scale = self._count(len(quotient)) * own
+        towards = [
+            gradients[key] * scale.view(-1, *[1] * (gradients[key].ndim - 1)) for key in ("u", "v")
+        ]
+        moved = climb(Pairs(state["u"], state["v"], state["step"]), *towards)
+        return {**state, "u": moved.u, "v": moved.v}
+
+    def _lipschitz_term(
+        self, net: Net, batch: "Batch", state: State, h: Scalars
+    ) -> tuple[Float[Tensor, ""], State]:
+        current = Pairs(state["u"], state["v"], state["step"])
+        if self.update == "free":
+            return self._term_with_pairs(net, current, h["lambda_"])
+        box = batch.box if self.project_pairs else None
+        accept = self.update == "accept"
+        current, climbed = ascend(net.frozen, current, accept=accept, factor=h["factor"], box=box)
+        net.meter.gradients += 2 * len(climbed)
+        # With the accept test the quotients of the moved pairs are known, and only those pairs
+        # that count need a pass with gradients in the weights.
+        counted = current.top(climbed, self._count(len(climbed))) if accept else current
+        values = quotients(net, counted.u, counted.v)
+        term = h["lambda_"] * self._aggregate(values)
+        return term, {"u": current.u, "v": current.v, "step": current.step, "quotient": climbed}
+
+    def _term_with_pairs(
+        self, net: Net, current: Pairs, weight: Float[Tensor, ""]
+    ) -> tuple[Float[Tensor, ""], State]:
+        # The weights go in as themselves and come back with their gradient times lambda, the
+        # pairs with theirs unscaled, so that they climb at lambda = 0 too: one backward pass.
+        weighted = {
+            name: value.detach() + weight * (value - value.detach())
+            for name, value in net.params.items()
+        }
+        values = quotients(net.with_params(weighted), current.u, current.v)
+        term = self._aggregate(values)
+        value = weight * term.detach() + (term - term.detach())
+        return value, {"quotient": values.detach()}
+
+    def _count(self, pairs: int) -> int:
+        return {"max": 1, "mean": pairs, "topk": min(self.topk, pairs)}[self.aggregate]
+
+    def _aggregate(self, values: Float[Tensor, " pairs"]) -> Float[Tensor, ""]:
+        return values.topk(self._count(len(values))).values.pow(self.power).mean()
