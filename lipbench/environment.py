@@ -96,7 +96,7 @@ def _torch() -> dict[str, Any]:
     count = torch.cuda.device_count() if cuda else 0
     return {
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,  # type: ignore[no-untyped-call]
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
         "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.fp32_precision if cuda else None,

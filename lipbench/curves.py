@@ -1,0 +1,48 @@
+"""The functions that regression cells learnt, as one file to draw from."""
+
+import csv
+import io
+from pathlib import Path
+
+from lipbench.cells import CellFolder
+from lipbench.files import write_text
+from lipbench.results import PlannedCell, has_cells, read_plan
+
+_COLUMNS = ("benchmark", "method", "params", "seed", "checkpoint", "x", "y")
+
+
+def write_curves(run: Path) -> Path | None:
+    """Return the path of curves.csv, rebuilt from the cells; None where there are no curves."""
+    if not has_cells(run):
+        return None
+    rows = [row for cell in read_plan(run) for row in _curves(run, cell)]
+    if not rows:
+        return None
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_COLUMNS, *rows])
+    path = run / "curves.csv"
+    write_text(path, text.getvalue())
+    return path
+
+
+def _curves(run: Path, cell: PlannedCell) -> list[tuple[str | int | float, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    folder = CellFolder(run / cell.folder)
+    status = folder.read_status()
+    if status is None or status.state != "done" or not cell.evaluations:
+        return []
+    try:
+        with safe_open(folder.samples(cell.evaluations[0]), framework="numpy") as file:
+            names = [name.removesuffix("/curve/x") for name in file.keys() if "/curve/x" in name]  # noqa: SIM118
+            pairs = {
+                n: (file.get_tensor(f"{n}/curve/x"), file.get_tensor(f"{n}/curve/y")) for n in names
+            }
+    except (OSError, SafetensorError):
+        return []
+    return [
+        (cell.benchmark, cell.method, cell.params, cell.seed, name, float(a), float(b))
+        for name, (x, y) in sorted(pairs.items())
+        for a, b in zip(x[:, 0], y[:, 0], strict=True)
+    ]

@@ -1,0 +1,312 @@
+"""What is measured of one checkpoint: accuracy, noise, attacks and bounds, each as rows."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lipbench.adversary import AttackInvalid, NonFiniteLogits
+from lipbench.bound import Lipschitz, Refused
+from lipbench.certified import certified_accuracy, certified_radius, margins, radius_quantiles
+from lipbench.columns import SELECTION
+from lipbench.data import Batch, Data, Split
+from lipbench.judge import judge_epsilons, self_check
+from lipbench.network import Network
+from lipbench.noise import noise_accuracy
+from lipbench.planning import Cell, Evaluation, certified_epsilons
+from lipbench.rows import Row
+from lipbench.samples import outcome_name
+from lipbench.seeds import stream
+from lipbench.soundness import misclassified, recheck
+from lipbench.steps import Linear, Scale
+
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+CONSTANT_SHARE = 0.99
+"""A classifier that gives one answer this often has learnt nothing, whatever its accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One checkpoint of a cell, ready to be measured."""
+
+    cell: Cell
+    checkpoint: str
+    module: nn.Module
+    """On the device and in evaluation mode; takes pixel units."""
+    network: Network | Refused
+    """The same function as steps in float64, or why it cannot be read as such."""
+    data: Data
+    row: Row
+    """A row with all the columns that the checkpoint fixes."""
+    facts: dict[str, float] = field(default_factory=dict)
+    """What training measured of the checkpoint, by metric."""
+    known: list[Lipschitz] = field(default_factory=list)
+    """Bounds found so far, from which others may start."""
+
+    @property
+    def test(self) -> Split:
+        """Return the test samples that are evaluated."""
+        size = self.cell.benchmark.evaluation.test_size
+        test = self.data.test
+        return replace(
+            test, inputs=test.inputs[:size], targets=test.targets[:size], index=test.index[:size]
+        )
+
+    @property
+    def is_classifier(self) -> bool:
+        """Return whether the outputs are logits."""
+        return self.data.task == "classification"
+
+
+@dataclass
+class Measured:
+    """The rows of one evaluation of one checkpoint, and what lies behind them."""
+
+    rows: list[Row] = field(default_factory=list)
+    samples: dict[str, Tensor] = field(default_factory=dict)
+    """Outcomes per sample; names begin with the checkpoint's."""
+    proofs: dict[str, Tensor] = field(default_factory=dict)
+    """Witnesses and certificates in float64, named likewise."""
+
+    def add(self, row: Row, outcomes: Tensor | None = None) -> None:
+        """Append a row, and per sample what its value is the mean of."""
+        self.rows.append(row)
+        if outcomes is not None:
+            self.samples[outcome_name(row)] = outcomes.to("cpu", torch.float32)
+
+
+def measure(subject: Subject, evaluation: Evaluation) -> Measured:
+    """Return what one entry of the evaluation settings says about one checkpoint."""
+    blank = replace(subject.row, eval_key=evaluation.key)
+    return _KINDS[evaluation.kind](subject, evaluation, blank)
+
+
+def _plain(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
+    measured = Measured()
+    for name, part in (("train", subject.data.train), ("test", subject.test)):
+        row = replace(blank, split=name, n=len(part), side="exact", domain="")
+        outputs = _outputs(subject.module, part.inputs)
+        batch = Batch(outputs, part.targets, subject.data.task)
+        if subject.is_classifier:
+            correct = batch.correct(outputs)
+            value = float(correct.double().mean())
+            measured.add(replace(row, metric=f"{name}_accuracy", value=value), correct)
+        else:
+            value = float(batch.losses(outputs).double().mean())
+            measured.add(replace(row, metric="mse", value=value))
+    if subject.is_classifier:
+        predictions = _outputs(subject.module, subject.test.inputs).argmax(dim=1)
+        share = float(predictions.bincount().max()) / len(predictions)
+        measured.add(
+            replace(blank, split="test", n=len(predictions), metric="largest_class", value=share)
+        )
+    for metric, value in subject.facts.items():
+        measured.add(replace(blank, metric=metric, value=value))
+    scale = _input_scale(subject.network)
+    if scale is not None:
+        measured.add(replace(blank, metric="input_scale", side="exact", value=scale))
+    grid = subject.data.dataset.grid()
+    if grid is not None:
+        points = torch.as_tensor(grid).to(subject.data.train.inputs)
+        measured.samples[f"{subject.checkpoint}/curve/x"] = points.cpu()
+        measured.samples[f"{subject.checkpoint}/curve/y"] = _outputs(subject.module, points).cpu()
+    return measured
+
+
+def _noise(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
+    entry = subject.cell.benchmark.evaluation.noise[evaluation.index]
+    clamp = subject.data.box if entry.clamp else None
+    name = f"sigma={entry.sigma:g},{'clamped' if entry.clamp else 'unclamped'}"
+    test = subject.test
+    row = replace(blank, split="test", n=len(test), side="estimate", estimator="gaussian")
+    if not subject.is_classifier:
+        return _refused(replace(row, metric=f"noise_accuracy[{name}]"), "a regression")
+    accuracies = torch.tensor(
+        noise_accuracy(
+            subject.module,
+            test.inputs,
+            test.targets,
+            entry.sigma,
+            clamp,
+            entry.draws,
+            stream(subject.cell.seed, "noise", name),
+            subject.cell.benchmark.evaluation.batch_size,
+        ),
+        dtype=torch.float64,
+    )
+    measured = Measured()
+    mean, spread = float(accuracies.mean()), float(accuracies.std()) if entry.draws > 1 else None
+    measured.add(replace(row, metric=f"noise_accuracy[{name}]", value=mean))
+    measured.add(replace(row, metric=f"noise_accuracy_std[{name}]", value=spread))
+    return measured
+
+
+def _attack(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
+    benchmark = subject.cell.benchmark
+    entry = benchmark.evaluation.attack[evaluation.index]
+    size = min(entry.size or len(subject.test), len(subject.test))
+    inputs, labels = subject.test.inputs[:size], subject.test.targets[:size]
+    row = replace(
+        blank,
+        split="test",
+        n=size,
+        metric="robust_accuracy",
+        norm=float(entry.norm),
+        estimator=entry.name,
+        side="upper",
+        domain=_box(subject.data.box),
+        flags=(*blank.flags, *_selecting(subject.cell, entry.name, entry.norm)),
+    )
+    if not subject.is_classifier:
+        return _refused(row, "a regression")
+    rng = stream(subject.cell.seed, "attack", entry.name, str(entry.norm))
+    box = subject.data.box
+    try:
+        self_check(entry.attack, subject.module, inputs, labels, entry.norm, box, rng)
+        results = judge_epsilons(
+            entry.attack,
+            subject.module,
+            inputs,
+            labels,
+            entry.norm,
+            entry.epsilon,
+            box,
+            rng,
+            batch_size=benchmark.evaluation.batch_size,
+        )
+    except AttackInvalid as error:
+        return _without(row, "invalid", str(error))
+    except NonFiniteLogits as error:
+        return _without(row, "failed", str(error))
+    measured = Measured()
+    for epsilon, result in zip(entry.epsilon, results, strict=True):
+        robust = ~result.success
+        found = replace(row, epsilon=epsilon, value=float(robust.double().mean()))
+        measured.add(found, robust)
+        if isinstance(subject.network, Network):
+            # In float64, as certificates are: what counts is the distance of a proven mistake.
+            attacked = result.inputs.to("cpu", torch.float64)
+            distance = entry.norm.length(attacked - inputs.to("cpu", torch.float64))
+            wrong = misclassified(subject.network, attacked, labels.cpu())
+            distance = torch.where(wrong, distance, math.inf)
+            measured.samples[f"{outcome_name(found)}/distance"] = distance
+    last = max(range(len(results)), key=entry.epsilon.__getitem__)
+    queries = float(results[last].queries.double().mean())
+    measured.add(replace(row, metric="attack_queries", side="exact", value=queries))
+    return measured
+
+
+def _bound(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
+    entry = subject.cell.benchmark.evaluation.bound[evaluation.index]
+    norm, domain = entry.norm, entry.domain
+    row = replace(
+        blank,
+        metric="lipschitz",
+        norm=float(norm),
+        domain=_box(domain),
+        estimator=entry.name,
+        side=entry.bound.side,
+    )
+    if isinstance(subject.network, Refused):
+        return _refused(row, str(subject.network))
+    reason = entry.bound.refuses(subject.network, norm, domain)
+    if reason is not None:
+        return _refused(row, reason)
+    inputs = subject.data.train.inputs
+    try:
+        value = entry.bound.compute(subject.network, norm, domain, tuple(subject.known), inputs)
+    except Refused as error:
+        return _refused(row, str(error))
+    subject.known.append(value)
+    row = replace(row, value=value.value, side=value.side, flags=(*row.flags, *value.flags))
+    measured = Measured()
+    place = f"{subject.checkpoint}/{entry.name}/{norm}"
+    measured.proofs = {f"{place}/{name}": tensor for name, tensor in value.proof.items()}
+    lies = [violation.message for violation in recheck(subject.network, value)]
+    if (value.norm, value.domain) != (norm, domain):
+        lies.append(f"it speaks of norm {value.norm} on {_box(value.domain)}")
+    if lies:
+        flags = (*row.flags, _flag("; ".join(lies)))
+        measured.add(replace(row, status="invalid", flags=flags))
+        return measured
+    measured.add(row)
+    if value.side in ("upper", "exact") and domain is None and subject.is_classifier:
+        _certify(subject, value, row, measured)
+    return measured
+
+
+def _certify(subject: Subject, value: Lipschitz, row: Row, measured: Measured) -> None:
+    """Add certified accuracy at the radii of the attacks, and quantiles of the radius."""
+    assert isinstance(subject.network, Network)
+    test, norm = subject.test, float(value.norm)
+    margin = margins(subject.network, test.inputs.cpu(), test.targets.cpu())
+    radius = certified_radius(margin, value)
+    row = replace(row, split="test", n=len(test), side="lower", value=None)
+    for epsilon in certified_epsilons(subject.cell.benchmark, norm):
+        share = certified_accuracy(radius, epsilon)
+        found = replace(row, metric="certified_accuracy", epsilon=epsilon, value=share)
+        measured.add(found, radius > epsilon)
+    for level, quantile in zip(QUANTILES, radius_quantiles(radius, QUANTILES), strict=True):
+        metric = f"certified_radius_quantile[{level:g}]"
+        measured.add(replace(row, metric=metric, value=quantile))
+    place = f"{subject.checkpoint}/certified/{row.estimator}/{value.norm}"
+    measured.samples |= {f"{place}/margin": margin, f"{place}/radius": radius}
+
+
+_KINDS: dict[str, Callable[[Subject, Evaluation, Row], Measured]] = {
+    "plain": _plain,
+    "noise": _noise,
+    "attack": _attack,
+    "bound": _bound,
+}
+
+
+def _outputs(module: nn.Module, inputs: Tensor, chunk: int = 8192) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([module(part) for part in torch.split(inputs, chunk)])
+
+
+def _input_scale(network: Network | Refused) -> float | None:
+    """Return the smallest std of a normalisation before the first layer, None without one.
+
+    A constant in the units that the first layer sees is the one in pixel units times it.
+    """
+    if isinstance(network, Refused):
+        return None
+    for step in _before_first_layer(network):
+        if isinstance(step, Scale):
+            return 1 / float(step.factor.abs().max())
+    return None
+
+
+def _before_first_layer(network: Network) -> Iterator[Any]:
+    for step in network.steps:
+        if isinstance(step, Linear):
+            return
+        yield step
+
+
+def _selecting(cell: Cell, name: str, norm: float) -> tuple[str, ...]:
+    selection = cell.benchmark.selection
+    same = selection != "last" and selection.name == name and selection.norm == norm
+    return (SELECTION,) if same else ()
+
+
+def _refused(row: Row, reason: str) -> Measured:
+    return _without(row, "refused", reason)
+
+
+def _without(row: Row, status: str, reason: str) -> Measured:
+    """Return a row that says why there is no value; the reason is its last flag."""
+    return Measured(rows=[replace(row, status=status, flags=(*row.flags, _flag(reason)))])
+
+
+def _flag(text: str) -> str:
+    return text.replace(";", ",").replace("\n", " ")
+
+
+def _box(box: tuple[float, float] | None) -> str:
+    return "all" if box is None else f"[{box[0]:g}, {box[1]:g}]"

@@ -1,0 +1,407 @@
+"""Work on the cells of one stack: claim, train, save, evaluate, judge."""
+
+import csv
+import io
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lipbench.adversary import Classifier
+from lipbench.cells import CellFolder, State, Status, claim, folder_name
+from lipbench.checkpoints import (
+    Unreadable,
+    read_progress,
+    read_tensors,
+    write_progress,
+    write_tensors,
+)
+from lipbench.data import Data, split
+from lipbench.datafolder import folder as data_folder
+from lipbench.dataset import DataMissing, Dataset
+from lipbench.ensemble import Progress, Refusal
+from lipbench.evaluate import Trained, Unfit, evaluate, is_measured
+from lipbench.exits import ExitCode
+from lipbench.fields import key as field_key
+from lipbench.files import StorageError, quarantine, write_json, write_text
+from lipbench.host import host_id
+from lipbench.judge import judge
+from lipbench.planning import Cell
+from lipbench.progress import Progress as Report
+from lipbench.progress import named
+from lipbench.seeds import stream
+from lipbench.settings import SelectionSettings
+from lipbench.survey import Score
+from lipbench.threat import Threat
+from lipbench.trainer import Trainer
+from lipbench.trial import Outcome
+
+SAVE_EVERY = 30.0
+"""Seconds between two copies of the training state."""
+UNSOUND = "unsound"
+"""Flag of a cell in which a lower bound exceeds an upper one."""
+
+
+def work_on(cells: Sequence[Cell], run: Path, device: str, env_id: str, report: Report) -> None:
+    """Train the stack of `cells` where it is needed, and evaluate all its cells.
+
+    `cells` belong to one stack. A stack that somebody else has claimed is left alone.
+    """
+    siblings = cells[0].siblings()
+    held = claim(cell.folder(run) for cell in siblings)
+    if held is None:
+        return
+    with held:
+        _Bench(siblings, {cell.key for cell in cells}, run, device, env_id, report).work()
+
+
+def resolve(device: str) -> torch.device:
+    """Return the device that `auto` means here, or the one named.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', and torch sees none: choose 'cpu' or 'auto'.")
+    return torch.device(device)
+
+
+@lru_cache(maxsize=2)
+def load(dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Data:
+    """Return a data set on a device, fetched first if it is not there.
+
+    Raises:
+        DataMissing: If it cannot be had.
+    """
+    folder = data_folder()
+    if dataset.missing(folder):
+        dataset.fetch(folder, lambda text: None)
+    return split(dataset, dataset.read(folder), device, dtype)
+
+
+def selection_score(selection: SelectionSettings, data: Data) -> Score:
+    """Return the function that measures validation accuracy under the selection attack."""
+    part = data.validation
+    epsilon = torch.full((len(part),), selection.epsilon, dtype=torch.float64)
+    threat = Threat(norm=selection.norm, epsilon=epsilon.to(part.inputs.device), domain=data.box)
+
+    def score(model: Classifier, seed: int) -> float:
+        rng = stream(seed, "attack", "selection")
+        result = judge(selection.attack, model, part.inputs, part.targets, threat, rng)
+        return float((~result.success).double().mean())
+
+    return score
+
+
+class _Bench:
+    """One claimed stack."""
+
+    def __init__(
+        self,
+        siblings: Sequence[Cell],
+        wanted: set[str],
+        run: Path,
+        device: str,
+        env_id: str,
+        report: Report,
+    ) -> None:
+        self.siblings, self.run, self.env_id, self.report = siblings, run, env_id, report
+        self.wanted = wanted
+        self.device = resolve(device)
+        self.training = siblings[0].entry.training
+        self.last = siblings[0].folder(run).last
+
+    def work(self) -> None:
+        """Train what has no network yet, then evaluate.
+
+        Raises:
+            KeyboardInterrupt: If it is stopped by a signal; the cells are marked as killed.
+            SystemExit: Likewise.
+        """
+        pending = [cell for cell in self.siblings if not self._is_trained(cell)]
+        try:
+            if any(cell.key in self.wanted for cell in pending):
+                for cell in pending:
+                    self._begin(cell)
+                self._train(pending, self.siblings)
+                self.last.unlink(missing_ok=True)
+            for cell in self.siblings:
+                self._evaluate(cell)
+        except (KeyboardInterrupt, SystemExit):
+            for cell in self.siblings:
+                status = self._status(cell)
+                if status.state == "running":
+                    self._conclude(cell, "killed", "stopped by a signal")
+            raise
+
+    def _is_trained(self, cell: Cell) -> bool:
+        """Return whether the networks of a cell are there and can be read."""
+        status = cell.folder(self.run).read_status()
+        if status is None or not status.checkpoints:
+            return False
+        for name in status.checkpoints:
+            path = _path(cell.folder(self.run), name)
+            try:
+                read_tensors(path)
+            except Unreadable as damage:
+                self.report.say(f"{damage}; {named(cell)} is trained again")
+                quarantine(path)
+                return False
+        return True
+
+    def _begin(self, cell: Cell) -> None:
+        folder = cell.folder(self.run)
+        before = folder.read_status()
+        write_json(folder.cell, {"train_key": cell.key, "stack": cell.stack, **cell.inputs})
+        folder.write_status(
+            Status(
+                state="running",
+                attempt=1 if before is None else before.attempt + 1,
+                pid=os.getpid(),
+                host=host_id(),
+                started=time.time(),
+            )
+        )
+        for pattern in ("rows-*.csv", "*-*.safetensors", "log.txt"):
+            for path in folder.path.glob(pattern):
+                path.unlink(missing_ok=True)  # of another training of this cell
+
+    def _train(self, pending: Sequence[Cell], members: Sequence[Cell]) -> None:
+        """Train `members` as one stack and save the networks of those that are pending.
+
+        Raises:
+            StorageError: If a file cannot be written; all else becomes the state of a cell.
+            SystemExit: If the process is to end.
+        """
+        benchmark = self.siblings[0].benchmark
+        whole = len(members) == len(self.siblings)
+        try:
+            dtype = getattr(torch, self.training.dtype)
+            data = load(benchmark.dataset, self.device, dtype)
+            chosen_by = benchmark.selection
+            if chosen_by == "last" or data.task == "regression":
+                score = None
+            else:
+                score = selection_score(chosen_by, data)
+            trials = [cell.trial for cell in members]
+            trainer = Trainer(trials, benchmark.model, data, score)
+            progress = trainer.begin()
+            if whole:
+                progress = self._resumed(progress)
+            outcomes = trainer.run(progress, self._saver(members, whole))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            self._fail(pending, "oom", error)
+        except DataMissing as error:
+            self._fail(pending, "failed", error, is_mistake=True)
+        except StorageError:
+            raise
+        except (Exception, SystemExit) as error:
+            if _is_signal(error):
+                raise
+            if len(members) == 1:
+                self._fail(pending, "failed", error, is_mistake=isinstance(error, Refusal))
+            else:
+                # One trial may have spoilt it for all: each gets its chance alone.
+                self.report.say(f"a stack of {len(members)} failed ({error}): one by one")
+                for cell in pending:
+                    self._train([cell], [cell])
+        else:
+            for cell, outcome in zip(members, outcomes, strict=True):
+                if cell in pending:
+                    self._save(cell, outcome, trainer)
+
+    def _resumed(self, fresh: Progress) -> Progress:
+        """Return where the stack stood when it was stopped, else the beginning."""
+        stored = read_progress(self.last, fresh, self.siblings[0].stack)
+        if stored is None and self.last.exists():
+            self.report.say(f"{self.last} is damaged or of other cells: training starts afresh")
+        return stored or fresh
+
+    def _saver(self, members: Sequence[Cell], whole: bool):  # type: ignore[no-untyped-def]
+        total = self.training.epochs * len(members[0].trial.points)
+        saved = time.monotonic()
+
+        def after_epoch(progress: Progress) -> None:
+            nonlocal saved
+            done = progress.point * self.training.epochs + progress.epoch
+            accuracy = progress.histories[0][-1]["train_accuracy"]
+            remark = "" if accuracy is None else f"train {accuracy:.1%}"
+            self.report.epoch(list(members), done, total, remark)
+            if whole and time.monotonic() - saved >= SAVE_EVERY:
+                write_progress(self.last, progress, self.siblings[0].stack)
+                saved = time.monotonic()
+
+        return after_epoch
+
+    def _save(self, cell: Cell, outcome: Outcome, trainer: Trainer) -> None:
+        folder = cell.folder(self.run)
+        _write_history(folder, outcome)
+        if outcome.state != "done":
+            self._conclude(cell, "nan", outcome.message)
+            return
+        facts = {}
+        for name, checkpoint in outcome.checkpoints.items():
+            write_tensors(
+                _path(folder, name), {**checkpoint.params, **checkpoint.buffers}, {"name": name}
+            )
+            facts[name] = {
+                "epoch": checkpoint.epoch,
+                "strength": checkpoint.strength,
+                "train_accuracy": checkpoint.train_accuracy,
+                "validation_score": checkpoint.validation_score,
+                "flags": list(checkpoint.flags),
+                "training_seconds": outcome.seconds,
+                "network_evaluations": outcome.forwards,
+                "gradient_evaluations": outcome.gradients,
+            }
+        status = self._status(cell)
+        folder.write_status(replace(status, checkpoints=facts, seconds=outcome.seconds))
+
+    def _evaluate(self, cell: Cell) -> None:
+        folder, status = cell.folder(self.run), self._status(cell)
+        if not status.checkpoints:
+            return
+        if status.state != "running" and cell.key not in self.wanted:
+            return
+        if status.state == "done" and all(is_measured(folder, e) for e in cell.evaluations):
+            self.report.cell(cell, "done", before=True)
+            return
+        began = time.monotonic()
+        folder.write_status(replace(status, state="running", pid=os.getpid()))
+        benchmark = cell.benchmark
+        try:
+            data = load(benchmark.dataset, self.device, getattr(torch, self.training.dtype))
+            networks = [
+                self._trained(cell, name, dict(f)) for name, f in status.checkpoints.items()
+            ]
+            verdict = evaluate(cell, folder, networks, data, _device_name(self.device), self.env_id)
+        except Unfit as error:
+            self._conclude(cell, error.state, str(error))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            self._fail([cell], "oom", error)
+        except DataMissing as error:
+            self._fail([cell], "failed", error, is_mistake=True)
+        except StorageError:
+            raise
+        except (Exception, SystemExit) as error:
+            if _is_signal(error):
+                raise
+            self._fail([cell], "failed", error)
+        else:
+            problems, errors = verdict.contradictions, verdict.errors
+            if problems:
+                self._conclude(cell, "failed", "; ".join(problems), flags=(UNSOUND,))
+            elif errors:
+                text = "; ".join(map(str, errors))
+                cause = errors[0] if len(errors) == 1 else ExceptionGroup(text, errors)
+                self._fail([cell], "failed", cause)
+            else:
+                self._conclude(cell, "done", "", spent=time.monotonic() - began)
+
+    def _trained(self, cell: Cell, name: str, facts: dict[str, object]) -> Trained:
+        tensors, _ = read_tensors(_path(cell.folder(self.run), name))
+        module = _rebuild(cell, self.device)
+        module.load_state_dict(tensors)
+        return Trained(
+            name=name,
+            module=module,
+            facts=_facts(cell, name, facts),
+            flags=tuple(facts["flags"]),  # type: ignore[arg-type]
+        )
+
+    def _fail(
+        self, cells: Sequence[Cell], state: State, error: BaseException, is_mistake: bool = False
+    ) -> None:
+        """Record why cells failed; what the user can mend needs no traceback."""
+        for cell in cells:
+            trace = "".join(traceback.format_exception(error))
+            write_text(cell.folder(self.run).log, str(error) if is_mistake else trace)
+            self._conclude(cell, state, str(error), exception=type(error).__name__)
+
+    def _conclude(
+        self,
+        cell: Cell,
+        state: State,
+        message: str,
+        exception: str = "",
+        flags: tuple[str, ...] = (),
+        spent: float = 0.0,
+    ) -> None:
+        status = self._status(cell)
+        message = " ".join(message.split())
+        cell.folder(self.run).write_status(
+            replace(
+                status,
+                state=state,
+                message=message,
+                exception=exception,
+                finished=time.time(),
+                seconds=(status.seconds or 0.0) + spent,
+                flags=flags,
+            )
+        )
+        if cell.key in self.wanted or state != "done":
+            self.report.cell(cell, state, message)
+
+    def _status(self, cell: Cell) -> Status:
+        status = cell.folder(self.run).read_status()
+        return status or Status(state="running", pid=os.getpid())
+
+
+def _is_signal(error: BaseException) -> bool:
+    """Return whether it says that the process is to end, and no plugin that it called exit."""
+    return isinstance(error, SystemExit) and error.code == ExitCode.TERMINATED
+
+
+def _path(folder: CellFolder, checkpoint: str) -> Path:
+    """Return where a checkpoint is kept; the chosen one is the model of the cell."""
+    if checkpoint == "chosen":
+        return folder.model
+    return folder.path / f"model-{folder_name(checkpoint)}.safetensors"
+
+
+def _rebuild(cell: Cell, device: torch.device) -> nn.Module:
+    """Return a network of the cell's architecture, whatever its numbers, in evaluation mode."""
+    benchmark, seed = cell.benchmark, cell.seed
+    shape = benchmark.dataset.input_shape
+    module = benchmark.model.build(shape, benchmark.dataset.outputs, stream(seed, "init"))
+    own = stream(seed, "method", cell.entry.name, "build")
+    module = cell.entry.method.build(module, shape, own)
+    dtype = getattr(torch, cell.entry.training.dtype)
+    return module.to(device, dtype).requires_grad_(False).eval()
+
+
+def _facts(cell: Cell, name: str, facts: dict[str, object]) -> dict[str, float]:
+    """Return what training measured of a checkpoint, by metric."""
+    found = {}
+    law = cell.entry.method.strength
+    if law is not None and facts["strength"] is not None:
+        found[f"strength[{field_key(law.field)}]"] = facts["strength"]
+    if facts["validation_score"] is not None:
+        found["validation_score"] = facts["validation_score"]
+    found["epoch"] = facts["epoch"]
+    if name == "last":
+        for metric in ("training_seconds", "network_evaluations", "gradient_evaluations"):
+            found[metric] = facts[metric]
+    return {metric: float(str(value)) for metric, value in found.items()}
+
+
+def _write_history(folder: CellFolder, outcome: Outcome) -> None:
+    text = io.StringIO()
+    if outcome.history:
+        writer = csv.DictWriter(text, outcome.history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(outcome.history)
+    write_text(folder.train, text.getvalue())
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
