@@ -38,7 +38,7 @@ class Column:
         """Return whether `row` is a measurement for this column."""
         sides = {"": None, "lower": ("lower", "exact"), "upper": ("upper", "exact")}[self.side]
         return (
-            row.metric == self.metric
+            self.metric in (row.metric, row.metric.partition("[")[0])
             and (sides is None or row.side in sides)
             and self.split in ("", row.split)
             and self.estimator in ("", row.estimator)
@@ -130,9 +130,12 @@ def _attack(rows: Sequence[Row], norm: float) -> list[Column]:
 
 
 def _strengths(rows: Sequence[Row]) -> list[Column]:
+    """Return one column for all methods, each of which has a strength of its own name."""
     matches = (re.fullmatch(r"strength\[(.*)\]", row.metric) for row in rows)
     names = dict.fromkeys(match[1] for match in matches if match)
-    return [Column(heading=name, metric=f"strength[{name}]", printed="strength") for name in names]
+    if not names:
+        return []
+    return [Column(heading=", ".join(names), metric="strength", printed="strength")]
 
 
 def _certified(rows: Sequence[Row]) -> list[Column]:
@@ -140,13 +143,14 @@ def _certified(rows: Sequence[Row]) -> list[Column]:
     if not rows:
         return []
     norm = rows[0].norm
-    radii = sorted({row.epsilon for row in rows if row.norm == norm and row.epsilon})
+    # The smallest radius: certificates are so much weaker than attacks that larger ones say 0.
+    epsilon = min(row.epsilon for row in rows if row.norm == norm and row.epsilon)
     return [
         Column(
             heading="Certified",
             metric="certified_accuracy",
             norm=norm,
-            epsilon=radii[(len(radii) - 1) // 2],
+            epsilon=epsilon,
             side="lower",
             percent=True,
             compared=True,

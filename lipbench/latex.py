@@ -108,8 +108,9 @@ def _heading(column: Column) -> list[str]:
 
 
 def _heading_part(part: str) -> str:
-    if part in _GREEK_NAMES:
-        return rf"$\{_command(part)}$"
+    name, comma = part.removesuffix(","), part.endswith(",") * ","
+    if name in _GREEK_NAMES:
+        return rf"$\{_command(name)}${comma}"
     if match := re.fullmatch(r"l(inf|\d)", part):
         return r"$\ell_\infty$" if match[1] == "inf" else rf"$\ell_{match[1]}$"
     if match := re.fullmatch(r"(eps|sigma) = ([0-9.]+)", part):

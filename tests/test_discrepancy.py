@@ -102,7 +102,7 @@ def test_trials_of_a_stack_do_not_feel_each_other(rule, accuracies):
         ({"step": 0.0}, "step must be in"),
         ({"step": 1.5}, "step must be in"),
         ({"scale": 0.0}, "scale must be positive"),
-        ({"every": "step"}, "measure must be 'batch'"),
+        ({"every": "step", "measure": "train"}, "measure must be 'batch'"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(fields, message):
