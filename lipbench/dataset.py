@@ -56,6 +56,9 @@ class Dataset(ABC):
     """Shape of one input."""
     published_outputs: ClassVar[int]
     """Classes, or target dimensions, of the published set."""
+    published_size: ClassVar[int] = 60_000
+    """Published training samples, before any split; as the next, for estimates of time."""
+    published_test_size: ClassVar[int] = 10_000
     pair_sampler: ClassVar[bool] = False
     """Whether X_Lip is a sampler on the input space (`sample_pairs`) and not a set of samples."""
 

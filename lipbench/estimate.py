@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Measured on two cores of an x86 server with dense networks of 54,000 weights.
 _PRODUCTS_PER_SECOND = 3e10
 _SECONDS_PER_STEP = 2e-3
+_SECONDS_PER_PASS = 5e-4
 _SECONDS_PER_CELL = 0.3
 _GRADIENT = 3
 """Forward and backward passes together, in forward passes."""
@@ -85,7 +86,7 @@ def spoken(seconds: float) -> str:
 
 def _guess(cell: "Cell", products: float) -> float:
     benchmark, entry, data = cell.benchmark, cell.entry, cell.benchmark.dataset
-    samples = data.train_size or 60_000
+    samples = data.train_size or data.published_size
     training = entry.training
     epochs = training.epochs * max(1, len(entry.path))
     second = 1 / _PRODUCTS_PER_SECOND
@@ -99,9 +100,9 @@ def _guess(cell: "Cell", products: float) -> float:
     evaluation = benchmark.evaluation
     judged = 0.0
     for attack in evaluation.attack:
-        size = attack.size or evaluation.test_size or 10_000
+        size = attack.size or evaluation.test_size or data.published_test_size
         # Broken samples leave: on average a third of the passes is taken.
-        judged += size * attack.attack.cost * len(attack.epsilon) / 3
+        passes = attack.attack.cost * len(attack.epsilon) / 3
+        judged += passes * (size * _GRADIENT * products * second + _SECONDS_PER_PASS)
     checkpoints = 2 + len(entry.path)
-    judging = checkpoints * judged * _GRADIENT * products * second
-    return train + selection + judging + _SECONDS_PER_CELL
+    return train + selection + checkpoints * judged + _SECONDS_PER_CELL

@@ -90,13 +90,14 @@ def _plain(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
         row = replace(blank, split=name, n=len(part), side="exact", domain="")
         outputs = _outputs(subject.module, part.inputs)
         batch = Batch(outputs, part.targets, subject.data.task)
+        loss = float(batch.losses(outputs).double().mean())
+        measured.add(replace(row, metric="loss", value=loss))
         if subject.is_classifier:
             correct = batch.correct(outputs)
             value = float(correct.double().mean())
             measured.add(replace(row, metric=f"{name}_accuracy", value=value), correct)
         else:
-            value = float(batch.losses(outputs).double().mean())
-            measured.add(replace(row, metric="mse", value=value))
+            measured.add(replace(row, metric="mse", value=loss))
     if subject.is_classifier:
         predictions = _outputs(subject.module, subject.test.inputs).argmax(dim=1)
         share = float(predictions.bincount().max()) / len(predictions)
@@ -226,6 +227,8 @@ def _bound(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
     place = f"{subject.checkpoint}/{entry.name}/{norm}"
     measured.proofs = {f"{place}/{name}": tensor for name, tensor in value.proof.items()}
     lies = [violation.message for violation in recheck(subject.network, value)]
+    if not value.value >= 0:
+        lies.append(f"{value.value} is no Lipschitz constant")
     if (value.norm, value.domain) != (norm, domain):
         lies.append(f"it speaks of norm {value.norm} on {_box(value.domain)}")
     if lies:

@@ -288,7 +288,7 @@ def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
             kind=kind, index=index, key=digest({**common, "kind": kind, "what": what})
         )
 
-    found = [evaluation("plain", 0, None)]
+    found = [evaluation("plain", 0, {"loss": True})]
     for index, noise in enumerate(settings.noise):
         found.append(evaluation("noise", index, asdict(noise)))
     for index, attack in enumerate(settings.attack):

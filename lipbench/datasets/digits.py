@@ -26,6 +26,8 @@ class Digits(Dataset):
 
     input_shape: ClassVar[tuple[int, ...]] = (1, 8, 8)
     published_outputs: ClassVar[int] = 10
+    published_size: ClassVar[int] = 1437
+    published_test_size: ClassVar[int] = _TEST_SIZE
 
     @property
     def digest(self) -> str:

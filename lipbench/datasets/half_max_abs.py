@@ -35,6 +35,8 @@ class HalfMaxAbs(Dataset):
     box: ClassVar[tuple[float, float] | None] = _DOMAIN
     input_shape: ClassVar[tuple[int, ...]] = (1,)
     published_outputs: ClassVar[int] = 1
+    published_size: ClassVar[int] = 100
+    published_test_size: ClassVar[int] = 801
     pair_sampler: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
