@@ -107,19 +107,20 @@ def read_progress(path: Path, progress: Progress, stack: tuple[str, ...]) -> Pro
     # A copy each: products of a tensor at an odd address may round otherwise.
     tree = unflatten({name: value.to(device, copy=True) for name, value in flat.items()})
     for name in ("params", "moments", "state", "course"):
-        setattr(progress, name, tree.get(name, {}))
-    progress.state.setdefault("buffers", {})
+        setattr(progress, name, _filled(tree.get(name, {}), getattr(progress, name)))
     for name, state in streams.items():
         _, role, place = name.split("/")
         progress.streams[role][int(place)].set_state(state)
     for number, candidates in enumerate(note["candidates"]):
         stored = tree.get("choices", {}).get(str(number), {})
         progress.choices[number].candidates = [
-            Candidate(**numbers, snapshot=_complete(stored[str(rank)]))
+            Candidate(**numbers, snapshot=_complete(stored[str(rank)], progress.state))
             for rank, numbers in enumerate(candidates)
         ]
         snapshots = tree.get("snapshots", {}).get(str(number), {})
-        progress.snapshots[number] = {name: _complete(s) for name, s in snapshots.items()}
+        progress.snapshots[number] = {
+            name: _complete(kept, progress.state) for name, kept in snapshots.items()
+        }
     for name in _NUMBERS:
         setattr(progress, name, note[name])
     return progress
@@ -141,8 +142,13 @@ def _but(value: Any, field: str) -> dict[str, Any]:
     return {name: item for name, item in vars(value).items() if name != field}
 
 
-def _complete(snapshot: dict[str, Any]) -> dict[str, Any]:
+def _complete(snapshot: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    return _filled(snapshot, {"h": {}, "state": state})
+
+
+def _filled(stored: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
     # Empty dictionaries have no tensor to be stored under their name.
-    snapshot.setdefault("h", {})
-    snapshot.setdefault("state", {}).setdefault("buffers", {})
-    return snapshot
+    for name, value in whole.items():
+        if isinstance(value, dict):
+            _filled(stored.setdefault(name, {}), value)
+    return stored

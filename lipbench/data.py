@@ -132,9 +132,10 @@ def split(
 
     def part(inputs: np.ndarray, targets: np.ndarray, index: np.ndarray) -> Split:
         kind = torch.int64 if dataset.task == "classification" else dtype
+        # A copy each: products of a tensor at an odd address may round otherwise.
         return Split(
-            inputs=torch.as_tensor(inputs[index], dtype=dtype, device=device),
-            targets=torch.as_tensor(targets[index], dtype=kind, device=device),
+            inputs=torch.tensor(inputs[index], dtype=dtype, device=device),
+            targets=torch.tensor(targets[index], dtype=kind, device=device),
             index=index,
         )
 

@@ -19,7 +19,7 @@ State = dict[str, Any]
 """What a method carries from step to step: named tensors, or dictionaries of them.
 
 The core keeps the buffers of the network under "buffers"; a method that calls `net.train` stores
-the buffers it returns there.
+the buffers it returns there. Names contain no slash.
 """
 Params = dict[str, Tensor]
 Scalars = dict[str, Float[Tensor, ""]]
@@ -106,7 +106,11 @@ class Method(ABC):
     def build(
         self, model: nn.Module, input_shape: tuple[int, ...], rng: torch.Generator
     ) -> nn.Module:
-        """Return the network to train: `model` itself, or with layers replaced or rescaled."""
+        """Return the network to train: `model` itself, or with layers replaced or rescaled.
+
+        The code of one network serves a whole stack: numbers that come from float fields belong
+        into its parameters and buffers, not into attributes of its layers.
+        """
         return model
 
     def start(self, net: "Net", data: "Data", rng: torch.Generator) -> State:
@@ -143,8 +147,8 @@ class Method(ABC):
     def end_epoch(self, net: "Net", summary: Summary, state: State, h: Scalars) -> State:
         """Return the state with which training goes on after an epoch.
 
-        The network is measured after it, so that a change of `effective` counts. A method that is not stackable may do anything here, for example solve a semidefinite
-        program in numpy.
+        The network is measured after it, so that a change of `effective` counts. A method that
+        is not stackable may do anything here, for example solve a semidefinite program in numpy.
         """
         return state
 

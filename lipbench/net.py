@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lipbench.bound import Refused
 from lipbench.steps import Linear
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Skeleton:
         self.input_shape = input_shape
         self.module = copy.deepcopy(module).to("meta").eval()
         self._training = _with_pure_batch_norm(self.module)
+        self._dropout = _active_dropout(self.module)
 
     @cached_property
     def graph(self) -> "Graph":
@@ -51,7 +53,16 @@ class Skeleton:
     def train(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Return the outputs in training mode, and the buffers after it."""
+        """Return the outputs in training mode, and the buffers after it.
+
+        Raises:
+            Refused: If the network has active dropout, whose masks nobody draws.
+        """
+        if self._dropout is not None:
+            raise Refused(
+                f"layer {self._dropout!r} is dropout, which would be inactive in training: the "
+                "masks of hidden layers cannot be drawn. Set its p to 0, or leave it out."
+            )
         if self._training is None:
             return self.call(params, buffers, x), dict(buffers)
         outputs = functional_call(self._training, (dict(params), dict(buffers)), (x,))
@@ -156,6 +167,13 @@ class _PureBatchNorm(nn.Module):
         if self.weight is None:
             return normal
         return normal * self.weight.view(shape) + self.bias.view(shape)
+
+
+def _active_dropout(module: nn.Module) -> str | None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+            return name
+    return None
 
 
 def _with_pure_batch_norm(module: nn.Module) -> nn.Module | None:

@@ -58,9 +58,9 @@ def run(
     write_json(folder / "config.resolved.json", resolved(whole.config))
     with reporter(progress, len(whole.selected)) as report:
         for cell in whole.selected:
-            status = cell.folder(folder).read_status()
-            if status is not None and status.state == "killed":
-                report.say(f"{named(cell)} is taken up again: {status.message}")
+            reason = _interruption(cell.folder(folder))
+            if reason:
+                report.say(f"{named(cell)} is taken up again: {reason}")
         report.say(whole.describe() if _todo(whole, folder, retry) else "nothing left to do")
         interrupted = _work(whole, folder, device or whole.config.device, retry, report)
         write_results(folder)
@@ -128,6 +128,15 @@ def _work(whole: Plan, folder: Path, device: str, retry: bool, report: Progress)
             raise
         return ExitCode.TERMINATED
     return None
+
+
+def _interruption(place: CellFolder) -> str:
+    """Return why a cell that was begun has no end, empty if it has one or was never begun."""
+    status = place.read_status()
+    if status is not None:
+        return status.message if status.state == "killed" else ""
+    damaged = sorted(path.name for path in place.path.glob("status.json.corrupt-*"))
+    return f"its status.json is damaged and kept as {damaged[-1]}" if damaged else ""
 
 
 def _todo(whole: Plan, folder: Path, retry: bool) -> bool:

@@ -33,9 +33,15 @@ def take(tree: Tree, trial: int) -> Tree:
 
 
 def flatten(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
-    """Return the tensors under names joined by slashes, as a file stores them."""
+    """Return the tensors under names joined by slashes, as a file stores them.
+
+    Raises:
+        ValueError: If a name contains a slash itself.
+    """
     flat: dict[str, Tensor] = {}
     for key, value in tree.items():
+        if "/" in key:
+            raise ValueError(f"a tree's names must not contain a slash, got {key!r}.")
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}/")
         else:
