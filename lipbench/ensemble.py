@@ -101,7 +101,7 @@ class Ensemble:
     def scalars(self, progress: Progress) -> dict[str, Float[Tensor, " trials"]]:
         """Return the fields of the methods that may differ, the strength at its present value."""
         columns = {
-            name: self.column([getattr(trial.method, name) for trial in self.trials])
+            name: self.column([trial.scalars()[name] for trial in self.trials])
             for name in self.trials[0].scalars()
         }
         if self.method.strength is not None:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad_and_value
 
@@ -42,9 +42,9 @@ def train_epoch(
         rows = order[:, start : start + training.batch_size]
         inputs, targets = data.train.inputs[rows], data.train.targets[rows]
         for _ in range(ensemble.method.replays):
-            draws = _draws(ensemble, progress, inputs, targets)
+            draws = _draws(ensemble, progress, inputs, targets, rows)
             before = (progress.params, progress.moments, progress.state)
-            after = step(*before, h, rates, inputs, targets, draws)
+            after = step(*before, h, rates, inputs, targets, rows, draws)
             progress.params, progress.moments, progress.state, value, accuracy = after
             if ensemble.drives("step") and progress.epoch >= training.warmup:
                 ensemble.move(progress, accuracy)
@@ -77,11 +77,12 @@ def _step(
     rate: Float[Tensor, ""],
     inputs: Float[Tensor, "batch *shape"],
     targets: Tensor,
+    rows: Int[Tensor, " batch"],
     draws: Tree,
 ) -> tuple[Tree, Tree, Tree, Tensor, Tensor]:
     """Return one trial after one step, its objective before and its batch accuracy after it."""
     method, data = ensemble.method, ensemble.data
-    batch = Batch(inputs, targets, data.task, data.box)
+    batch = Batch(inputs, targets, data.task, data.box, rows)
 
     def objective(params: Tree, rising: Tree) -> tuple[Tensor, Tree]:
         net = Net(ensemble.skeleton, params, state["buffers"], ensemble.meter)
@@ -102,11 +103,14 @@ def _step(
     return params, moments, state, value, accuracy
 
 
-def _draws(ensemble: Ensemble, progress: Progress, inputs: Tensor, targets: Tensor) -> Tree:
+def _draws(
+    ensemble: Ensemble, progress: Progress, inputs: Tensor, targets: Tensor, rows: Tensor
+) -> Tree:
     if type(ensemble.method).draw is Method.draw:
         return {}
     drawn = []
     for number, trial in enumerate(ensemble.trials):
-        batch = Batch(inputs[number], targets[number], ensemble.data.task, ensemble.data.box)
+        samples = (inputs[number], targets[number])
+        batch = Batch(*samples, ensemble.data.task, ensemble.data.box, rows[number])
         drawn.append(trial.method.draw(batch, progress.streams["method"][number]))
     return stack(drawn)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from lipbench.bound import Lipschitz, Refused, Side
 from lipbench.cells import CellFolder, State
 from lipbench.checkpoints import Unreadable, is_whole, read_tensors, write_tensors
+from lipbench.claims import claim_of, refutations
 from lipbench.data import Data
+from lipbench.fields import key as field_key
 from lipbench.files import StorageError, quarantine
 from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.network import as_network
@@ -110,7 +112,8 @@ def evaluate(
             what = f"{_named(cell, evaluation)} raised {type(error).__name__}: {error}"
             errors.append(EvaluationFailed(what))
             errors[-1].__cause__ = error
-    return Verdict(contradictions=contradictions(cell, folder), errors=errors)
+    found = contradictions(cell, folder) + _refuted(subjects, folder)
+    return Verdict(contradictions=found, errors=errors)
 
 
 def contradictions(cell: Cell, folder: CellFolder) -> list[str]:
@@ -135,6 +138,23 @@ def contradictions(cell: Cell, folder: CellFolder) -> list[str]:
         found += [f"{checkpoint}: {row.estimator}: {row.flags[-1]}" for row in lies]
         found += [f"{checkpoint}: {v.message}" for v in crossings(map(_value, bounds))]
         found += _broken(checkpoint, own, samples)
+    return found
+
+
+def _refuted(subjects: list[Subject], folder: CellFolder) -> list[str]:
+    """Return what the bounds refute of the methods' claims."""
+    found = []
+    for subject in subjects:
+        if subject.claim is not None:
+            keys = [e.key for e in subject.cell.evaluations if folder.rows(e.key).exists()]
+            rows = [row for key in keys for row in read_rows(folder.rows(key))]
+            values = [
+                _value(row)
+                for row in rows
+                if row.checkpoint == subject.checkpoint
+                and (row.metric, row.status) == ("lipschitz", "done")
+            ]
+            found += [f"{subject.checkpoint}: {m}" for m in refutations(subject.claim, values)]
     return found
 
 
@@ -171,7 +191,13 @@ def _subject(cell: Cell, trained: Trained, data: Data, blank: Row) -> Subject:
         data=data,
         row=replace(blank, checkpoint=trained.name, flags=trained.flags),
         facts=trained.facts,
+        claim=claim_of(cell, trained.module, _strength(cell, trained)),
     )
+
+
+def _strength(cell: Cell, trained: Trained) -> float | None:
+    law = cell.entry.method.strength
+    return None if law is None else trained.facts.get(f"strength[{field_key(law.field)}]")
 
 
 def _refuse_useless(subject: Subject) -> None:

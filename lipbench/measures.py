@@ -14,6 +14,7 @@ from lipbench.certified import certified_accuracy, certified_radius, margins, ra
 from lipbench.columns import SELECTION
 from lipbench.data import Batch, Data, Split
 from lipbench.judge import judge_epsilons, self_check
+from lipbench.method import Claim
 from lipbench.network import Network
 from lipbench.noise import noise_accuracy
 from lipbench.planning import Cell, Evaluation, certified_epsilons
@@ -41,6 +42,8 @@ class Subject:
     data: Data
     row: Row
     """A row with all the columns that the checkpoint fixes."""
+    claim: Claim | None = None
+    """The Lipschitz constant that the method guarantees, for the bounds to refute."""
     facts: dict[str, float] = field(default_factory=dict)
     """What training measured of the checkpoint, by metric."""
     known: list[Lipschitz] = field(default_factory=list)
@@ -106,6 +109,8 @@ def _plain(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
         )
     for metric, value in subject.facts.items():
         measured.add(replace(blank, metric=metric, value=value))
+    if subject.claim is not None:
+        measured.add(_claimed(subject.claim, blank))
     scale = _input_scale(subject.network)
     if scale is not None:
         measured.add(replace(blank, metric="input_scale", side="exact", value=scale))
@@ -115,6 +120,19 @@ def _plain(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
         measured.samples[f"{subject.checkpoint}/curve/x"] = points.cpu()
         measured.samples[f"{subject.checkpoint}/curve/y"] = _outputs(subject.module, points).cpu()
     return measured
+
+
+def _claimed(claim: Claim, blank: Row) -> Row:
+    return replace(
+        blank,
+        metric="claimed_lipschitz",
+        norm=float(claim.norm),
+        domain=_box(claim.domain),
+        estimator=blank.method,
+        side="upper",
+        value=claim.constant,
+        flags=(*blank.flags, f"tolerance={claim.tolerance:g}"),
+    )
 
 
 def _noise(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:

@@ -152,6 +152,10 @@ class Method(ABC):
         """
         return state
 
+    def report(self, net: "Net", state: State, h: Scalars) -> dict[str, float]:
+        """Return numbers of the method's own that are worth a column of train.csv, each epoch."""
+        return {}
+
     def effective(self, net: "Net", state: State, h: Scalars) -> Params:
         """Return the parameters of the network that training stands for at this moment.
 
@@ -170,6 +174,7 @@ class Method(ABC):
     def claims(self, net: "Net") -> Claim | None:
         """Return the Lipschitz constant that the method guarantees for a finished network.
 
+        A strength that the core drove has its final value in `self` here.
         The core proves or refutes it with its own bounds.
         """
         return None

@@ -44,11 +44,12 @@ def survey(
         "validation_score": None,
         "strength": progress.course.get("strength"),
     }
-    finite = _finite(progress.params, loss)
+    finite = _finite(progress.params, loss) & _finite(effective, loss)
     for number, trial in enumerate(ensemble.trials):
         if progress.ended[number] is not None:
             continue
         row = _row(columns, number, len(progress.histories[number]) + 1)
+        row |= _report(ensemble, progress, number)
         progress.histories[number].append(row)
         if not bool(finite[number]):
             progress.ended[number] = row["epoch"]
@@ -131,6 +132,14 @@ def _effective(
     if data.task != "classification":
         return params, None
     return params, _accuracy(ensemble, params, progress.state["buffers"], data.train)
+
+
+def _report(ensemble: Ensemble, progress: Progress, number: int) -> dict[str, float]:
+    method = ensemble.trials[number].method
+    if type(method).report is Method.report:
+        return {}
+    h = {name: column[number] for name, column in ensemble.scalars(progress).items()}
+    return method.report(ensemble.nets(progress)[number], take(progress.state, number), h)
 
 
 def _row(columns: dict[str, Tensor | None], number: int, epoch: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One training run: a method, a seed, and how its strength is driven."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -30,13 +30,15 @@ class Trial:
 
     def scalars(self) -> dict[str, float]:
         """Return the fields that may differ within a stack: those that are real numbers."""
-        values = {item.name: getattr(self.method, item.name) for item in fields(self.method)}
-        # A norm is a number too, but other norms are other code.
-        return {
-            name: value
-            for name, value in values.items()
-            if isinstance(value, float) and not isinstance(value, Norm)
-        }
+        found = {}
+        for item in fields(self.method):
+            value = getattr(self.method, item.name)
+            # A norm is a number too, but other norms are other code. Python lets a caller write 1
+            # where a field says float.
+            whole = item.type in (float, "float") and type(value) is int
+            if whole or (isinstance(value, float) and not isinstance(value, Norm)):
+                found[item.name] = float(value)
+        return found
 
     def shared(self) -> tuple[Any, ...]:
         """Return all that must be equal for two trials to be stacked."""
@@ -47,7 +49,9 @@ class Trial:
             if item.name not in scalars
         )
         driven = (entry.target_accuracy is None, len(entry.path), entry.discrepancy)
-        return (entry.name, type(self.method), tuple(scalars), rest, driven, entry.training)
+        # Learning rates are numbers too: the optimiser takes one for each trial.
+        training = replace(entry.training, optimizer=replace(entry.training.optimizer, lr=1.0))
+        return (entry.name, type(self.method), tuple(scalars), rest, driven, training)
 
 
 def representative(trials: Sequence[Trial]) -> Method:

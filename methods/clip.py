@@ -76,6 +76,8 @@ class CLIP(Method):
                 raise ValueError(f"{field} must be at least 1, got {value}.")
         if not self.factor > 1:
             raise ValueError(f"factor must be more than 1, got {self.factor}.")
+        if self.project_pairs and self.update == "free":
+            raise ValueError("project_pairs cannot be had with update = 'free': leave one out.")
 
     @property
     def ascends(self) -> tuple[str, ...]:

@@ -1,0 +1,41 @@
+"""What a method claims of the network it trained, held against what was measured of it."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import nn
+
+from lipbench.bound import Lipschitz
+from lipbench.method import Claim
+from lipbench.net import Net, Skeleton
+from lipbench.planning import Cell
+from lipbench.soundness import inside
+
+
+def claim_of(cell: Cell, module: nn.Module, strength: float | None) -> Claim | None:
+    """Return the constant that the cell's method guarantees for a finished network.
+
+    Args:
+        cell: The cell that trained it.
+        module: The finished network.
+        strength: The value that the method's strength field had, if it has one.
+    """
+    method = cell.entry.method
+    if method.strength is not None and strength is not None:
+        method = replace(method, **{method.strength.field: strength})
+    params = {name: value.detach() for name, value in module.named_parameters()}
+    skeleton = Skeleton(module, cell.benchmark.dataset.input_shape)
+    return method.claims(Net(skeleton, params, dict(module.named_buffers())))
+
+
+def refutations(claim: Claim, values: Iterable[Lipschitz]) -> list[str]:
+    """Return each proven lower bound that exceeds the claim by more than its tolerance."""
+    return [
+        f"the claimed constant {claim.constant:.9g} in norm {claim.norm} is refuted: "
+        f"two points of the domain expand by {value.value:.9g}"
+        for value in values
+        if value.side in ("lower", "exact")
+        and value.norm == claim.norm
+        and inside(value.domain, claim.domain)
+        and value.value > claim.constant * (1 + claim.tolerance)
+    ]
