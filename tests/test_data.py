@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 from training import digits
 
 from lipbench.data import Batch, split
-from lipbench.dataset import Raw
+from lipbench.dataset import Dataset, Raw
 from lipbench.registry import load
-from lipbench.dataset import Dataset
 
 DIGITS = load("lipbench.datasets", "digits", Dataset)
 PARTS = ["train", "pairs", "validation"]
@@ -35,9 +34,7 @@ def published(samples=60, test=10, classes=10):
     seed=st.integers(0, 2**32),
 )
 def test_training_pair_and_validation_samples_are_disjoint(train, pairs, validation, seed):
-    dataset = DIGITS(
-        train_size=train, pair_size=pairs, validation_size=validation, split_seed=seed
-    )
+    dataset = DIGITS(train_size=train, pair_size=pairs, validation_size=validation, split_seed=seed)
     if train + pairs + validation > 60:
         with pytest.raises(ValueError, match="60 training samples, which cannot give"):
             split(dataset, published())
@@ -109,7 +106,7 @@ def test_some_base_points_are_distinct_members_of_the_pair_set():
 
 
 def test_more_base_points_than_there_are_is_refused_with_the_way_out():
-    with pytest.raises(ValueError, match="33 pairs .* pair_size is 32: raise pair_size"):
+    with pytest.raises(ValueError, match=r"33 pairs .* pair_size is 32: raise pair_size"):
         digits().base_points(33, torch.Generator())
 
 

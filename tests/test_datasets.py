@@ -9,8 +9,8 @@ import sklearn.datasets
 
 from lipbench import torchvision_images
 from lipbench.data import split
-from lipbench.dataset import DataMissing, Dataset
 from lipbench.datafolder import folder
+from lipbench.dataset import DataMissing, Dataset
 from lipbench.registry import load, names
 
 IMAGES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
@@ -138,7 +138,7 @@ def test_digits_that_were_changed_are_refused(tmp_path, monkeypatch):
     bunch = sklearn.datasets.load_digits()
     bunch.images[0, 0, 0] += 1
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: bunch)
-    with pytest.raises(DataMissing, match="digits have SHA-256 .* reinstall scikit-learn"):
+    with pytest.raises(DataMissing, match=r"digits have SHA-256 .* reinstall scikit-learn"):
         a_dataset("digits").read(tmp_path)
 
 
@@ -165,9 +165,7 @@ def test_half_max_abs_has_noise_of_the_stated_size_on_training_targets(tmp_path)
     noisy = a_dataset("half_max_abs", noise=0.2, **fields).read(tmp_path)
     plain = a_dataset("half_max_abs", noise=0.0, **fields).read(tmp_path)
     x = plain.train_inputs.astype(np.float64)
-    np.testing.assert_allclose(
-        plain.train_targets, np.maximum(np.abs(x) - 3, 0) / 2, atol=1e-6
-    )
+    np.testing.assert_allclose(plain.train_targets, np.maximum(np.abs(x) - 3, 0) / 2, atol=1e-6)
     assert (noisy.train_targets - plain.train_targets).std() == pytest.approx(0.2, rel=0.05)
 
 

@@ -57,7 +57,10 @@ def test_ten_steps_are_those_of_torch(optimizer):
 def test_a_stack_with_a_rate_for_each_trial_equals_the_trials_alone(optimizer):
     trials = [start(seed) for seed in range(3)]
     rates = torch.tensor([0.01, 0.1, 0.2], dtype=torch.float64)
-    alone = [optimizer.step(p, slopes(p), optimizer.start(p), r) for p, r in zip(trials, rates)]
+    alone = [
+        optimizer.step(params, slopes(params), optimizer.start(params), rate)
+        for params, rate in zip(trials, rates, strict=True)
+    ]
     stacked = stack(trials)
     moments = stack([optimizer.start(p) for p in trials])
     gradients = stack([slopes(p) for p in trials])

@@ -31,7 +31,7 @@ def quotient(function, u, v):
 
 
 def naive_ascent(function, pairs, accept, factor=1.3):
-    """Algorithm 1, pair by pair; `accept` adds the test of the authors' code."""
+    # Algorithm 1, pair by pair; `accept` adds the test of the authors' code.
     moved = []
     for u, v, step in zip(pairs.u, pairs.v, pairs.step, strict=True):
         u, v = u.clone().requires_grad_(), v.clone().requires_grad_()

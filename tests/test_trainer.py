@@ -1,7 +1,6 @@
 """The trainer against a plain loop, a stack against its members, a resumed run against a whole."""
 
 import copy
-import math
 from pathlib import Path
 
 import pytest
@@ -358,7 +357,7 @@ def test_driving_by_validation_data_that_are_not_there_is_refused():
 
 
 def test_a_refusal_names_the_method_and_the_reason_before_any_training():
-    with pytest.raises(Refusal, match="clip refuses: it needs 33 pair samples .* raise pair_size"):
+    with pytest.raises(Refusal, match=r"clip refuses: it needs 33 pair samples .* raise pair_size"):
         a_trainer(an_entry("clip", pairs=33))
 
 

@@ -7,9 +7,9 @@ from lipbench.trees import flatten, stack, take, tree_map, unflatten
 
 LEAVES = st.integers(-5, 5).map(lambda number: torch.tensor([number, number + 1]))
 NAMES = st.text("abc._", max_size=3)
-TREES = st.dictionaries(
-    NAMES, st.recursive(LEAVES, lambda inner: st.dictionaries(NAMES, inner, min_size=1)), min_size=1
-)
+INNER = st.dictionaries(NAMES, LEAVES, min_size=1, max_size=2)
+MIDDLE = st.dictionaries(NAMES, LEAVES | INNER, min_size=1, max_size=2)
+TREES = st.dictionaries(NAMES, LEAVES | MIDDLE, min_size=1, max_size=3)
 
 
 def equal(one, other):
