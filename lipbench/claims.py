@@ -6,9 +6,9 @@ from dataclasses import replace
 from torch import nn
 
 from lipbench.bound import Lipschitz
+from lipbench.cell import Cell
 from lipbench.method import Claim
 from lipbench.net import Net, Skeleton
-from lipbench.planning import Cell
 from lipbench.soundness import inside
 
 

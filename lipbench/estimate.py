@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lipbench.results import read_cell_seconds
 
 if TYPE_CHECKING:
-    from lipbench.planning import Cell
+    from lipbench.cell import Cell
     from lipbench.settings import Benchmark
 
 # Measured on two cores of an x86 server with dense networks of 54,000 weights.

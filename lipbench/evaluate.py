@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.bound import Lipschitz, Refused, Side
+from lipbench.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.cells import CellFolder, State
 from lipbench.checkpoints import Unreadable, is_whole, read_tensors, write_tensors
 from lipbench.claims import claim_of, refutations
@@ -18,7 +19,6 @@ from lipbench.files import StorageError, quarantine
 from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.network import as_network
 from lipbench.norm import Norm
-from lipbench.planning import Cell, Evaluation, dataset_json, model_json
 from lipbench.rows import Row, RowsDamaged, read_rows, write_rows
 from lipbench.samples import outcome_name
 from lipbench.soundness import crossings

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lipbench.adversary import AttackInvalid, NonFiniteLogits
 from lipbench.bound import Lipschitz, Refused
+from lipbench.cell import Cell, Evaluation, certified_epsilons
 from lipbench.certified import certified_accuracy, certified_radius, margins, radius_quantiles
 from lipbench.columns import SELECTION
 from lipbench.data import Batch, Data, Split
@@ -17,7 +18,6 @@ from lipbench.judge import judge_epsilons, self_check
 from lipbench.method import Claim
 from lipbench.network import Network
 from lipbench.noise import noise_accuracy
-from lipbench.planning import Cell, Evaluation, certified_epsilons
 from lipbench.rows import Row
 from lipbench.samples import outcome_name
 from lipbench.seeds import stream

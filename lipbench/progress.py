@@ -11,7 +11,7 @@ from lipbench.estimate import spoken
 if TYPE_CHECKING:
     from rich.status import Status as Line
 
-    from lipbench.planning import Cell
+    from lipbench.cell import Cell
 
 
 @runtime_checkable

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lipbench.cell import Cell
 from lipbench.cells import CellFolder
 from lipbench.curves import write_curves
 from lipbench.environment import env_id, record
 from lipbench.evaluate import is_measured
 from lipbench.exits import ExitCode, summarise
-from lipbench.files import probe, write_json
-from lipbench.planning import Cell, Plan, plan
+from lipbench.files import clean, probe, write_json
+from lipbench.planning import Plan, plan
 from lipbench.progress import Progress, named, reporter
 from lipbench.resolved import resolved
 from lipbench.results import write_plan, write_results
@@ -54,6 +55,8 @@ def run(
     folder = Path(out) if out is not None else Path("results") / stem
     whole = plan(config, folder, only)
     probe(folder)
+    for place in (folder, folder / "env"):
+        clean(place)
     write_plan(folder, whole.planned())
     write_json(folder / "config.resolved.json", resolved(whole.config))
     with reporter(progress, len(whole.selected)) as report:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lipbench.adversary import Classifier
+from lipbench.cell import Cell
 from lipbench.cells import CellFolder, State, Status, claim, folder_name
 from lipbench.checkpoints import (
     Unreadable,
@@ -32,7 +33,7 @@ from lipbench.fields import key as field_key
 from lipbench.files import StorageError, quarantine, write_json, write_text
 from lipbench.host import host_id
 from lipbench.judge import judge
-from lipbench.planning import Cell
+from lipbench.places import ConfigError
 from lipbench.progress import Progress as Report
 from lipbench.progress import named
 from lipbench.seeds import stream
@@ -65,12 +66,12 @@ def resolve(device: str) -> torch.device:
     """Return the device that `auto` means here, or the one named.
 
     Raises:
-        ValueError: If it is not there.
+        ConfigError: If it is not there.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', and torch sees none: choose 'cpu' or 'auto'.")
+        raise ConfigError(["device is 'cuda', and torch sees none: choose 'cpu' or 'auto'"])
     return torch.device(device)
 
 
