@@ -1,45 +1,27 @@
 """Work on the cells of one stack: claim, train, save, evaluate, judge."""
 
-import csv
-import io
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from lipbench.adversary import Classifier
 from lipbench.cell import Cell
-from lipbench.cells import CellFolder, State, Status, claim, folder_name
-from lipbench.checkpoints import (
-    Unreadable,
-    read_progress,
-    read_tensors,
-    write_progress,
-    write_tensors,
-)
-from lipbench.data import Data, split
-from lipbench.datafolder import folder as data_folder
-from lipbench.dataset import DataMissing, Dataset
+from lipbench.cells import State, Status, claim
+from lipbench.checkpoints import Unreadable, read_progress, read_tensors, write_progress
+from lipbench.dataset import DataMissing
 from lipbench.ensemble import Progress, Refusal
-from lipbench.evaluate import Trained, Unfit, evaluate, is_measured
+from lipbench.evaluate import Unfit, evaluate, is_measured
 from lipbench.exits import ExitCode
-from lipbench.fields import key as field_key
 from lipbench.files import StorageError, quarantine, write_json, write_text
 from lipbench.host import host_id
-from lipbench.judge import judge
-from lipbench.places import ConfigError
+from lipbench.loading import device_name, load, resolve, selection_score
+from lipbench.networks import load_network, network_path, save_networks, write_history
 from lipbench.progress import Progress as Report
 from lipbench.progress import named
-from lipbench.seeds import stream
-from lipbench.settings import SelectionSettings
-from lipbench.survey import Score
-from lipbench.threat import Threat
 from lipbench.trainer import Trainer
 from lipbench.trial import Outcome
 
@@ -60,46 +42,6 @@ def work_on(cells: Sequence[Cell], run: Path, device: str, env_id: str, report: 
         return
     with held:
         _Bench(siblings, {cell.key for cell in cells}, run, device, env_id, report).work()
-
-
-def resolve(device: str) -> torch.device:
-    """Return the device that `auto` means here, or the one named.
-
-    Raises:
-        ConfigError: If it is not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(["device is 'cuda', and torch sees none: choose 'cpu' or 'auto'"])
-    return torch.device(device)
-
-
-@lru_cache(maxsize=2)
-def load(dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Data:
-    """Return a data set on a device, fetched first if it is not there.
-
-    Raises:
-        DataMissing: If it cannot be had.
-    """
-    folder = data_folder()
-    if dataset.missing(folder):
-        dataset.fetch(folder, lambda text: None)
-    return split(dataset, dataset.read(folder), device, dtype)
-
-
-def selection_score(selection: SelectionSettings, data: Data) -> Score:
-    """Return the function that measures validation accuracy under the selection attack."""
-    part = data.validation
-    epsilon = torch.full((len(part),), selection.epsilon, dtype=torch.float64)
-    threat = Threat(norm=selection.norm, epsilon=epsilon.to(part.inputs.device), domain=data.box)
-
-    def score(model: Classifier, seed: int) -> float:
-        rng = stream(seed, "attack", "selection")
-        result = judge(selection.attack, model, part.inputs, part.targets, threat, rng)
-        return float((~result.success).double().mean())
-
-    return score
 
 
 class _Bench:
@@ -133,6 +75,8 @@ class _Bench:
                 for cell in pending:
                     self._begin(cell)
                 self._train(pending, self.siblings)
+                pending = []
+            if not pending:
                 self.last.unlink(missing_ok=True)
             for cell in self.siblings:
                 self._evaluate(cell)
@@ -149,7 +93,7 @@ class _Bench:
         if status is None or not status.checkpoints:
             return False
         for name in status.checkpoints:
-            path = _path(cell.folder(self.run), name)
+            path = network_path(cell.folder(self.run), name)
             try:
                 read_tensors(path)
             except Unreadable as damage:
@@ -217,7 +161,7 @@ class _Bench:
         else:
             for cell, outcome in zip(members, outcomes, strict=True):
                 if cell in pending:
-                    self._save(cell, outcome, trainer)
+                    self._save(cell, outcome)
 
     def _resumed(self, fresh: Progress) -> Progress:
         """Return where the stack stood when it was stopped, else the beginning."""
@@ -226,7 +170,7 @@ class _Bench:
             self.report.say(f"{self.last} is damaged or of other cells: training starts afresh")
         return stored or fresh
 
-    def _saver(self, members: Sequence[Cell], whole: bool):  # type: ignore[no-untyped-def]
+    def _saver(self, members: Sequence[Cell], whole: bool) -> Callable[[Progress], None]:
         total = self.training.epochs * len(members[0].trial.points)
         saved = time.monotonic()
 
@@ -242,27 +186,13 @@ class _Bench:
 
         return after_epoch
 
-    def _save(self, cell: Cell, outcome: Outcome, trainer: Trainer) -> None:
+    def _save(self, cell: Cell, outcome: Outcome) -> None:
         folder = cell.folder(self.run)
-        _write_history(folder, outcome)
+        write_history(folder, outcome)
         if outcome.state != "done":
             self._conclude(cell, "nan", outcome.message)
             return
-        facts = {}
-        for name, checkpoint in outcome.checkpoints.items():
-            write_tensors(
-                _path(folder, name), {**checkpoint.params, **checkpoint.buffers}, {"name": name}
-            )
-            facts[name] = {
-                "epoch": checkpoint.epoch,
-                "strength": checkpoint.strength,
-                "train_accuracy": checkpoint.train_accuracy,
-                "validation_score": checkpoint.validation_score,
-                "flags": list(checkpoint.flags),
-                "training_seconds": outcome.seconds,
-                "network_evaluations": outcome.forwards,
-                "gradient_evaluations": outcome.gradients,
-            }
+        facts = save_networks(folder, outcome)
         status = self._status(cell)
         folder.write_status(replace(status, checkpoints=facts, seconds=outcome.seconds))
 
@@ -281,9 +211,10 @@ class _Bench:
         try:
             data = load(benchmark.dataset, self.device, getattr(torch, self.training.dtype))
             networks = [
-                self._trained(cell, name, dict(f)) for name, f in status.checkpoints.items()
+                load_network(cell, folder, name, facts, self.device)
+                for name, facts in status.checkpoints.items()
             ]
-            verdict = evaluate(cell, folder, networks, data, _device_name(self.device), self.env_id)
+            verdict = evaluate(cell, folder, networks, data, device_name(self.device), self.env_id)
         except Unfit as error:
             self._conclude(cell, error.state, str(error))
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -306,17 +237,6 @@ class _Bench:
                 self._fail([cell], "failed", cause)
             else:
                 self._conclude(cell, "done", "", spent=time.monotonic() - began)
-
-    def _trained(self, cell: Cell, name: str, facts: dict[str, object]) -> Trained:
-        tensors, _ = read_tensors(_path(cell.folder(self.run), name))
-        module = _rebuild(cell, self.device)
-        module.load_state_dict(tensors)
-        return Trained(
-            name=name,
-            module=module,
-            facts=_facts(cell, name, facts),
-            flags=tuple(facts["flags"]),  # type: ignore[arg-type]
-        )
 
     def _fail(
         self, cells: Sequence[Cell], state: State, error: BaseException, is_mistake: bool = False
@@ -360,49 +280,3 @@ class _Bench:
 def _is_signal(error: BaseException) -> bool:
     """Return whether it says that the process is to end, and no plugin that it called exit."""
     return isinstance(error, SystemExit) and error.code == ExitCode.TERMINATED
-
-
-def _path(folder: CellFolder, checkpoint: str) -> Path:
-    """Return where a checkpoint is kept; the chosen one is the model of the cell."""
-    if checkpoint == "chosen":
-        return folder.model
-    return folder.path / f"model-{folder_name(checkpoint)}.safetensors"
-
-
-def _rebuild(cell: Cell, device: torch.device) -> nn.Module:
-    """Return a network of the cell's architecture, whatever its numbers, in evaluation mode."""
-    benchmark, seed = cell.benchmark, cell.seed
-    shape = benchmark.dataset.input_shape
-    module = benchmark.model.build(shape, benchmark.dataset.outputs, stream(seed, "init"))
-    own = stream(seed, "method", cell.entry.name, "build")
-    module = cell.entry.method.build(module, shape, own)
-    dtype = getattr(torch, cell.entry.training.dtype)
-    return module.to(device, dtype).requires_grad_(False).eval()
-
-
-def _facts(cell: Cell, name: str, facts: dict[str, object]) -> dict[str, float]:
-    """Return what training measured of a checkpoint, by metric."""
-    found = {}
-    law = cell.entry.method.strength
-    if law is not None and facts["strength"] is not None:
-        found[f"strength[{field_key(law.field)}]"] = facts["strength"]
-    if facts["validation_score"] is not None:
-        found["validation_score"] = facts["validation_score"]
-    found["epoch"] = facts["epoch"]
-    if name == "last":
-        for metric in ("training_seconds", "network_evaluations", "gradient_evaluations"):
-            found[metric] = facts[metric]
-    return {metric: float(str(value)) for metric, value in found.items()}
-
-
-def _write_history(folder: CellFolder, outcome: Outcome) -> None:
-    text = io.StringIO()
-    if outcome.history:
-        writer = csv.DictWriter(text, outcome.history[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(outcome.history)
-    write_text(folder.train, text.getvalue())
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,98 @@
+"""The trained networks of a cell, in its folder."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lipbench.cell import Cell
+from lipbench.cells import CellFolder, folder_name
+from lipbench.checkpoints import read_tensors, write_tensors
+from lipbench.evaluate import Trained
+from lipbench.fields import key as field_key
+from lipbench.files import write_text
+from lipbench.seeds import stream
+from lipbench.trial import Outcome
+
+Facts = dict[str, Any]
+"""What status.json says of one checkpoint."""
+
+
+def network_path(folder: CellFolder, checkpoint: str) -> Path:
+    """Return where a checkpoint is kept; the chosen one is the model of the cell."""
+    if checkpoint == "chosen":
+        return folder.model
+    return folder.path / f"model-{folder_name(checkpoint)}.safetensors"
+
+
+def save_networks(folder: CellFolder, outcome: Outcome) -> dict[str, Facts]:
+    """Return what is known of each checkpoint of a trained cell, having saved it."""
+    facts = {}
+    for name, checkpoint in outcome.checkpoints.items():
+        tensors = {**checkpoint.params, **checkpoint.buffers}
+        write_tensors(network_path(folder, name), tensors, {"name": name})
+        facts[name] = {
+            "epoch": checkpoint.epoch,
+            "strength": checkpoint.strength,
+            "train_accuracy": checkpoint.train_accuracy,
+            "validation_score": checkpoint.validation_score,
+            "flags": list(checkpoint.flags),
+            "training_seconds": outcome.seconds,
+            "network_evaluations": outcome.forwards,
+            "gradient_evaluations": outcome.gradients,
+        }
+    return facts
+
+
+def load_network(
+    cell: Cell, folder: CellFolder, name: str, facts: Facts, device: torch.device
+) -> Trained:
+    """Return a saved checkpoint as a module, in evaluation mode.
+
+    Raises:
+        Unreadable: If its file is absent or damaged.
+    """
+    tensors, _ = read_tensors(network_path(folder, name))
+    module = _rebuild(cell, device)
+    module.load_state_dict(tensors)
+    measured = _measured(cell, name, facts)
+    return Trained(name=name, module=module, facts=measured, flags=tuple(facts["flags"]))
+
+
+def write_history(folder: CellFolder, outcome: Outcome) -> None:
+    """Write train.csv, one row per epoch."""
+    text = io.StringIO()
+    if outcome.history:
+        writer = csv.DictWriter(text, outcome.history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(outcome.history)
+    write_text(folder.train, text.getvalue())
+
+
+def _rebuild(cell: Cell, device: torch.device) -> nn.Module:
+    """Return a network of the cell's architecture, whatever its numbers, in evaluation mode."""
+    benchmark, seed = cell.benchmark, cell.seed
+    shape = benchmark.dataset.input_shape
+    module = benchmark.model.build(shape, benchmark.dataset.outputs, stream(seed, "init"))
+    own = stream(seed, "method", cell.entry.name, "build")
+    module = cell.entry.method.build(module, shape, own)
+    dtype = getattr(torch, cell.entry.training.dtype)
+    return module.to(device, dtype).requires_grad_(False).eval()
+
+
+def _measured(cell: Cell, name: str, facts: Facts) -> dict[str, float]:
+    """Return what training measured of a checkpoint, by metric."""
+    found = {}
+    law = cell.entry.method.strength
+    if law is not None and facts["strength"] is not None:
+        found[f"strength[{field_key(law.field)}]"] = facts["strength"]
+    if facts["validation_score"] is not None:
+        found["validation_score"] = facts["validation_score"]
+    found["epoch"] = facts["epoch"]
+    if name == "last":
+        for metric in ("training_seconds", "network_evaluations", "gradient_evaluations"):
+            found[metric] = facts[metric]
+    return {metric: float(value) for metric, value in found.items()}
