@@ -1,5 +1,8 @@
 """Where a run computes, and the data it computes with."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -8,12 +11,16 @@ from lipbench.adversary import Classifier
 from lipbench.data import Data, split
 from lipbench.datafolder import folder as data_folder
 from lipbench.dataset import Dataset
+from lipbench.estimate import forward_products
 from lipbench.judge import judge
 from lipbench.places import ConfigError
 from lipbench.seeds import stream
-from lipbench.settings import SelectionSettings
+from lipbench.settings import Benchmark, SelectionSettings
 from lipbench.survey import Score
 from lipbench.threat import Threat
+
+_PRODUCTS_PER_THREAD = 20_000
+"""Multiplications of one forward pass of one sample from which a second thread pays."""
 
 
 def resolve(device: str) -> torch.device:
@@ -32,6 +39,23 @@ def resolve(device: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """Return what the column `device` says."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@contextmanager
+def few_threads(benchmark: Benchmark) -> Iterator[None]:
+    """Let torch use one thread meanwhile if the network is too small for more.
+
+    Work on small matrices is not divided, and waiting threads cost more than they bring. The
+    variable OMP_NUM_THREADS has the last word.
+    """
+    before = torch.get_num_threads()
+    products = forward_products(benchmark)
+    if "OMP_NUM_THREADS" not in os.environ and products < _PRODUCTS_PER_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=2)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from lipbench.curves import write_curves
 from lipbench.environment import env_id, record
 from lipbench.evaluate import is_measured
 from lipbench.exits import ExitCode, summarise
-from lipbench.files import clean, probe, write_json
+from lipbench.files import clean, probe, write_json, write_text
 from lipbench.planning import Plan, plan
 from lipbench.progress import Progress, named, reporter
 from lipbench.resolved import resolved
 from lipbench.results import write_plan, write_results
 from lipbench.settings import Config
+from lipbench.table import table_text
 
 UNSOUND = "unsound"
 """Flag of a cell in which a lower bound exceeds an upper one."""
@@ -66,8 +68,7 @@ def run(
                 report.say(f"{named(cell)} is taken up again: {reason}")
         report.say(whole.describe() if _todo(whole, folder, retry) else "nothing left to do")
         interrupted = _work(whole, folder, device or whole.config.device, retry, report)
-        write_results(folder)
-        write_curves(folder)
+        _derive(folder)
         line, code = _conclude(whole, folder, interrupted, report)
         report.conclude(line)
     return int(code)
@@ -131,6 +132,15 @@ def _work(whole: Plan, folder: Path, device: str, retry: bool, report: Progress)
             raise
         return ExitCode.TERMINATED
     return None
+
+
+def _derive(folder: Path) -> None:
+    """Rebuild what is derived from the cells."""
+    write_results(folder)
+    write_curves(folder)
+    # Nothing may be done yet, of which no table could be made.
+    with suppress(ValueError):
+        write_text(folder / "table.tex", table_text(folder, "latex"))
 
 
 def _interruption(place: CellFolder) -> str:

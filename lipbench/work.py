@@ -18,7 +18,7 @@ from lipbench.evaluate import Unfit, evaluate, is_measured
 from lipbench.exits import ExitCode
 from lipbench.files import StorageError, quarantine, write_json, write_text
 from lipbench.host import host_id
-from lipbench.loading import device_name, load, resolve, selection_score
+from lipbench.loading import device_name, few_threads, load, resolve, selection_score
 from lipbench.networks import load_network, network_path, save_networks, write_history
 from lipbench.progress import Progress as Report
 from lipbench.progress import named
@@ -69,6 +69,10 @@ class _Bench:
             KeyboardInterrupt: If it is stopped by a signal; the cells are marked as killed.
             SystemExit: Likewise.
         """
+        with few_threads(self.siblings[0].benchmark):
+            self._work()
+
+    def _work(self) -> None:
         pending = [cell for cell in self.siblings if not self._is_trained(cell)]
         try:
             if any(cell.key in self.wanted for cell in pending):
