@@ -291,13 +291,16 @@ def test_a_large_lambda_gives_the_frequencies_of_the_classes():
     not os.environ.get("LIPBENCH_DATA"), reason="LIPBENCH_DATA does not name a folder with MNIST"
 )
 def test_on_mnist_the_accuracy_stays_within_a_point_and_a_half_of_its_target():
-    """10,000 images, three targets: the smaller the target, the larger lambda at the end."""
+    """10,000 images, three targets: the smaller the target, the larger lambda at the end.
+
+    At a learning rate of 0.1 the epochs scatter more: 2.4 points were measured at 0.85.
+    """
     dataset = load("lipbench.datasets", "mnist", Dataset)(train_size=10_000, pair_size=1000)
     if dataset.missing(folder()):
         dataset.fetch(folder(), lambda text: None)
     data, targets, epochs = split(dataset, dataset.read(folder())), (0.85, 0.9, 0.95), 60
     entries = [
-        an_entry("clip", epochs=epochs, batch_size=128, warmup=5, lr=0.1, target=target)
+        an_entry("clip", epochs=epochs, batch_size=128, warmup=5, lr=0.03, target=target)
         for target in targets
     ]
     model = a_model(widths=(64, 64))

@@ -338,6 +338,15 @@ def test_the_strength_rests_during_warm_up_and_moves_afterwards():
     assert strengths[4] < 1
 
 
+def test_moved_by_steps_the_strength_rests_during_warm_up_too():
+    entry = variant("driven by steps", epochs=4, warmup=2, mu=1e-3, target=0.99)
+    (outcome,) = train(entry)
+    first, second, third, fourth = [row["strength"] for row in outcome.history]
+    assert first == second == pytest.approx(1e-3)
+    assert third < second
+    assert fourth <= third
+
+
 def test_without_a_target_the_strength_stays():
     (outcome,) = train(an_entry("clip", pairs=8, lambda_=0.25))
     assert {row["strength"] for row in outcome.history} == {0.25}
