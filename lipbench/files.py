@@ -125,10 +125,11 @@ def probe(folder: Path) -> None:
     Raises:
         StorageError: If nothing can be written to `folder`.
     """
-    trial = folder / f".probe-{os.getpid()}"
+    # One name for all: what a killed process left, the next one removes.
+    trial = folder / ".probe"
     write_bytes(trial, b"")
     try:
-        trial.unlink()
+        trial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError("remove", trial, error) from error
 
