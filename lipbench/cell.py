@@ -167,6 +167,7 @@ def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
                 },
             )
         )
+    earlier: list[str] = []
     for index, bound in enumerate(settings.bound):
         found.append(
             evaluation(
@@ -179,9 +180,12 @@ def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
                     "norm": str(bound.norm),
                     "domain": None if bound.domain is None else list(bound.domain),
                     "certified": certified_epsilons(cell.benchmark, float(bound.norm)),
+                    # A search may start from what the bounds before it found.
+                    "after": list(earlier),
                 },
             )
         )
+        earlier.append(found[-1].key)
     return tuple(found)
 
 

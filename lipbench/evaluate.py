@@ -87,6 +87,10 @@ def evaluate(
     missing = [e for e in cell.evaluations if not _is_there(folder, e)]
     if not missing:
         return Verdict(contradictions=contradictions(cell, folder), errors=[])
+    if any(e.kind == "bound" for e in missing):
+        # Searches start from what other bounds found: all again, so that a run that was stopped
+        # between two of them ends with the same numbers.
+        missing = [e for e in cell.evaluations if e in missing or e.kind == "bound"]
     blank = Row(
         benchmark=cell.benchmark.name,
         dataset=dataset_json(cell.benchmark),

@@ -71,4 +71,8 @@ def legend(block: Block) -> list[str]:
         )
     if any(entry.printed is not None for entry in entries):
         found.append(f"In brackets: {CITATION}.")
+        found.append(
+            "The paper states neither the input scale of its noise and attack nor the loss that "
+            "its strengths weigh: compare the order of rows, not the numbers."
+        )
     return found

@@ -180,3 +180,19 @@ def test_numbers_that_contradict_each_other_are_found_whenever_a_cell_is_looked_
     more = runs.config(evaluation=SETTINGS["benchmark"][0]["evaluation"] | {"noise": noise})
 
     assert runs.run(more, tmp_path) == 6
+
+
+def test_a_bound_taken_away_comes_back_the_same(tmp_path):
+    """
+    A later search starts from what earlier bounds found, also when only it is missing.
+    """
+    settings = runs.config(evaluation={"bound": ["product", "jacobian", "pair_ascent"]})
+    lipbench.run(settings, tmp_path)
+    (cell,) = lipbench.plan(settings).cells
+    folder = cell.folder(tmp_path)
+    last = folder.rows(cell.evaluations[-1].key)
+    before = [row.value for row in read_rows(last)]
+    last.unlink()
+    lipbench.run(settings, tmp_path)
+
+    assert before == [row.value for row in read_rows(last)]

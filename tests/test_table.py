@@ -50,8 +50,8 @@ def test_strengths_of_different_methods_share_a_column():
     ]
     block = the_block(rows)
 
-    assert ["lambda, mu"] == [column.heading for column in block.columns]
-    assert [0.5, 0.25] == [line.entries[0].mean for line in block.lines]
+    assert [column.heading for column in block.columns] == ["lambda, mu"]
+    assert [line.entries[0].mean for line in block.lines] == [0.5, 0.25]
 
 
 def test_the_columns_are_those_of_the_paper_and_then_ours():
