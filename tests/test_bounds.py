@@ -269,3 +269,21 @@ def test_data_on_the_boundary_of_the_domain_lose_no_direction():
     corners = torch.randint(2, (20, 10)).double()
     found = value("jacobian", model, (10,), domain=(0.0, 1.0), inputs=corners)
     assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LOWER)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_nearly_constant_network_keeps_its_witness(name, seed):
+    """
+    Where the function varies by little more than its rounding, the pair still proves the value.
+    """
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(1, 200), nn.Sigmoid(), nn.Linear(200, 1), nn.Sigmoid())
+    with torch.no_grad():
+        model[2].weight.mul_(1e-6)
+        model[2].bias.fill_(-1.0)
+    network = as_network(model, (1,))
+    found = bound(name).compute(network, L2, (-4.0, 4.0))
+
+    assert found.value > 0
+    assert [] == recheck(network, found)
