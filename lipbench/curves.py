@@ -8,7 +8,8 @@ from lipbench.cells import CellFolder
 from lipbench.files import write_text
 from lipbench.results import PlannedCell, has_cells, read_plan
 
-_COLUMNS = ("benchmark", "method", "params", "seed", "checkpoint", "x", "y")
+_COLUMNS = ("benchmark", "method", "train_key", "seed", "checkpoint", "x", "y")
+"""The train key leads to the parameters in results.csv, which would fill this file."""
 
 
 def write_curves(run: Path) -> Path | None:
@@ -26,7 +27,7 @@ def write_curves(run: Path) -> Path | None:
     return path
 
 
-def _curves(run: Path, cell: PlannedCell) -> list[tuple[str | int | float, ...]]:
+def _curves(run: Path, cell: PlannedCell) -> list[tuple[str | int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     folder = CellFolder(run / cell.folder)
@@ -41,8 +42,10 @@ def _curves(run: Path, cell: PlannedCell) -> list[tuple[str | int | float, ...]]
             }
     except (OSError, SafetensorError):
         return []
+    # The last point of a path is also the last and the chosen network.
+    points = {name: pair for name, pair in pairs.items() if name.startswith("path:")} or pairs
     return [
-        (cell.benchmark, cell.method, cell.params, cell.seed, name, float(a), float(b))
-        for name, (x, y) in sorted(pairs.items())
+        (cell.benchmark, cell.method, cell.key, cell.seed, name, str(a), str(b))
+        for name, (x, y) in sorted(points.items())
         for a, b in zip(x[:, 0], y[:, 0], strict=True)
     ]

@@ -108,9 +108,11 @@ def collect(run: Path, cells: Sequence[PlannedCell]) -> list[Row]:
 
     A cell that is not done gives one row, metric `cell`, status `failed`, with its state as a
     flag and no value. So does an evaluation that is missing (flag `unevaluated`) or whose file is
-    damaged (flag `damaged`); the other evaluations of that cell still count.
+    damaged (flag `damaged`); the other evaluations of that cell still count. A benchmark of which
+    no cell was begun gives nothing: it was not asked for.
     """
-    return [row for cell in cells for row in _rows_of(run, cell)]
+    begun = {c.benchmark for c in cells if CellFolder(run / c.folder).status_file.exists()}
+    return [row for cell in cells if cell.benchmark in begun for row in _rows_of(run, cell)]
 
 
 def write_results(run: Path) -> Path | None:

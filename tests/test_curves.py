@@ -69,7 +69,8 @@ def test_the_error_is_that_of_the_stored_curve(folder):
     errors = metric(folder, "mse", method="clip", split="test")
     with (folder / "curves.csv").open(newline="") as file:
         points = [row for row in csv.DictReader(file) if row["method"] == "clip"]
-    for checkpoint in errors:
+    assert {p["checkpoint"] for p in points} == {"path:0", "path:1", "path:2"}
+    for checkpoint in sorted({p["checkpoint"] for p in points}):
         own = [(float(p["x"]), float(p["y"])) for p in points if p["checkpoint"] == checkpoint]
         assert len(own) == 801
         assert (own[0][0], own[-1][0]) == (-4.0, 4.0)
