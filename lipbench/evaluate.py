@@ -87,10 +87,6 @@ def evaluate(
     missing = [e for e in cell.evaluations if not _is_there(folder, e)]
     if not missing:
         return Verdict(contradictions=contradictions(cell, folder), errors=[])
-    if any(e.kind == "bound" for e in missing):
-        # Searches start from what other bounds found: all again, so that a run that was stopped
-        # between two of them ends with the same numbers.
-        missing = [e for e in cell.evaluations if e in missing or e.kind == "bound"]
     blank = Row(
         benchmark=cell.benchmark.name,
         dataset=dataset_json(cell.benchmark),
@@ -107,9 +103,15 @@ def evaluate(
     for subject in subjects:
         _refuse_useless(subject)
     errors = []
-    for evaluation in missing:
+    bounds = any(evaluation.kind == "bound" for evaluation in missing)
+    for evaluation in cell.evaluations:
         try:
-            _save(folder, evaluation, _measure(subjects, evaluation))
+            if evaluation in missing:
+                _save(folder, evaluation, _measure(subjects, evaluation))
+            elif evaluation.kind == "bound" and bounds:
+                # Searches start from what earlier ones found, also in a run that was stopped
+                # between two of them.
+                _measure(subjects, evaluation)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError | MemoryError | StorageError):
                 raise

@@ -102,6 +102,8 @@ import lipbench.cli, lipbench.optimiser, lipbench.work
 
 tomllib.loads = json.loads  # there is no writer of TOML, and JSON says the same
 lipbench.work.SAVE_EVERY = 0
+# A shell starts what it puts into the background with interrupts ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 KINDS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "KILL": signal.SIGKILL}
 
 

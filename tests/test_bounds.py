@@ -286,4 +286,4 @@ def test_a_nearly_constant_network_keeps_its_witness(name, seed):
     found = bound(name).compute(network, L2, (-4.0, 4.0))
 
     assert found.value > 0
-    assert [] == recheck(network, found)
+    assert recheck(network, found) == []
