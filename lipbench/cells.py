@@ -14,6 +14,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 from lipbench.files import Damaged, StorageError, clean, read_json, write_json
 
 State = Literal["running", "done", "failed", "nan", "oom", "timeout", "killed"]
+UNSOUND = "unsound"
+"""Flag of a cell in which a lower bound exceeds an upper one."""
 STATES: tuple[State, ...] = ("running", "done", "failed", "nan", "oom", "timeout", "killed")
 
 # A reader that asks whether a lock is free holds it for microseconds; a claim outlasts that.

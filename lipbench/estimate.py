@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lipbench.cell import Cell
     from lipbench.settings import Benchmark
 
-# Measured on two cores of an x86 server with dense networks of 54,000 weights.
+# Rough figures for two cores of an x86 server; cells that are done correct the guess.
 _PRODUCTS_PER_SECOND = 3e10
 _SECONDS_PER_STEP = 2e-3
 _SECONDS_PER_PASS = 5e-4

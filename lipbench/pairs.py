@@ -19,7 +19,9 @@ Function = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, "batch output
 LEAST_DISTANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Closer pairs are not used: rounding of f would be a visible part of their quotient.
 
-In float32 the quotient was measured up to 1.02 times too large at 1e-3 and 1.39 times at 1e-4.
+In float32 the quotient of an untrained 784-64-64-10 sigmoid network, whose outputs hardly vary, was
+up to 1.02 times too large at a distance of 1e-2, 1.3 times at 1e-3, and 3.2 times at 1e-4; of 1,000
+random pairs. Lower bounds are therefore computed in float64.
 """
 
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipbench.bound import Refused
 from lipbench.network import Network
 from lipbench.steps import (
     AveragePool,
@@ -59,7 +60,7 @@ def enclose(network: Network, inputs: Float[Tensor, "batch *shape"]) -> Enclosed
 
 @singledispatch
 def _radius(step: Step, source: Enclosed) -> Tensor:
-    raise NotImplementedError(f"no error analysis for {type(step).__name__}.")
+    raise Refused(f"step {step.name!r} ({type(step).__name__}) has no analysis of its rounding.")
 
 
 @_radius.register(Linear)

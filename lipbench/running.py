@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lipbench.cell import Cell
-from lipbench.cells import CellFolder
+from lipbench.cells import UNSOUND, CellFolder
 from lipbench.curves import write_curves
 from lipbench.environment import env_id, record
 from lipbench.evaluate import is_measured
@@ -19,9 +19,6 @@ from lipbench.resolved import resolved
 from lipbench.results import write_plan, write_results
 from lipbench.settings import Config
 from lipbench.table import table_text
-
-UNSOUND = "unsound"
-"""Flag of a cell in which a lower bound exceeds an upper one."""
 
 
 def run(

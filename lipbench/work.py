@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lipbench.cell import Cell
-from lipbench.cells import State, Status, claim
+from lipbench.cells import UNSOUND, State, Status, claim
 from lipbench.checkpoints import Unreadable, read_progress, read_tensors, write_progress
 from lipbench.dataset import DataMissing
 from lipbench.ensemble import Progress, Refusal
@@ -27,8 +27,6 @@ from lipbench.trial import Outcome
 
 SAVE_EVERY = 30.0
 """Seconds between two copies of the training state."""
-UNSOUND = "unsound"
-"""Flag of a cell in which a lower bound exceeds an upper one."""
 
 
 def work_on(cells: Sequence[Cell], run: Path, device: str, env_id: str, report: Report) -> None:

@@ -27,7 +27,7 @@ class SpectralNorm(Method):
     The layers before the last get c = layer_bound / s, where s bounds the slope of the activation
     behind them (1/4 for sigmoid), so that layer and activation together have the constant
     `layer_bound`. With c = 1 a sigmoid network of three layers has a constant of at most 1/16 and
-    collapses: 60 % and 19 % validation accuracy were measured on MNIST.
+    collapses: on the digits, 18 to 26 % validation accuracy against 88 to 91 % with c = 4.
 
     σ is followed by a step of power iteration per training step; the saved weights are divided
     by the converged norm. For convolutions it is that of the operator on images of this size.
