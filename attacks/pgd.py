@@ -36,6 +36,7 @@ class PGD(Attack):
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2), Norm(torch.inf)})
+    mixes_epsilons: ClassVar[bool] = True
 
     steps: int = 20
     """Steps from each start, for each loss."""

@@ -35,6 +35,8 @@ class Attack(ABC):
 
     norms: ClassVar[frozenset[Norm]]
     """The norms of the threat models that the attack can work on."""
+    mixes_epsilons: ClassVar[bool] = False
+    """Whether it honours an epsilon of its own for each sample; else it gets batches of one."""
 
     @property
     def cost(self) -> float:

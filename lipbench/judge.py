@@ -70,21 +70,31 @@ def judge_epsilons(
     """Return the outcome for each epsilon, in the order of `epsilons`; errors as `judge`.
 
     An input broken at some epsilon stays broken, by the same adversarial input, at all larger
-    ones, and only the others are attacked again. So accuracy never rises with epsilon. Queries
-    count what was spent on a sample up to and including its epsilon.
+    ones. So accuracy never rises with epsilon. Queries count what was spent on a sample up to and
+    including its epsilon. Where a batch has room for more samples than are left, and the attack
+    allows it, several epsilons are tried at once; else only what is left is attacked again.
     """
     order = sorted(range(len(epsilons)), key=epsilons.__getitem__)
     results: dict[int, AttackResult] = {}
     left = torch.arange(len(inputs), device=inputs.device)
     found: AttackResult | None = None
-    for number in order:
-        radius = torch.full((len(left),), epsilons[number], dtype=torch.float64).to(inputs.device)
-        threat = Threat(norm=norm, epsilon=radius, domain=domain)
-        part = inputs[left], labels[left], threat
-        new = judge(attack, model, *part, rng, batch_size=batch_size)
-        found = new if found is None else _extend(found, left, new)
-        results[number] = found
-        left = (~found.success).nonzero().squeeze(1)
+    while order:
+        room = batch_size // max(len(left), 1) if attack.mixes_epsilons else 1
+        group, order = order[: max(room, 1)], order[max(room, 1) :]
+        radii = torch.tensor([epsilons[number] for number in group], dtype=torch.float64)
+        threat = Threat(
+            norm=norm,
+            epsilon=radii.to(inputs.device).repeat_interleave(len(left)),
+            domain=domain,
+        )
+        rows = left.repeat(len(group))
+        tried = judge(attack, model, inputs[rows], labels[rows], threat, rng, batch_size=batch_size)
+        for place, number in enumerate(group):
+            new = _part(tried, slice(place * len(left), (place + 1) * len(left)))
+            found = new if found is None else _extend(found, left, new)
+            results[number] = found
+        if found is not None:
+            left = (~found.success).nonzero().squeeze(1)
     return [results[number] for number in range(len(epsilons))]
 
 
@@ -218,12 +228,27 @@ def _record(result: AttackResult, rows: Tensor, part: AttackResult) -> None:
     result.queries[rows.cpu()] += part.queries
 
 
+def _part(result: AttackResult, rows: slice) -> AttackResult:
+    return AttackResult(
+        inputs=result.inputs[rows],
+        success=result.success[rows],
+        distance=result.distance[rows],
+        queries=result.queries[rows],
+    )
+
+
 def _extend(result: AttackResult, rows: Tensor, part: AttackResult) -> AttackResult:
+    """Return what is known at the next epsilon, tried for the samples `rows`."""
     extended = AttackResult(
         inputs=result.inputs.clone(),
         success=result.success.clone(),
         distance=result.distance.clone(),
         queries=result.queries.clone(),
     )
-    _record(extended, rows, part)
+    extended.queries[rows.cpu()] += part.queries
+    # Samples broken at a smaller epsilon of the same batch were tried in vain.
+    new = part.success & ~result.success[rows]
+    extended.inputs[rows[new]] = part.inputs[new]
+    extended.success[rows[new]] = True
+    extended.distance[rows[new]] = part.distance[new]
     return extended

@@ -292,6 +292,44 @@ def test_only_survivors_are_attacked_again_at_a_larger_epsilon():
     assert [r.queries.tolist() for r in results] == [[1, 1, 1, 0], [2, 2, 1, 0], [3, 2, 1, 0]]
 
 
+class Mixing(Scripted):
+    mixes_epsilons = True
+
+
+def test_epsilons_share_a_batch_as_far_as_it_has_room():
+    """Three samples are right: of three epsilons two fit into a batch of eight, then one."""
+    seen = []
+
+    def watch(model, inputs, labels, threat, rng):
+        model(inputs)
+        seen.append(threat.epsilon.tolist())
+        return inputs + 9
+
+    def judged(attack, **options):
+        epsilons = (0.3, 0.1, 0.2)
+        return judge_epsilons(
+            attack, threshold, LINE, ZEROS, INF, epsilons, None, generator(), **options
+        )
+
+    results = judged(Mixing(act=watch), batch_size=8)
+    assert seen == [[0.1, 0.1, 0.1, 0.2, 0.2, 0.2], [0.3]]
+    assert [r.queries.tolist() for r in results] == [[3, 2, 2, 0], [1, 1, 1, 0], [2, 2, 2, 0]]
+    for mixed, alone in zip(results, judged(Scripted(act=watch)), strict=True):
+        for name in ("inputs", "success", "distance"):
+            assert torch.equal(getattr(mixed, name), getattr(alone, name))
+
+
+def test_in_a_shared_batch_what_a_smaller_epsilon_broke_stays_as_it_was():
+    def erratic(model, inputs, labels, threat, rng):
+        return torch.where(threat.epsilon[:, None] < 0.2, inputs + 9, inputs)
+
+    results = judge_epsilons(
+        Mixing(act=erratic), threshold, LINE, ZEROS, INF, (0.17, 0.5), None, generator()
+    )
+    assert results[0].accuracy == results[1].accuracy < 0.75
+    assert torch.equal(results[0].inputs, results[1].inputs)
+
+
 def test_no_epsilon_gives_no_result():
     assert (
         judge_epsilons(Scripted(act=up), threshold, LINE, ZEROS, INF, (), None, generator()) == []
