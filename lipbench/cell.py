@@ -12,9 +12,9 @@ from lipbench.keys import digest, source_digest
 from lipbench.settings import Benchmark, MethodEntry
 from lipbench.trial import Trial
 
-TRAINING_PROTOCOL = 1
+TRAINING_PROTOCOL = 2
 """Part of every train key: raise it when the same settings come to train to other numbers."""
-EVALUATION_PROTOCOL = 1
+EVALUATION_PROTOCOL = 2
 """Part of every eval key, likewise."""
 
 
@@ -164,6 +164,8 @@ def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
                     "norm": str(attack.norm),
                     "epsilon": list(attack.epsilon),
                     "size": attack.size,
+                    # Random starts are drawn batch by batch.
+                    "batch_size": settings.batch_size,
                 },
             )
         )

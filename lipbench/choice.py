@@ -1,5 +1,6 @@
 """Which epoch's network is the one that a run is judged by."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -20,8 +21,10 @@ class Candidate(Generic[Snapshot]):
     accuracy: float
     """Training accuracy after the epoch."""
     score: float
-    """Validation accuracy under the selection attack."""
+    """Validation accuracy under the selection attack; NaN if the epoch is not eligible."""
     snapshot: Snapshot
+    regularised: bool = True
+    """Whether the strength that is driven to the target had any effect."""
 
 
 @dataclass
@@ -31,8 +34,10 @@ class Choice(Generic[Snapshot]):
     Eligible are epochs after warm-up whose training accuracy is near the target, or near the
     maximum of the run; of these the one with the highest validation accuracy under attack is
     chosen. The attack alone would pick a network after one epoch: hardly trained, flat and
-    inaccurate. If no epoch is eligible, the one nearest to the target is chosen and flagged
-    `target_missed`.
+    inaccurate. An epoch in which the driven strength had no effect is not eligible either: the
+    network passes its target while it learns, as any method would. If no epoch is eligible, the
+    nearest to the target is chosen, of those with an effect if there are any; it is flagged
+    `target_missed` where it is not near.
     """
 
     target: float | None
@@ -45,6 +50,7 @@ class Choice(Generic[Snapshot]):
         accuracy: float,
         score: Callable[[], float],
         snapshot: Callable[[], Snapshot],
+        regularised: bool = True,
     ) -> float | None:
         """Return the score of an epoch if it had to be computed, having considered the epoch.
 
@@ -54,14 +60,14 @@ class Choice(Generic[Snapshot]):
             return None
         if self.target is None:
             return self._offer_near_maximum(epoch, accuracy, score, snapshot)
-        return self._offer_near_target(self.target, epoch, accuracy, score, snapshot)
+        return self._offer_near_target(self.target, epoch, accuracy, regularised, score, snapshot)
 
     def chosen(self) -> tuple[Candidate[Snapshot], tuple[str, ...]] | None:
         """Return the chosen epoch and the flags of its rows; None if no epoch was offered."""
         if not self.candidates:
             return None
         best = max(self.candidates, key=lambda c: (c.score, c.accuracy))
-        missed = self.target is not None and abs(best.accuracy - self.target) > TARGET_WINDOW
+        missed = self.target is not None and not _near(best.accuracy, self.target)
         return best, ("target_missed",) if missed else ()
 
     def _offer_near_target(
@@ -69,20 +75,21 @@ class Choice(Generic[Snapshot]):
         target: float,
         epoch: int,
         accuracy: float,
+        regularised: bool,
         score: Callable[[], float],
         snapshot: Callable[[], Snapshot],
     ) -> float | None:
+        def rank(accuracy: float, score: float, regularised: bool) -> tuple[bool, bool, float]:
+            scored = not math.isnan(score)
+            return scored, regularised, score if scored else -abs(accuracy - target)
+
+        value = score() if regularised and _near(accuracy, target) else math.nan
         held = self.candidates[0] if self.candidates else None
-        held_is_near = held is not None and abs(held.accuracy - target) <= TARGET_WINDOW
-        if abs(accuracy - target) > TARGET_WINDOW:
-            nearer = held is None or abs(accuracy - target) < abs(held.accuracy - target)
-            if not held_is_near and nearer:
-                self.candidates = [Candidate(epoch, accuracy, float("nan"), snapshot())]
-            return None
-        value = score()
-        if held is None or not held_is_near or value > held.score:
-            self.candidates = [Candidate(epoch, accuracy, value, snapshot())]
-        return value
+        if held is None or rank(accuracy, value, regularised) > rank(
+            held.accuracy, held.score, held.regularised
+        ):
+            self.candidates = [Candidate(epoch, accuracy, value, snapshot(), regularised)]
+        return None if math.isnan(value) else value
 
     def _offer_near_maximum(
         self,
@@ -103,3 +110,7 @@ class Choice(Generic[Snapshot]):
         rivals = [c for c in rivals if c.accuracy > accuracy or c.score > value]
         self.candidates = [*rivals, Candidate(epoch, accuracy, value, snapshot())]
         return value
+
+
+def _near(accuracy: float, target: float) -> bool:
+    return abs(accuracy - target) <= TARGET_WINDOW

@@ -40,10 +40,10 @@ class Discrepancy:
     is known."""
     rule: Literal["adaptive", "relative", "additive"] = "adaptive"
     """A step is a share of the strength (`relative`), or of `scale` alone (`additive`). The
-    `adaptive` share grows while the accuracy stays on one side of its target, is halved when it
-    changes side, and is smaller within two points of the target."""
+    `adaptive` share is halved when the accuracy changes side of its target, down to a quarter,
+    recovers while it stays on one side, and is smaller within two points of the target."""
     step: float = 0.2
-    """The share; the first one if `adaptive`."""
+    """The share; the largest if `adaptive`."""
     scale: float | None = None
     """A strength below this is moved as if it had this size; None takes the method's."""
 
@@ -79,7 +79,9 @@ class Discrepancy:
             turned = above * course["side"] < 0
             repeated = above * course["side"] > 0
             step = torch.where(turned, step / 2, torch.where(repeated, step * 1.2, step))
-            step = step.clamp(self.step / 4, max(self.step, 0.5))
+            # Never beyond the first step: the network answers epochs later, and a strength that
+            # has run ahead of it makes it collapse.
+            step = step.clamp(self.step / 4, self.step)
         scale = law.scale if self.scale is None else self.scale
         strength = course["strength"]
         size = torch.full_like(strength, scale)

@@ -59,16 +59,10 @@ def load_network(
     module = _rebuild(cell, device)
     module.load_state_dict(tensors)
     measured = _measured(cell, name, facts)
-    flags = (*facts["flags"], *_unregularised(cell, facts))
+    # The last network may have none, and so may a chosen one if no epoch was eligible.
+    bare = ("unregularised",) if cell.trial.unregularised(facts["strength"]) else ()
+    flags = (*facts["flags"], *bare)
     return Trained(name=name, module=module, facts=measured, flags=flags)
-
-
-def _unregularised(cell: Cell, facts: Facts) -> tuple[str, ...]:
-    """Return a flag if a strength that was driven to a target had its least value: no effect."""
-    law = cell.entry.method.strength
-    if law is None or not law.shrinks or cell.entry.target_accuracy is None:
-        return ()
-    return ("unregularised",) if facts["strength"] == law.least else ()
 
 
 def write_history(folder: CellFolder, outcome: Outcome) -> None:

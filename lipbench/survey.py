@@ -56,7 +56,7 @@ def survey(
         elif train is not None and score is not None and not trial.entry.path:
             net = ensemble.net(take(effective, number), take(progress.state, number))
             row["validation_score"] = _offer(ensemble, progress, number, row, score, net)
-    if ensemble.drives("epoch") and progress.epoch >= ensemble.training.warmup:
+    if ensemble.drives("epoch") and progress.epoch + 1 >= ensemble.training.warmup:
         measures = {"train": train, "batch": batch_accuracy, "validation": validation}
         ensemble.move(progress, _measured(measures, ensemble.discrepancy.measure))
 
@@ -92,6 +92,7 @@ def _offer(
         row["train_accuracy"],
         lambda: score(net, ensemble.trials[number].seed),
         lambda: snapshot(ensemble, progress, number, row),
+        regularised=not ensemble.trials[number].unregularised(row["strength"]),
     )
 
 

@@ -28,6 +28,12 @@ class Trial:
         """Return the strengths to train at one after the other; None is the method's own."""
         return self.entry.path or (None,)
 
+    def unregularised(self, strength: float | None) -> bool:
+        """Return whether this strength, driven to a target, is the least: without effect."""
+        law = self.method.strength
+        driven = law is not None and law.shrinks and self.entry.target_accuracy is not None
+        return driven and law is not None and strength is not None and strength <= law.least
+
     def scalars(self) -> dict[str, float]:
         """Return the fields that may differ within a stack: those that are real numbers."""
         found = {}

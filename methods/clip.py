@@ -32,7 +32,7 @@ class CLIP(Method):
     """
 
     stackable: ClassVar[bool] = True
-    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.01)
+    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.2)
 
     lambda_: float = 0.0
     """Weight of the Lipschitz term; where the discrepancy principle starts."""

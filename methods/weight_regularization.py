@@ -26,7 +26,7 @@ class WeightRegularization(Method):
     """
 
     stackable: ClassVar[bool] = True
-    strength: ClassVar[Strength] = Strength(field="mu", scale=1e-3)
+    strength: ClassVar[Strength] = Strength(field="mu", scale=0.02)
 
     mu: float = 0.0
     """Weight of the penalty; where the discrepancy principle starts."""

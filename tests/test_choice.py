@@ -10,37 +10,43 @@ from lipbench.choice import MAXIMUM_WINDOW, TARGET_WINDOW, Choice
 
 # Coarse numbers: ties and accuracies at the edge of a window are frequent.
 ACCURACIES = st.sampled_from([0.5, 0.8, 0.884, 0.886, 0.895, 0.9, 0.905, 0.914, 0.916, 0.95])
-EPOCHS = st.lists(st.tuples(ACCURACIES, st.sampled_from([0.1, 0.2, 0.3])), max_size=12)
+SCORES = st.sampled_from([0.1, 0.2, 0.3])
+EPOCHS = st.lists(st.tuples(ACCURACIES, SCORES, st.booleans()), max_size=12)
 
 
 def choose(epochs, target=None, warmup=0):
-    # Returns the chosen epoch with its flags, and those that were attacked.
+    # Returns the chosen epoch with its flags, and those that were attacked. An epoch has an
+    # accuracy, a score, and may say that its strength had no effect.
     choice, attacked = Choice(target, warmup, []), []
-    for number, (accuracy, score) in enumerate(epochs, start=1):
+    for number, (accuracy, score, *regularised) in enumerate(epochs, start=1):
 
         def attack(number=number, score=score):
             attacked.append(number)
             return score
 
-        found = choice.offer(number, accuracy, attack, lambda number=number: f"net {number}")
+        found = choice.offer(
+            number, accuracy, attack, lambda number=number: f"net {number}", *regularised
+        )
         assert found == (score if number in attacked else None)
     chosen = choice.chosen()
     return (None if chosen is None else (chosen[0].epoch, chosen[1])), attacked, choice
 
 
 def naive(epochs, target, warmup):
-    late = [(n, a, s) for n, (a, s) in enumerate(epochs, start=1) if n > warmup]
+    late = [(n, *epoch) for n, epoch in enumerate(epochs, start=1) if n > warmup]
     if not late:
         return None
     if target is None:
-        most = max(a for _, a, _ in late)
+        most = max(a for _, a, _, _ in late)
         eligible = [e for e in late if e[1] >= most - MAXIMUM_WINDOW]
         return max(eligible, key=lambda e: (e[2], e[1], -e[0]))[0], ()
-    eligible = [e for e in late if abs(e[1] - target) <= TARGET_WINDOW]
+    eligible = [e for e in late if e[3] and abs(e[1] - target) <= TARGET_WINDOW]
     if eligible:
         return max(eligible, key=lambda e: (e[2], -e[0]))[0], ()
-    nearest = min(late, key=lambda e: (abs(e[1] - target), e[0]))
-    return nearest[0], ("target_missed",)
+    regularised = [e for e in late if e[3]] or late
+    nearest = min(regularised, key=lambda e: (abs(e[1] - target), e[0]))
+    missed = abs(nearest[1] - target) > TARGET_WINDOW
+    return nearest[0], ("target_missed",) if missed else ()
 
 
 @settings(max_examples=200)
@@ -74,6 +80,14 @@ def test_a_robust_epoch_far_from_the_target_does_not_win():
 
 def test_without_an_epoch_near_the_target_the_nearest_is_flagged():
     assert choose([(0.5, 0.4), (0.8, 0.1), (0.7, 0.3)], target=0.9)[0] == (2, ("target_missed",))
+
+
+def test_an_epoch_without_regularisation_is_chosen_only_if_there_is_no_other():
+    """A network that learns passes its target, whatever would be done to it later."""
+    assert choose([(0.9, 0.4, False), (0.91, 0.2, True)], target=0.9)[0] == (2, ())
+    missed = ("target_missed",)
+    assert choose([(0.9, 0.4, False), (0.8, 0.2, True)], target=0.9)[0] == (2, missed)
+    assert choose([(0.9, 0.4, False), (0.8, 0.2, False)], target=0.9)[:2] == ((1, ()), [])
 
 
 def test_only_eligible_epochs_are_attacked():

@@ -32,10 +32,10 @@ def test_hand_computed_courses(rule, expected):
     assert follow(discrepancy, [1.0, 1.0, 0.5]) == pytest.approx(expected)
 
 
-def test_an_adaptive_step_grows_on_one_side_and_is_halved_at_a_turn():
+def test_an_adaptive_step_is_halved_at_a_turn_and_recovers_on_one_side():
     discrepancy = Discrepancy(rule="adaptive", step=0.1, scale=1e-6)
-    found = follow(discrepancy, [1.0, 1.0, 0.5])
-    assert found == pytest.approx([1.1, 1.1 * 1.12, 1.1 * 1.12 * (1 - 0.06)])
+    found = follow(discrepancy, [1.0, 0.5, 0.5])
+    assert found == pytest.approx([1.1, 1.1 * 0.95, 1.1 * 0.95 * (1 - 0.06)])
 
 
 def test_an_adaptive_step_shrinks_in_proportion_within_two_points_of_the_target():
@@ -43,12 +43,12 @@ def test_an_adaptive_step_shrinks_in_proportion_within_two_points_of_the_target(
     assert near == pytest.approx(far / 4)
 
 
-def test_an_adaptive_step_is_kept_between_a_quarter_of_the_first_and_a_half():
-    """Twenty turns leave a step of 0.05 at least, twenty repetitions one of 0.5 at most."""
-    turns = follow(Discrepancy(), [1.0, 0.5] * 10 + [1.0])
+def test_an_adaptive_step_is_kept_between_a_quarter_of_the_first_and_the_first():
+    """A step that could grow was measured to run ahead of the network, until it collapsed."""
+    turns = follow(Discrepancy(step=0.2), [1.0, 0.5] * 10 + [1.0])
     assert turns[-1] / turns[-2] == pytest.approx(1.05)
-    repeated = follow(Discrepancy(), [1.0] * 20)
-    assert repeated[-1] / repeated[-2] == pytest.approx(1.5)
+    repeated = follow(Discrepancy(step=0.2), [0.5, *[1.0] * 20])
+    assert repeated[-1] / repeated[-2] == pytest.approx(1.2)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -325,6 +325,22 @@ def test_the_last_network_is_that_of_the_strength_it_was_trained_with(name):
     assert same(chosen.params, last.params)
 
 
+def test_an_epoch_whose_driven_strength_is_0_is_chosen_only_if_there_is_no_other():
+    """The network meets the target after its first epoch, and lambda is above 0 in the third."""
+    settings = {"epochs": 3, "lambda_": 0.0, "discrepancy": Discrepancy(measure="train")}
+
+    def driven(target):
+        entry = variant("driven", target=target, **settings)
+        return train(entry, score=lambda model, seed: 0.5)[0]
+
+    first, second, _ = [row["train_accuracy"] for row in driven(0.999).history]
+    assert first < second
+    outcome = driven(first)
+    assert [row["strength"] > 0 for row in outcome.history] == [False, False, True]
+    assert outcome.checkpoints["chosen"].epoch == 3
+    assert driven(0.999).checkpoints["chosen"].strength == 0
+
+
 def test_a_missed_target_is_flagged():
     (outcome,) = train(variant("driven"), score=lambda model, seed: 0.5)
     assert outcome.checkpoints["chosen"].flags == ("target_missed",)
@@ -334,8 +350,8 @@ def test_a_missed_target_is_flagged():
 def test_the_strength_rests_during_warm_up_and_moves_afterwards():
     (outcome,) = train(variant("driven", epochs=5, warmup=3, lambda_=1.0, target=0.99))
     strengths = [row["strength"] for row in outcome.history]
-    assert strengths[:4] == [1.0] * 4
-    assert strengths[4] < 1
+    assert strengths[:3] == [1.0] * 3
+    assert strengths[4] < strengths[3] < 1
 
 
 def test_moved_by_steps_the_strength_rests_during_warm_up_too():
