@@ -12,6 +12,7 @@ from lipbench.data import Batch
 from lipbench.ensemble import Ensemble, Progress
 from lipbench.method import Method, Scalars
 from lipbench.net import Net
+from lipbench.precision import products
 from lipbench.trees import Tree, stack
 
 
@@ -44,7 +45,8 @@ def train_epoch(
         for _ in range(ensemble.method.replays):
             draws = _draws(ensemble, progress, inputs, targets, rows)
             before = (progress.params, progress.moments, progress.state)
-            after = step(*before, h, rates, inputs, targets, rows, draws)
+            with products(training.precision):
+                after = step(*before, h, rates, inputs, targets, rows, draws)
             progress.params, progress.moments, progress.state, value, accuracy = after
             if ensemble.drives("step") and progress.epoch >= training.warmup:
                 ensemble.move(progress, accuracy)
@@ -85,7 +87,7 @@ def _step(
     batch = Batch(inputs, targets, data.task, data.box, rows)
 
     def objective(params: Tree, rising: Tree) -> tuple[Tensor, Tree]:
-        net = Net(ensemble.skeleton, params, state["buffers"], ensemble.meter)
+        net = Net(ensemble.trained, params, state["buffers"], ensemble.meter)
         return method.loss(net, batch, {**state, **rising}, draws, h)
 
     rising = {name: state[name] for name in method.ascends}

@@ -16,6 +16,7 @@ from lipbench.steps import Linear
 
 if TYPE_CHECKING:
     from lipbench.network import Graph, Network
+    from lipbench.stem import Stem
 
 
 @dataclass
@@ -29,8 +30,19 @@ class Meter:
 class Skeleton:
     """The code of a network without its numbers; shared by all trials of a stack."""
 
-    def __init__(self, module: nn.Module, input_shape: tuple[int, ...]) -> None:
-        self.input_shape = input_shape
+    def __init__(
+        self, module: nn.Module, input_shape: tuple[int, ...], *, narrow: bool = False
+    ) -> None:
+        """Copy the code of `module`.
+
+        Args:
+            module: A network.
+            input_shape: Shape of one input.
+            narrow: Whether products are computed in bfloat16. Outputs, parameters and gradients
+                keep their type.
+        """
+        self.input_shape, self.narrow = input_shape, narrow
+        self.exact = Skeleton(module, input_shape) if narrow else self
         self.module = copy.deepcopy(module).to("meta").eval()
         self._training = _with_pure_batch_norm(self.module)
         self._dropout = _active_dropout(self.module)
@@ -46,9 +58,24 @@ class Skeleton:
 
         return walk(self.module, self.input_shape)
 
+    @cached_property
+    def has_stem(self) -> bool:
+        """Return whether the network begins with a dense layer, and all its weights are parameters.
+
+        A layer that is parametrised, explained or without a rule is a no, wherever it stands.
+        """
+        from lipbench.stem import cut
+
+        tensors = dict(self.module.named_parameters()), dict(self.module.named_buffers())
+        try:
+            graph = self.graph
+        except Refused:
+            return False
+        return not graph.trace.derived and cut(graph.bind(*tensors)) is not None
+
     def call(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor) -> Any:
         """Return the outputs in evaluation mode."""
-        return functional_call(self.module, (dict(params), dict(buffers)), (x,))
+        return self._run(self.module, params, buffers, x)
 
     def train(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Tensor
@@ -65,13 +92,24 @@ class Skeleton:
             )
         if self._training is None:
             return self.call(params, buffers, x), dict(buffers)
-        outputs = functional_call(self._training, (dict(params), dict(buffers)), (x,))
+        outputs = self._run(self._training, params, buffers, x)
         fresh = dict(buffers)
         for name, layer in self._training.named_modules():
             if isinstance(layer, _PureBatchNorm):
                 fresh |= {f"{name}.{key}": value for key, value in layer.fresh.items()}
                 layer.fresh = {}
         return outputs, fresh
+
+    def _run(
+        self, module: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Any
+    ) -> Any:
+        tensors = dict(params), dict(buffers)
+        if not self.narrow:
+            return functional_call(module, tensors, (x,))
+        # Without the cache, which would hand weights of one call to the next.
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            outputs = functional_call(module, tensors, (x,))
+        return outputs.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -105,6 +143,14 @@ class Net:
         detached = {name: value.detach() for name, value in self.params.items()}
         return replace(self, params=detached, is_frozen=True)
 
+    @property
+    def exact(self) -> "Net":
+        """Return the same network with all its products in full precision.
+
+        For quotients and derivatives, in which the rounding of bfloat16 is all there is to see.
+        """
+        return replace(self, skeleton=self.skeleton.exact)
+
     def with_params(self, params: Mapping[str, Tensor]) -> "Net":
         """Return the same network with some parameters replaced."""
         return replace(self, params={**self.params, **params})
@@ -118,6 +164,25 @@ class Net:
     def layers(self) -> tuple[Linear, ...]:
         """Return the linear steps, in order, with their current weights."""
         return self.steps.layers
+
+    @property
+    def stem(self) -> "Stem | None":
+        """Return the network cut behind a first dense layer, or None if it begins otherwise.
+
+        A call of its rest counts as one of the network.
+        """
+        from lipbench.stem import cut
+
+        stem = cut(self.steps) if self.skeleton.has_stem else None
+        if stem is None:
+            return None
+        behind = stem.rest
+
+        def rest(products: Tensor) -> Tensor:
+            self._count(products)
+            return behind(products)
+
+        return replace(stem, rest=rest)
 
     def module(self) -> nn.Module:
         """Return an ordinary module with these numbers, in evaluation mode."""

@@ -5,13 +5,14 @@ are pure tensor code, so they run inside `torch.func.vmap`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import grad_and_value, vjp
 
+from lipbench.stem import Stem
 from lipbench.threat import Box
 
 Function = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, "batch outputs"]]
@@ -24,40 +25,81 @@ up to 1.02 times too large at a distance of 1e-2, 1.3 times at 1e-3, and 3.2 tim
 random pairs. Lower bounds are therefore computed in float64.
 """
 
+_CANCELLATION = {dtype: 1e4 * torch.finfo(dtype).eps for dtype in LEAST_DISTANCE}
+"""A sum this much smaller than its terms is mostly rounding."""
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs (u, v), with the step size that each has reached."""
+    """Pairs (u, v) as sum u + v and difference u - v, with the step size that each has reached."""
 
-    u: Float[Tensor, "pairs *shape"]
-    v: Float[Tensor, "pairs *shape"]
+    total: Float[Tensor, "pairs *shape"]
+    difference: Float[Tensor, "pairs *shape"]
     step: Float[Tensor, " pairs"]
+    box: Box | None = None
+    """What holds u and v; None leaves them free, as the paper does."""
+
+    @classmethod
+    def of(
+        cls,
+        u: Float[Tensor, "pairs *shape"],
+        v: Float[Tensor, "pairs *shape"],
+        step: Float[Tensor, " pairs"],
+        box: Box | None = None,
+    ) -> "Pairs":
+        """Return the pairs with these ends."""
+        return cls(u + v, u - v, step, box)
+
+    @property
+    def u(self) -> Float[Tensor, "pairs *shape"]:
+        """Return the first end of each pair."""
+        return self._held((self.total + self.difference) / 2)
+
+    @property
+    def v(self) -> Float[Tensor, "pairs *shape"]:
+        """Return the second end of each pair."""
+        return self._held((self.total - self.difference) / 2)
+
+    @property
+    def run(self) -> Float[Tensor, " pairs"]:
+        """Return ‖u - v‖²."""
+        return _squared_length(self.difference)
 
     def top(self, values: Float[Tensor, " pairs"], count: int) -> "Pairs":
         """Return the `count` pairs with the largest values."""
         rows = values.topk(count).indices
-        return Pairs(_rows(self.u, rows), _rows(self.v, rows), _rows(self.step, rows))
+        total, difference = _rows(self.total, rows), _rows(self.difference, rows)
+        return Pairs(total, difference, _rows(self.step, rows), self.box)
+
+    def where(self, rows: Bool[Tensor, " pairs"], other: "Pairs") -> "Pairs":
+        """Return these pairs where `rows` is true, and those of `other` elsewhere."""
+        return Pairs(
+            torch.where(_as_rows(rows, self.total), self.total, other.total),
+            torch.where(_as_rows(rows, self.total), self.difference, other.difference),
+            torch.where(rows, self.step, other.step),
+            self.box,
+        )
+
+    def _held(self, ends: Tensor) -> Tensor:
+        return ends if self.box is None else ends.clamp(*self.box)
 
 
-def squared_quotients(
-    function: Function, u: Float[Tensor, "pairs *shape"], v: Float[Tensor, "pairs *shape"]
-) -> Float[Tensor, " pairs"]:
+def squared_quotients(function: Function, pairs: Pairs) -> Float[Tensor, " pairs"]:
     """Return ‖f(u) - f(v)‖² / ‖u - v‖² in Euclidean norms, from one forward pass.
 
     Pairs closer than `LEAST_DISTANCE` are measured as if they were that far apart, which can
     only make the quotient smaller; at u = v it is 0 up to rounding.
     """
-    outputs = function(torch.cat([u, v]))
-    rise = (outputs[: len(u)] - outputs[len(u) :]).square().sum(dim=1)
-    run = (u - v).flatten(1).square().sum(dim=1)
-    return rise / run.clamp_min(LEAST_DISTANCE[u.dtype] ** 2)
+    if isinstance(function, Stem) and pairs.box is None:
+        # One product, whose slope in the weights is one too.
+        first = function.first(torch.cat([pairs.total, pairs.difference]))
+        return _squares(function.rest(_ends(*first.chunk(2))), pairs.run)
+    return _squares(function(torch.cat([pairs.u, pairs.v])), pairs.run)
 
 
-def quotients(
-    function: Function, u: Float[Tensor, "pairs *shape"], v: Float[Tensor, "pairs *shape"]
-) -> Float[Tensor, " pairs"]:
+def quotients(function: Function, pairs: Pairs) -> Float[Tensor, " pairs"]:
     """Return ‖f(u) - f(v)‖ / ‖u - v‖ in Euclidean norms, with gradient 0 where it is 0."""
-    squares = squared_quotients(function, u, v)
+    squares = squared_quotients(function, pairs)
     # Not `squares > 0`, which would turn NaN into 0.
     some = squares != 0
     return torch.where(some, torch.where(some, squares, 1.0).sqrt(), 0.0)
@@ -69,17 +111,16 @@ def ascend(
     *,
     accept: bool,
     factor: float | Float[Tensor, ""] = 1.3,
-    box: Box | None = None,
 ) -> tuple[Pairs, Float[Tensor, " pairs"]]:
     """Move every pair one step up its quotient L: x ← x + step·L·∇L, that is step/2·∇(L²).
 
     Args:
-        function: The network; its parameters should be detached.
+        function: The network; its parameters should be detached. For a `Stem` whose first layer
+            is narrow, and pairs without a box, the same step is computed in that layer's width.
         pairs: The pairs to move.
         accept: Keep a move only where it raised L, and then multiply the pair's step by `factor`,
             else divide it. Without it every pair moves and keeps its step.
         factor: Growth and decay of the step, more than 1.
-        box: Clip the moved points to it; None leaves them free, as the paper does.
 
     Returns:
         The pairs, and the quotient of each: the new one with `accept`, which it takes a second
@@ -90,49 +131,119 @@ def ascend(
         Networks (2021), Algorithm 1. The accept test and the growing steps are those of the
         authors' code, except that the steps are kept from call to call.
     """
+    if isinstance(function, Stem) and _pays(function, pairs):
+        return _ascend_behind(function, pairs, accept, factor)
 
     def total(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        squares = squared_quotients(function, u, v)
+        squares = _squares(function(torch.cat([u, v])), _squared_length(u - v))
         return squares.sum(), squares
 
-    (towards_u, towards_v), (_, squares) = grad_and_value(total, argnums=(0, 1), has_aux=True)(
-        pairs.u, pairs.v
-    )
-    moved = climb(pairs, towards_u, towards_v, box=box)
+    slopes, (_, before) = grad_and_value(total, argnums=(0, 1), has_aux=True)(pairs.u, pairs.v)
+    moved = climb(pairs, (slopes[0] + slopes[1]) / 2, (slopes[0] - slopes[1]) / 2)
     if not accept:
-        return moved, squares.sqrt()
-    after = squared_quotients(function, moved.u, moved.v)
-    better = after > squares
-    kept = Pairs(
-        torch.where(_as_rows(better, moved.u), moved.u, pairs.u),
-        torch.where(_as_rows(better, moved.v), moved.v, pairs.v),
-        torch.where(better, pairs.step * factor, pairs.step / factor),
-    )
-    return kept, torch.where(better, after, squares).sqrt()
+        return moved, before.sqrt()
+    after = squared_quotients(function, moved)
+    better = after > before
+    longer = replace(moved, step=pairs.step * factor)
+    kept = longer.where(better, replace(pairs, step=pairs.step / factor))
+    return kept, torch.where(better, after, before).sqrt()
 
 
 def climb(
     pairs: Pairs,
-    towards_u: Float[Tensor, "pairs *shape"],
-    towards_v: Float[Tensor, "pairs *shape"],
-    *,
-    box: Box | None = None,
+    towards_total: Float[Tensor, "pairs *shape"],
+    towards_difference: Float[Tensor, "pairs *shape"],
 ) -> Pairs:
-    """Return the pairs moved by step/2 along the given gradients of their squared quotients.
+    """Return the pairs moved along the gradients of their squared quotients, step times.
 
-    A pair that would come closer than `LEAST_DISTANCE` stays where it is.
+    In sum and difference that is the same as a move of u and v by step/2 along theirs. A pair that
+    would come closer than `LEAST_DISTANCE` stays where it is.
     """
-    half = pairs.step / 2
-    u = pairs.u + _as_rows(half, pairs.u) * towards_u
-    v = pairs.v + _as_rows(half, pairs.v) * towards_v
-    if box is not None:
-        u, v = u.clamp(*box), v.clamp(*box)
-    apart = (u - v).flatten(1).square().sum(dim=1) >= LEAST_DISTANCE[u.dtype] ** 2
-    return Pairs(
-        torch.where(_as_rows(apart, u), u, pairs.u),
-        torch.where(_as_rows(apart, v), v, pairs.v),
-        pairs.step,
+    step = _as_rows(pairs.step, pairs.total)
+    moved = replace(
+        pairs,
+        total=pairs.total + step * towards_total,
+        difference=pairs.difference + step * towards_difference,
     )
+    if pairs.box is not None:
+        moved = Pairs.of(moved.u, moved.v, pairs.step, pairs.box)
+    apart = moved.run >= LEAST_DISTANCE[moved.run.dtype] ** 2
+    return moved.where(apart, pairs)
+
+
+def _pays(stem: Stem, pairs: Pairs) -> bool:
+    # Whether WWᵀ and the products with it are cheaper than W times the moved ends.
+    width, inputs = stem.weight.shape
+    ends = 2 * len(pairs.step)
+    return pairs.box is None and width * (inputs + ends) < ends * inputs
+
+
+def _ascend_behind(
+    stem: Stem, pairs: Pairs, accept: bool, factor: float | Float[Tensor, ""]
+) -> tuple[Pairs, Float[Tensor, " pairs"]]:
+    # With p = Ws for the sum and q = Wd for the difference, the gradients of L² in s and d are Wᵀ
+    # times those in p and q, less 2L²/‖d‖²·d from the distance. So a step is s ← s + Wᵀa and
+    # d ← beta·d + Wᵀb, and what it does to L is known before the inputs are touched.
+    p, q, run = stem.first(pairs.total), stem.first(pairs.difference), pairs.run
+    least = LEAST_DISTANCE[run.dtype] ** 2
+    towards_p, towards_q, before = _slopes(stem, p, q, run)
+    step = _as_rows(pairs.step, p)
+    a, b = step * towards_p, step * towards_q
+    beta = 1 - torch.where(run >= least, 2 * pairs.step * before / run, 0.0)
+    p, q, run = _shifted(stem, p, q, run, a, b, beta)
+    moves, values, lengths = run >= least, before, pairs.step
+    if accept:
+        after = _squares(stem.rest(_ends(p, q)), run)
+        moves = moves & (after > before)
+        values = torch.where(moves, after, before)
+        lengths = torch.where(moves, lengths * factor, lengths / factor)
+    # Not a choice between moved and old inputs, which would read all of them once more.
+    rows = _as_rows(moves, p)
+    total = (torch.where(rows, a, 0.0) @ stem.weight).view_as(pairs.total)
+    difference = (torch.where(rows, b, 0.0) @ stem.weight).view_as(pairs.total)
+    beta = _as_rows(torch.where(moves, beta, 1.0), pairs.difference)
+    total.add_(pairs.total)
+    difference.add_(beta * pairs.difference)
+    return Pairs(total, difference, lengths), values.sqrt()
+
+
+def _slopes(stem: Stem, p: Tensor, q: Tensor, run: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # The gradients in p and q of the squared quotients at a fixed distance, and their values.
+    outputs, pull = vjp(stem.rest, _ends(p, q))[:2]
+    rise = outputs[: len(p)] - outputs[len(p) :]
+    (slopes,) = pull(torch.cat([rise, -rise]))
+    scale = _as_rows(1 / run.clamp_min(LEAST_DISTANCE[run.dtype] ** 2), p)
+    u, v = slopes.chunk(2)
+    return scale * (u + v), scale * (u - v), _squares(outputs, run)
+
+
+def _shifted(
+    stem: Stem, p: Tensor, q: Tensor, run: Tensor, a: Tensor, b: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    # Ws, Wd and ‖d‖² after the step, from WWᵀ.
+    gram = stem.weight @ stem.weight.T
+    b_gram = b @ gram
+    shrunk, added = beta.square() * run, (b * b_gram).sum(dim=1)
+    moved = shrunk + 2 * beta * (q * b).sum(dim=1) + added
+    # What two much larger numbers leave of each other is no distance.
+    certain = moved >= _CANCELLATION[run.dtype] * (shrunk + added)
+    return p + a @ gram, _as_rows(beta, q) * q + b_gram, torch.where(certain, moved, 0.0)
+
+
+def _ends(total: Tensor, difference: Tensor) -> Tensor:
+    return torch.cat([total + difference, total - difference]) / 2
+
+
+def _squares(
+    outputs: Float[Tensor, "ends outputs"], run: Float[Tensor, " pairs"]
+) -> Float[Tensor, " pairs"]:
+    rise = (outputs[: len(run)] - outputs[len(run) :]).square().sum(dim=1)
+    return rise / run.clamp_min(LEAST_DISTANCE[run.dtype] ** 2)
+
+
+def _squared_length(offset: Tensor) -> Tensor:
+    # Not the sum of squares: it is twice as slow.
+    return torch.linalg.vector_norm(offset.flatten(1), dim=1).square()
 
 
 def _as_rows(values: Tensor, like: Tensor) -> Tensor:

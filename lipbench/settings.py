@@ -12,6 +12,7 @@ from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
+from lipbench.precision import Precision
 from lipbench.rules import norm_rule, radius_rule, require, seed_rules, split_rules
 from lipbench.threat import Box
 
@@ -28,6 +29,8 @@ class TrainingSettings:
     warmup: int = 5
     """Epochs before the strength may move and before a checkpoint may be chosen."""
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Precision = "full"
+    """Of the products in training steps alone; all that is measured is computed in full."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -35,6 +38,10 @@ class TrainingSettings:
             (self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}"),
             (self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}"),
             (self.warmup >= 0, f"warmup must be at least 0, got {self.warmup}"),
+            (
+                self.precision == "full" or self.dtype == "float32",
+                f"precision {self.precision!r} goes with dtype 'float32' alone, got {self.dtype!r}",
+            ),
         )
 
 

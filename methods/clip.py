@@ -11,6 +11,7 @@ from lipbench.method import Method, Scalars, State, Strength
 from lipbench.net import Net
 from lipbench.pairs import Pairs, ascend, climb, quotients
 from lipbench.penalty import parameter_penalty
+from lipbench.threat import Box
 
 if TYPE_CHECKING:
     from lipbench.data import Batch, Data
@@ -82,7 +83,7 @@ class CLIP(Method):
     @property
     def ascends(self) -> tuple[str, ...]:
         """Return the parts of the pairs that the step's own backward pass moves."""
-        return ("u", "v") if self.update == "free" else ()
+        return ("total", "difference") if self.update == "free" else ()
 
     @property
     def cost(self) -> float:
@@ -112,7 +113,7 @@ class CLIP(Method):
             v = v.clamp(*data.box)
         step = torch.full((len(u),), self.tau, dtype=u.dtype, device=u.device)
         age = torch.zeros((), dtype=torch.int64, device=u.device)
-        return {"u": u, "v": v, "step": step, "quotient": torch.zeros_like(step), "age": age}
+        return _entries(Pairs.of(u, v, step), torch.zeros_like(step)) | {"age": age}
 
     def begin_epoch(
         self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
@@ -140,27 +141,27 @@ class CLIP(Method):
         own = 2 * quotient if self.power == 1 else torch.ones_like(quotient)
         scale = self._count(len(quotient)) * own
         towards = [
-            gradients[key] * scale.view(-1, *[1] * (gradients[key].ndim - 1)) for key in ("u", "v")
+            gradients[key] * scale.view(-1, *[1] * (gradients[key].ndim - 1))
+            for key in self.ascends
         ]
-        moved = climb(Pairs(state["u"], state["v"], state["step"]), *towards)
-        return {**state, "u": moved.u, "v": moved.v}
+        return {**state, **_entries(climb(_pairs(state), *towards), quotient)}
 
     def _lipschitz_term(
         self, net: Net, batch: "Batch", state: State, h: Scalars
     ) -> tuple[Float[Tensor, ""], State]:
-        current = Pairs(state["u"], state["v"], state["step"])
+        current = _pairs(state, batch.box if self.project_pairs else None)
         if self.update == "free":
             return self._term_with_pairs(net, current, h["lambda_"])
-        box = batch.box if self.project_pairs else None
         accept = self.update == "accept"
-        current, climbed = ascend(net.frozen, current, accept=accept, factor=h["factor"], box=box)
+        net = net.exact
+        frozen = net.frozen
+        current, climbed = ascend(frozen.stem or frozen, current, accept=accept, factor=h["factor"])
         net.meter.gradients += 2 * len(climbed)
         # With the accept test the quotients of the moved pairs are known, and only those pairs
         # that count need a pass with gradients in the weights.
         counted = current.top(climbed, self._count(len(climbed))) if accept else current
-        values = quotients(net, counted.u, counted.v)
-        term = h["lambda_"] * self._aggregate(values)
-        return term, {"u": current.u, "v": current.v, "step": current.step, "quotient": climbed}
+        term = h["lambda_"] * self._aggregate(quotients(net.stem or net, counted))
+        return term, _entries(current, climbed)
 
     def _term_with_pairs(
         self, net: Net, current: Pairs, weight: Float[Tensor, ""]
@@ -171,7 +172,8 @@ class CLIP(Method):
             name: value.detach() + weight * (value - value.detach())
             for name, value in net.params.items()
         }
-        values = quotients(net.with_params(weighted), current.u, current.v)
+        net = net.exact.with_params(weighted)
+        values = quotients(net.stem or net, current)
         term = self._aggregate(values)
         value = weight * term.detach() + (term - term.detach())
         return value, {"quotient": values.detach()}
@@ -181,3 +183,12 @@ class CLIP(Method):
 
     def _aggregate(self, values: Float[Tensor, " pairs"]) -> Float[Tensor, ""]:
         return values.topk(self._count(len(values))).values.pow(self.power).mean()
+
+
+def _pairs(state: State, box: Box | None = None) -> Pairs:
+    return Pairs(state["total"], state["difference"], state["step"], box)
+
+
+def _entries(pairs: Pairs, quotient: Float[Tensor, " pairs"]) -> State:
+    parts = {"total": pairs.total, "difference": pairs.difference, "step": pairs.step}
+    return {**parts, "quotient": quotient}

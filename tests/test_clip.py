@@ -48,14 +48,34 @@ def climb(net, u, v, tau):
     return u.detach() + ways[0], v.detach() + ways[1]
 
 
-def test_training_is_algorithm_2_as_a_plain_loop():
-    """Pairs climb first, then the weights step: loss + lambda·max quotient + mu·norm."""
-    data, weight, mu, tau = digits(dtype=torch.float64), 0.3, 0.01, 0.5
+def accepted(net, u, v, tau, factor=1.3):
+    # The authors' code: a step that does not raise the quotient is taken back.
+    with torch.no_grad():
+        before = quotient(net, u, v)
+    far_u, far_v = climb(net, u, v, tau.view(-1, 1, 1, 1))
+    with torch.no_grad():
+        better = quotient(net, far_u, far_v) > before
+    rows = better.view(-1, 1, 1, 1)
+    step = torch.where(better, tau * factor, tau / factor)
+    return torch.where(rows, far_u, u), torch.where(rows, far_v, v), step
+
+
+@pytest.mark.parametrize("pairs", [8, 32])
+@pytest.mark.parametrize("update", ["plain", "accept"])
+def test_training_is_algorithm_2_as_a_plain_loop(update, pairs):
+    """Pairs climb first, then the weights step: loss + lambda·max quotient + mu·norm.
+
+    The first layer has width 16: 32 pairs are enough to climb behind it, 8 are too few.
+    """
+    data, weight, mu = digits(dtype=torch.float64), 0.3, 0.01
     net = initial(data)
-    u, v = first_pairs(data, 8)
+    (u, v), tau = first_pairs(data, pairs), torch.full((pairs,), 0.5, dtype=torch.float64)
     theirs = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
     for inputs, targets in batches(data, 30, epochs=2):
-        u, v = climb(net, u, v, tau)
+        if update == "accept":
+            u, v, tau = accepted(net, u, v, tau)
+        else:
+            u, v = climb(net, u, v, 0.5)
         norm = torch.cat([p.flatten() for p in net.parameters()]).norm()
         loss = F.cross_entropy(net(inputs), targets)
         theirs.zero_grad()
@@ -66,16 +86,34 @@ def test_training_is_algorithm_2_as_a_plain_loop():
         epochs=2,
         batch_size=30,
         dtype="float64",
-        pairs=8,
-        update="plain",
+        pairs=pairs,
+        update=update,
         lambda_=weight,
         mu=mu,
-        tau=tau,
+        tau=0.5,
     )
     (outcome,) = train(entry, data)
     for name, value in net.named_parameters():
         found = outcome.checkpoints["last"].params[name]
         torch.testing.assert_close(found, value.detach(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_stack_equals_its_members_alone(update):
+    """In float64, with 32 pairs; one of the three weighs the norm of its parameters."""
+    data = digits(dtype=torch.float64)
+    entries = [
+        an_entry("clip", dtype="float64", pairs=32, update=update, lambda_=weight, mu=mu)
+        for weight, mu in ((0.1, 0.0), (0.5, 0.02), (0.0, 0.0))
+    ]
+    trials = [Trial(entry=entry, seed=seed) for seed, entry in enumerate(entries)]
+    stacked = Trainer(trials, a_model(widths=(16, 16)), data)
+    for trial, outcome in zip(trials, stacked.run(stacked.begin()), strict=True):
+        trainer = Trainer([trial], a_model(widths=(16, 16)), data)
+        (alone,) = trainer.run(trainer.begin())
+        for name, value in alone.checkpoints["last"].params.items():
+            found = outcome.checkpoints["last"].params[name]
+            torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("aggregate", ["max", "mean", "topk"])
@@ -91,12 +129,16 @@ def test_with_lambda_0_it_is_standard_training_bit_for_bit(update, aggregate):
         assert [r["loss"] for r in ours.history] == [r["loss"] for r in standard.history]
 
 
-def step(update, *, weight=0.3, aggregate="max", power=1, tau=0.5):
+def ends(state):
+    return (state["total"] + state["difference"]) / 2, (state["total"] - state["difference"]) / 2
+
+
+def step(update, *, weight=0.3, aggregate="max", power=1, tau=0.5, pairs=8):
     # One call of the loss at the initial network: its value, its slope and the state after it.
     data = digits(dtype=torch.float64)
     method = a_method(
         "clip",
-        pairs=8,
+        pairs=pairs,
         lambda_=weight,
         update=update,
         aggregate=aggregate,
@@ -105,13 +147,13 @@ def step(update, *, weight=0.3, aggregate="max", power=1, tau=0.5):
         topk=3,
     )
     net = a_net(initial(data), (1, 8, 8))
-    u, v = first_pairs(data, 8)
+    u, v = first_pairs(data, pairs)
     state = {
         "buffers": {},
-        "u": u,
-        "v": v,
-        "step": torch.full((8,), tau).double(),
-        "quotient": torch.zeros(8).double(),
+        "total": u + v,
+        "difference": u - v,
+        "step": torch.full((pairs,), tau).double(),
+        "quotient": torch.zeros(pairs).double(),
         "age": torch.tensor(0),
     }
     batch = Batch(data.train.inputs[:20], data.train.targets[:20])
@@ -142,11 +184,13 @@ AGGREGATES = {
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 @pytest.mark.parametrize("update", UPDATES)
-def test_value_and_slope_are_those_of_the_formula(update, aggregate, power):
+@pytest.mark.parametrize("pairs", [8, 32])
+def test_value_and_slope_are_those_of_the_formula(pairs, update, aggregate, power):
     """At the pairs after their climb; in the `free` form at those before it."""
-    net, batch, (u, v), value, slopes, after = step(update, aggregate=aggregate, power=power)
+    options = {"aggregate": aggregate, "power": power, "pairs": pairs}
+    net, batch, (u, v), value, slopes, after = step(update, **options)
     if update != "free":
-        u, v = after["u"], after["v"]
+        u, v = ends(after)
 
     def expected(params):
         now = net.with_params(params)
@@ -169,29 +213,38 @@ def test_free_pairs_move_as_algorithm_1_whatever_lambda_is(aggregate, weight, po
     count = {"max": 1, "topk": 3, "mean": 8}[aggregate]
     moving = quotient(net, u, v).topk(count).indices
     rests = [row for row in range(8) if row not in moving.tolist()]
-    torch.testing.assert_close(after["u"][moving], far_u[moving])
-    torch.testing.assert_close(after["v"][moving], far_v[moving])
-    assert torch.equal(after["u"][rests], u[rests])
-    assert not torch.equal(after["u"][moving], u[moving])
+    now_u, now_v = ends(after)
+    torch.testing.assert_close(now_u[moving], far_u[moving])
+    torch.testing.assert_close(now_v[moving], far_v[moving])
+    assert torch.equal(after["total"][rests], (u + v)[rests])
+    assert torch.equal(after["difference"][rests], (u - v)[rests])
+    assert not torch.equal(after["total"][moving], (u + v)[moving])
 
 
 @pytest.mark.parametrize("update", ["accept", "plain"])
 def test_pairs_climb_at_lambda_0_too(update):
     net, _, (u, v), _, _, after = step(update, weight=0.0)
-    before, now = quotient(net, u, v), quotient(net, after["u"], after["v"])
+    before, now = quotient(net, u, v), quotient(net, *ends(after))
     assert float(now.max()) > float(before.max())
 
 
 @pytest.mark.parametrize(
-    ("update", "forwards", "gradients"),
-    [("free", 20 + 16, 20 + 16), ("plain", 20 + 32, 20 + 32), ("accept", 20 + 34, 20 + 18)],
+    ("update", "pairs", "forwards", "gradients"),
+    [
+        ("free", 8, 20 + 16, 20 + 16),
+        ("plain", 8, 20 + 32, 20 + 32),
+        ("accept", 8, 20 + 34, 20 + 18),
+        ("free", 32, 20 + 64, 20 + 64),
+        ("plain", 32, 20 + 128, 20 + 128),
+        ("accept", 32, 20 + 130, 20 + 66),
+    ],
 )
-def test_the_meter_shows_what_a_step_costs(update, forwards, gradients):
-    """With 8 pairs and 20 samples; `free` sends each through the network once.
+def test_the_meter_shows_what_a_step_costs(update, pairs, forwards, gradients):
+    """With 20 samples; `free` sends each pair through the network once.
 
     `accept` measures twice, and takes the slope in the weights at the largest pair only.
     """
-    net = step(update)[0]
+    net = step(update, pairs=pairs)[0]
     assert (net.meter.forwards, net.meter.gradients) == (forwards, gradients)
 
 
@@ -209,11 +262,10 @@ def test_projected_pairs_stay_in_the_box(update):
     )
     trainer = a_trainer(entry)
     progress = trainer.begin()
-    for part in ("u", "v"):
-        assert float(progress.state[part].max()) <= 1
+    assert float(torch.maximum(*ends(progress.state)).max()) <= 1
     trainer.run(progress)
-    for part in ("u", "v"):
-        assert 0 <= float(progress.state[part].min()) <= float(progress.state[part].max()) <= 1
+    assert float(torch.minimum(*ends(progress.state)).min()) >= 0
+    assert float(torch.maximum(*ends(progress.state)).max()) <= 1
 
 
 @pytest.mark.parametrize(
@@ -221,16 +273,17 @@ def test_projected_pairs_stay_in_the_box(update):
 )
 def test_partners_are_noisy_copies(kind, mean, deviation):
     state = a_trainer(an_entry("clip", pairs=None, noise_kind=kind)).begin().state
-    offset = state["v"] - state["u"]
-    assert torch.equal(state["u"][0], digits().pairs.inputs)
+    u, offset = ends(state)[0], -state["difference"]
+    torch.testing.assert_close(u[0], digits().pairs.inputs)
     assert float(offset.mean()) == pytest.approx(mean, abs=0.01)
     assert float(offset.std()) == pytest.approx(deviation, rel=0.1)
 
 
 def test_pairs_start_from_samples_set_aside():
-    state = a_trainer(an_entry("clip", pairs=8)).begin().state
-    known = {tuple(row) for row in digits().pairs.inputs.flatten(1).tolist()}
-    assert {tuple(row) for row in state["u"][0].flatten(1).tolist()} <= known
+    u = ends(a_trainer(an_entry("clip", pairs=8)).begin().state)[0][0].flatten(1)
+    nearest = torch.cdist(u, digits().pairs.inputs.flatten(1)).min(dim=1)
+    assert float(nearest.values.max()) < 1e-5
+    assert len(nearest.indices.unique()) == 8
 
 
 def test_a_larger_lambda_leaves_a_smaller_quotient():

@@ -96,26 +96,34 @@ DRIVEN_BY = {
 
 @pytest.mark.parametrize("name", DRIVEN_BY)
 def test_a_driven_method_stays_near_its_target_and_a_lower_one_needs_a_smaller_constant(name):
-    """By the paper's rule, a constant step; two targets in one stack.
+    """By the paper's rule, a constant step; two targets and eight seeds in one stack.
 
-    The misses of the last fifth of the epochs are averaged: at most seven points, 21 samples.
+    The misses of the last fifth of the epochs are averaged: at most seven points, 21 samples. One
+    seed says little: CLIP at 0.85 misses by one to twenty points. In float64, so that another
+    order of the sums does not give other networks.
     """
     fields, step = DRIVEN_BY[name]
-    data, model = digits(train=300), a_model(widths=(32,), activation="relu")
+    data = digits(train=300, dtype=torch.float64)
     options = {
         "epochs": 60,
         "batch_size": 100,
+        "dtype": "float64",
         "warmup": 5,
         "optimizer": Optimizer(name="adam", lr=0.01),
         "discrepancy": Discrepancy(rule="additive", step=step, scale=1.0),
     }
-    targets = (0.85, 0.95)
-    entries = [an_entry(name, target=target, **options, **fields) for target in targets]
-    trainer = Trainer([Trial(entry=entry, seed=0) for entry in entries], model, data)
+    trials = [
+        Trial(entry=an_entry(name, target=target, **options, **fields), seed=seed)
+        for target in (0.85, 0.95)
+        for seed in range(8)
+    ]
+    trainer = Trainer(trials, a_model(widths=(32,), activation="relu"), data)
+    outcomes = trainer.run(trainer.begin())
     law, strengths = load("lipbench.methods", name, Method).strength, []
-    for target, outcome in zip(targets, trainer.run(trainer.begin()), strict=True):
-        late = outcome.history[-12:]
-        assert sum(abs(row["train_accuracy"] - target) for row in late) / 12 <= 0.07
-        assert all(row["strength"] >= law.least for row in outcome.history)
+    for target, members in ((0.85, outcomes[:8]), (0.95, outcomes[8:])):
+        late = [row for outcome in members for row in outcome.history[-12:]]
+        misses = [abs(row["train_accuracy"] - target) for row in late]
+        assert sum(misses) / len(misses) <= 0.07
+        assert all(row["strength"] >= law.least for each in members for row in each.history)
         strengths.append(sum(row["strength"] for row in late))
     assert (strengths[0] > strengths[1]) == law.shrinks

@@ -1,6 +1,6 @@
 """Pairs of inputs that climb to the largest difference quotient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -64,10 +64,10 @@ class PairAscent(Bound):
 
         for count in range(self.steps):
             if norm == 2.0:
-                climbers, _ = engine.ascend(outputs, climbers, accept=True, box=domain)
+                climbers, _ = engine.ascend(outputs, climbers, accept=True)
             # Every other move also halves the distance: the steepest slopes are local.
             scale = 1.0 if count % 2 else 0.5
-            climbers = _turn(network, climbers, norm, domain, scale)
+            climbers = _turn(network, climbers, norm, scale)
         return witness(network, climbers.u, climbers.v, norm, domain)
 
     def _start(
@@ -91,7 +91,7 @@ class PairAscent(Bound):
         apart = norm.length(u - v)[best]
         # A first step of about a tenth of the pair's distance; it adapts.
         step = 0.1 * (apart / quotients[best].clamp_min(1e-12)) ** 2
-        return engine.Pairs(u[best], v[best], step)
+        return engine.Pairs.of(u[best], v[best], step, domain)
 
 
 def _quotients(network: Network, u: Tensor, v: Tensor, norm: Norm) -> Float[Tensor, " pairs"]:
@@ -104,25 +104,20 @@ def _quotients(network: Network, u: Tensor, v: Tensor, norm: Norm) -> Float[Tens
 
 
 @torch.enable_grad()
-def _turn(
-    network: Network, pairs: engine.Pairs, norm: Norm, domain: Box | None, scale: float
-) -> engine.Pairs:
+def _turn(network: Network, pairs: engine.Pairs, norm: Norm, scale: float) -> engine.Pairs:
     """Return the pairs after a step of power iteration, where it raised their quotient."""
     ends = torch.cat([pairs.u, pairs.v]).requires_grad_()
     images = network(ends).flatten(1)
-    count = len(pairs.u)
+    count = len(pairs.step)
     rise = images.detach()[:count] - images.detach()[count:]
     pull = support(rise, norm)
     gradient = torch.autograd.grad((images * torch.cat([pull, pull])).sum(), ends)[0]
     towards = steepest((gradient[:count] + gradient[count:]).flatten(1), norm)
-    run = norm.length(pairs.u - pairs.v)
-    reach = (scale * run).clamp_min(torch.minimum(run, torch.full_like(run, _NEAREST))) / 2
-    arm = (reach.unsqueeze(1) * towards).reshape(pairs.u.shape)
-    centre = (pairs.u + pairs.v) / 2
-    u, v = centre + arm, centre - arm
-    if domain is not None:
-        u, v = u.clamp(*domain), v.clamp(*domain)
+    run = norm.length(pairs.difference)
+    reach = (scale * run).clamp_min(torch.minimum(run, torch.full_like(run, _NEAREST)))
+    turned = replace(
+        pairs, difference=(reach.unsqueeze(1) * towards).reshape(pairs.difference.shape)
+    )
+    moved = engine.Pairs.of(turned.u, turned.v, pairs.step, pairs.box)
     before = _quotients(network, pairs.u, pairs.v, norm)
-    better = _quotients(network, u, v, norm) > before
-    keep = better.reshape(-1, *[1] * (u.ndim - 1))
-    return engine.Pairs(torch.where(keep, u, pairs.u), torch.where(keep, v, pairs.v), pairs.step)
+    return moved.where(_quotients(network, moved.u, moved.v, norm) > before, pairs)

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch.nn import functional as F
+from training import a_model, an_entry, digits, initial, train
+
+from lipbench.net import Net, Skeleton
+from lipbench.precision import products
+from lipbench.settings import TrainingSettings
+
+CNN = a_model("madry_cnn")
+
+
+def flags():
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_tf32_is_on_where_it_is_asked_for_alone(before, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    for precision, expected in [("full", False), ("bf16", False), ("tf32", True)]:
+        with products(precision):
+            assert flags() == (expected, expected)
+        assert torch.backends.cudnn.allow_tf32 == before
+
+
+def nets():
+    data = digits()
+    module = initial(data, model=CNN)
+    params = {name: value.detach() for name, value in module.named_parameters()}
+    full, narrow = (
+        Net(Skeleton(module, (1, 8, 8), narrow=narrow), params) for narrow in (False, True)
+    )
+    return full, narrow, data.train.inputs[:20], data.train.targets[:20]
+
+
+def test_in_bfloat16_outputs_and_gradients_are_rounded_and_keep_their_type():
+    """Eight bits of mantissa: about a hundredth, but not nothing."""
+    full, narrow, inputs, targets = nets()
+
+    def loss(params, net):
+        return F.cross_entropy(net.with_params(params).train(inputs)[0], targets)
+
+    for name, value in torch.func.grad(loss)(full.params, full).items():
+        found = torch.func.grad(loss)(full.params, narrow)[name]
+        assert found.dtype == torch.float32
+        assert 0 < float((found - value).norm()) < 0.1 * float(value.norm())
+
+
+def test_the_exact_form_of_a_network_computes_in_full():
+    full, narrow, inputs, _ = nets()
+    assert not torch.equal(narrow(inputs), full(inputs))
+    assert torch.equal(narrow.exact(inputs), full(inputs))
+    assert torch.equal(narrow.frozen.exact(inputs), full(inputs))
+
+
+def trained(name, precision, **options):
+    entry = an_entry(name, epochs=3, batch_size=16, lr=0.02, precision=precision, **options)
+    (outcome,) = train(entry, digits(train=64), model=CNN)
+    return outcome
+
+
+def test_training_in_bfloat16_is_another_run_of_the_same_kind():
+    full, narrow = (trained("standard", precision) for precision in ("full", "bf16"))
+    losses = [outcome.history[-1]["loss"] for outcome in (full, narrow)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.2)
+    assert all(value.dtype == torch.float32 for value in narrow.checkpoints["last"].params.values())
+
+
+def test_pairs_climb_in_full_precision():
+    """After the first step of the pairs, before the weights have moved, both see one quotient."""
+    found = []
+    for precision in ("full", "bf16"):
+        outcome = trained("clip", precision, pairs=4)
+        found.append(outcome.forwards)
+        assert outcome.state == "done"
+    assert found[0] == found[1]
+
+
+def test_tf32_on_a_cpu_changes_nothing():
+    one, other = (trained("standard", precision) for precision in ("full", "tf32"))
+    assert one.history == other.history
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_less_than_full_precision_goes_with_float32(precision):
+    with pytest.raises(ValueError, match="goes with dtype 'float32' alone, got 'float64'"):
+        TrainingSettings(epochs=1, dtype="float64", precision=precision)
