@@ -1,6 +1,7 @@
 """Projected gradient descent."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -11,7 +12,7 @@ from lipbench.adversary import Attack, Classifier
 from lipbench.ascent import Ascent, Objective, ascend, random_start, steepest
 from lipbench.losses import lead, scale_free_error_odds
 from lipbench.norm import Norm
-from lipbench.queries import on_rows
+from lipbench.queries import numbers, on_rows
 from lipbench.rivals import nearest_rivals
 from lipbench.threat import Threat
 
@@ -36,7 +37,7 @@ class PGD(Attack):
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2), Norm(torch.inf)})
-    mixes_epsilons: ClassVar[bool] = True
+    samplewise: ClassVar[bool] = True
 
     steps: int = 20
     """Steps from each start, for each loss."""
@@ -76,14 +77,15 @@ class PGD(Attack):
         """Return the first misclassified point met for each sample, or the one with most margin."""
         rivals = nearest_rivals(model, inputs, labels, threat.norm)
         worst = Ascent(inputs.clone(), torch.full_like(inputs.flatten(1)[:, 0], -torch.inf))
-        for start in range(self.starts):
-            for loss in self.losses:
-                left = worst.survivors
-                if len(left):
-                    rival = rivals[left, start % rivals.shape[1]]
-                    climb = _objective(loss, labels[left], rival)
-                    part = on_rows(model, left), inputs[left], labels[left], threat.only(left)
-                    worst.keep(left, self._climb(*part, climb, start > 0, rng))
+        for number, (start, loss) in enumerate(product(range(self.starts), self.losses)):
+            left = worst.survivors
+            if len(left):
+                part = on_rows(model, left), inputs[left], labels[left], threat.only(left)
+                first = inputs[left]
+                if start > 0:
+                    first = random_start(first, part[3], numbers(part[0], rng, number))
+                climb = _objective(loss, labels[left], rivals[left, start % rivals.shape[1]])
+                worst.keep(left, self._climb(*part, first, climb))
         return worst.points
 
     def _climb(
@@ -92,13 +94,12 @@ class PGD(Attack):
         inputs: Tensor,
         labels: Tensor,
         threat: Threat,
+        first: Tensor,
         objective: Objective,
-        restart: bool,
-        rng: torch.Generator,
     ) -> Ascent:
         return ascend(
             model,
-            random_start(inputs, threat, rng) if restart else inputs,
+            first,
             inputs,
             labels,
             threat,

@@ -30,7 +30,7 @@ class PGDL2Sign(Attack):
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2)})
-    mixes_epsilons: ClassVar[bool] = True
+    samplewise: ClassVar[bool] = True
 
     steps: int = 100
     alpha: float = 0.25

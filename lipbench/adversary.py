@@ -35,8 +35,10 @@ class Attack(ABC):
 
     norms: ClassVar[frozenset[Norm]]
     """The norms of the threat models that the attack can work on."""
-    mixes_epsilons: ClassVar[bool] = False
-    """Whether it honours an epsilon of its own for each sample; else it gets batches of one."""
+    samplewise: ClassVar[bool] = False
+    """Promises that no sample feels the others: that it honours an epsilon for each, says with
+    `lipbench.queries.on_rows` which it asks about, and draws with `numbers`. Then samples of
+    several epsilons, and of several networks, share a batch."""
 
     @property
     def cost(self) -> float:

@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.adversary import Classifier
+from lipbench.draws import Kind
 from lipbench.losses import margin
 from lipbench.norm import Norm
-from lipbench.queries import on_rows
+from lipbench.queries import OfSamples, on_rows
 from lipbench.threat import Threat
 
 Direction = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, "batch *shape"]]
@@ -52,22 +53,24 @@ def ascent_step(
     """
     if isinstance(length, Tensor):
         length = length.to(inputs.dtype).view(-1, *[1] * (inputs.ndim - 1))
-    return threat.project(inputs + length * direction, centre)
+        return threat.project(torch.addcmul(inputs, direction, length), centre)
+    return threat.project(torch.add(inputs, direction, alpha=length), centre)
 
 
 def random_start(
-    centre: Float[Tensor, "batch *shape"], threat: Threat, rng: torch.Generator
+    centre: Float[Tensor, "batch *shape"], threat: Threat, rng: torch.Generator | OfSamples
 ) -> Float[Tensor, "batch *shape"]:
     """Return points drawn uniformly from the ball and clipped to the box.
 
     Raises:
         ValueError: If the norm of the threat is neither 2 nor infinity.
     """
+    shape = tuple(centre.shape[1:])
     if threat.norm == torch.inf:
-        offset = 2 * torch.rand(centre.shape, generator=rng) - 1
+        offset = 2 * _draw(rng, "uniform", len(centre), shape) - 1
     elif threat.norm == Norm(2):
-        normal = torch.randn(centre.shape, generator=rng)
-        share = torch.rand(len(centre), 1, generator=rng) ** (1 / centre[0].numel())
+        normal = _draw(rng, "normal", len(centre), shape)
+        share = _draw(rng, "uniform", len(centre), (1,)) ** (1 / centre[0].numel())
         unit = normal.flatten(1) / _positive(threat.norm.length(normal).unsqueeze(1))
         offset = (share * unit).view_as(normal)
     else:
@@ -79,9 +82,10 @@ class Ascent(NamedTuple):
     """Where an ascent led, one entry per sample."""
 
     points: Float[Tensor, "batch *shape"]
-    """The visited point with the largest margin."""
+    """The first misclassified point that was visited, else the last point."""
     margins: Float[Tensor, " batch"]
-    """Its largest wrong logit minus the own one: positive or NaN where misclassified."""
+    """The largest wrong logit minus the own one there, positive or NaN; else the largest of all
+    points that were visited."""
 
     @property
     def survivors(self) -> Int[Tensor, " left"]:
@@ -93,6 +97,10 @@ class Ascent(NamedTuple):
         worse = ~(found.margins <= self.margins[rows])
         self.points[rows[worse]] = found.points[worse]
         self.margins[rows[worse]] = found.margins[worse]
+
+
+_FULL = 0.9
+"""A batch is packed anew when less of it than this share is left: packing copies all of it."""
 
 
 def ascend(
@@ -108,8 +116,8 @@ def ascend(
 ) -> Ascent:
     """Return the worst points on the way uphill from `start`.
 
-    A sample leaves the batch as soon as it is misclassified. Whatever the objective, the margin
-    decides which of the visited points is kept, so that more steps of the same lengths never
+    A sample is followed until it is misclassified, and leaves the batch when a tenth of it has
+    been. Whatever the objective, the margin decides, so that more steps of the same lengths never
     give a weaker attack. Parameters receive no gradients.
 
     Args:
@@ -124,25 +132,32 @@ def ascend(
         lengths: Length of each step.
         relative: Whether the lengths are in units of each sample's epsilon, or of a pixel.
     """
-    worst = Ascent(start.clone(), torch.full_like(start.flatten(1)[:, 0], -torch.inf))
+    found = Ascent(start.clone(), torch.full_like(start.flatten(1)[:, 0], -torch.inf))
     active = torch.arange(len(start), device=start.device)
+    followed = torch.ones_like(active, dtype=torch.bool)
     points = start
     for number in range(len(lengths) + 1):
         last = number == len(lengths)
         margins, gradient = _evaluate(model, points, labels, active, None if last else objective)
-        reached = Ascent(points, margins)
-        worst.keep(active, reached)
-        left = reached.survivors
+        largest = found.margins[active]
+        largest = torch.where(followed & ~(margins <= largest), margins, largest)
+        found.margins[active] = largest
+        alive = followed & (margins <= 0)
+        done = (followed if last else followed & ~alive).nonzero().squeeze(1)
+        found.points[active[done]] = points[done]
+        left = alive.nonzero().squeeze(1)
         if last or not len(left):
             break
-        if len(left) < len(active):
+        followed = alive
+        if len(left) < _FULL * len(active):
             points, centre, labels, gradient = (
                 part[left] for part in (points, centre, labels, gradient)
             )
             active, threat, model = active[left], threat.only(left), on_rows(model, left)
+            followed = alive[left]
         length = threat.epsilon * lengths[number] if relative else lengths[number]
         points = ascent_step(points, centre, direction(gradient), threat, length)
-    return worst
+    return found
 
 
 def _evaluate(
@@ -157,6 +172,15 @@ def _evaluate(
         logits = model(points)
         (gradient,) = torch.autograd.grad(objective(logits, rows).sum(), points)
     return margin(logits.detach(), labels), gradient.nan_to_num()
+
+
+def _draw(
+    rng: torch.Generator | OfSamples, kind: Kind, count: int, shape: tuple[int, ...]
+) -> Tensor:
+    if isinstance(rng, OfSamples):
+        return rng.draw(kind, shape)
+    draw = torch.randn if kind == "normal" else torch.rand
+    return draw(count, *shape, generator=rng)
 
 
 def _positive(lengths: Tensor) -> Tensor:

@@ -164,8 +164,8 @@ def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
                     "norm": str(attack.norm),
                     "epsilon": list(attack.epsilon),
                     "size": attack.size,
-                    # Random starts are drawn batch by batch.
-                    "batch_size": settings.batch_size,
+                    # What an attack draws may depend on the samples it is given at a time.
+                    "batch_size": None if attack.attack.samplewise else settings.batch_size,
                 },
             )
         )

@@ -44,23 +44,34 @@ class Choice(Generic[Snapshot]):
     warmup: int
     candidates: list[Candidate[Snapshot]]
 
+    def wants(self, epoch: int, accuracy: float, regularised: bool = True) -> bool:
+        """Return whether the score of an epoch is needed: whether it is eligible so far."""
+        if epoch <= self.warmup or accuracy != accuracy:
+            return False
+        if self.target is not None:
+            return regularised and _near(accuracy, self.target)
+        return accuracy >= self._maximum(accuracy) - MAXIMUM_WINDOW
+
     def offer(
         self,
         epoch: int,
         accuracy: float,
-        score: Callable[[], float],
+        score: float | None,
         snapshot: Callable[[], Snapshot],
         regularised: bool = True,
-    ) -> float | None:
-        """Return the score of an epoch if it had to be computed, having considered the epoch.
+    ) -> None:
+        """Consider an epoch.
 
-        `score` and `snapshot` are called only for an epoch that can still be chosen.
+        `score` must be given for an epoch whose score is wanted; `snapshot` is called only for an
+        epoch that can still be chosen.
         """
         if epoch <= self.warmup or accuracy != accuracy:
-            return None
-        if self.target is None:
-            return self._offer_near_maximum(epoch, accuracy, score, snapshot)
-        return self._offer_near_target(self.target, epoch, accuracy, regularised, score, snapshot)
+            return
+        value = math.nan if score is None else score
+        if self.target is not None:
+            self._offer_near_target(self.target, epoch, accuracy, value, regularised, snapshot)
+        elif score is not None:
+            self._offer_near_maximum(epoch, accuracy, value, snapshot)
 
     def chosen(self) -> tuple[Candidate[Snapshot], tuple[str, ...]] | None:
         """Return the chosen epoch and the flags of its rows; None if no epoch was offered."""
@@ -70,46 +81,38 @@ class Choice(Generic[Snapshot]):
         missed = self.target is not None and not _near(best.accuracy, self.target)
         return best, ("target_missed",) if missed else ()
 
+    def _maximum(self, accuracy: float) -> float:
+        return max([accuracy, *(c.accuracy for c in self.candidates)])
+
     def _offer_near_target(
         self,
         target: float,
         epoch: int,
         accuracy: float,
+        score: float,
         regularised: bool,
-        score: Callable[[], float],
         snapshot: Callable[[], Snapshot],
-    ) -> float | None:
+    ) -> None:
         def rank(accuracy: float, score: float, regularised: bool) -> tuple[bool, bool, float]:
             scored = not math.isnan(score)
             return scored, regularised, score if scored else -abs(accuracy - target)
 
-        value = score() if regularised and _near(accuracy, target) else math.nan
         held = self.candidates[0] if self.candidates else None
-        if held is None or rank(accuracy, value, regularised) > rank(
+        if held is None or rank(accuracy, score, regularised) > rank(
             held.accuracy, held.score, held.regularised
         ):
-            self.candidates = [Candidate(epoch, accuracy, value, snapshot(), regularised)]
-        return None if math.isnan(value) else value
+            self.candidates = [Candidate(epoch, accuracy, score, snapshot(), regularised)]
 
     def _offer_near_maximum(
-        self,
-        epoch: int,
-        accuracy: float,
-        score: Callable[[], float],
-        snapshot: Callable[[], Snapshot],
-    ) -> float | None:
-        maximum = max([accuracy, *(c.accuracy for c in self.candidates)])
-        if accuracy < maximum - MAXIMUM_WINDOW:
-            return None
-        value = score()
+        self, epoch: int, accuracy: float, score: float, snapshot: Callable[[], Snapshot]
+    ) -> None:
         # The maximum of the whole run is not known yet: keep whatever is not beaten in both.
-        rivals = [c for c in self.candidates if c.accuracy >= maximum - MAXIMUM_WINDOW]
-        if any(c.accuracy >= accuracy and c.score >= value for c in rivals):
-            self.candidates = rivals
-            return value
-        rivals = [c for c in rivals if c.accuracy > accuracy or c.score > value]
-        self.candidates = [*rivals, Candidate(epoch, accuracy, value, snapshot())]
-        return value
+        least = self._maximum(accuracy) - MAXIMUM_WINDOW
+        rivals = [c for c in self.candidates if c.accuracy >= least]
+        if not any(c.accuracy >= accuracy and c.score >= score for c in rivals):
+            rivals = [c for c in rivals if c.accuracy > accuracy or c.score > score]
+            rivals.append(Candidate(epoch, accuracy, score, snapshot()))
+        self.candidates = rivals
 
 
 def _near(accuracy: float, target: float) -> bool:

@@ -13,6 +13,7 @@ from torch.func import vmap
 from lipbench.choice import Choice
 from lipbench.data import Data
 from lipbench.discrepancy import Discrepancy
+from lipbench.joint import Networks
 from lipbench.model import Model
 from lipbench.net import Meter, Net, Skeleton
 from lipbench.seeds import stream
@@ -77,6 +78,10 @@ class Ensemble:
         self._model = model
         modules = [self._build(trial) for trial in trials]
         self.skeleton = Skeleton(modules[0], data.dataset.input_shape)
+        self.trained = self.skeleton
+        """The same code in the precision of the training steps."""
+        if self.training.precision == "bf16":
+            self.trained = Skeleton(modules[0], data.dataset.input_shape, narrow=True)
         self.initial = [
             (
                 {name: value.detach() for name, value in module.named_parameters()},
@@ -118,6 +123,13 @@ class Ensemble:
             self.net(take(progress.params, number), take(progress.state, number))
             for number in range(len(self.trials))
         ]
+
+    def networks(self, params: Tree, state: Tree, numbers: list[int]) -> Networks:
+        """Return some of the trials as networks that can be judged; their calls are not counted."""
+        buffers = state.get("buffers", {})
+        if len(numbers) < len(self.trials):
+            params, buffers = (tree_map(lambda v: v[numbers], tree) for tree in (params, buffers))
+        return Networks(self.skeleton.call, params, buffers)
 
     def drives(self, every: str, measure: str | None = None) -> bool:
         """Return whether the strength moves `every` epoch or step, by this measure if given."""

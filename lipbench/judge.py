@@ -8,9 +8,11 @@ from torch import Tensor
 
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, Classifier, NonFiniteLogits
 from lipbench.data import Batch
+from lipbench.draws import Draws
 from lipbench.guard import evaluation_mode, guarded
+from lipbench.joint import Networks
 from lipbench.norm import Norm
-from lipbench.queries import Counted
+from lipbench.queries import Counted, Lot, on_rows
 from lipbench.threat import Box, Threat
 
 BATCH_SIZE = 1000
@@ -39,20 +41,12 @@ def judge(
     ValueError.
     """
     _refuse(attack, inputs, threat)
-    with evaluation_mode(model):
-        broken = ~_clean_correct(model, inputs, labels, batch_size)
-    result = AttackResult(
-        inputs=inputs.detach().clone(),
-        success=broken,
-        distance=torch.where(broken, 0.0, torch.inf).double(),
-        queries=torch.zeros(len(inputs), dtype=torch.int64),
-    )
-    with guarded(model, rng, inputs.device):
-        for rows in torch.split((~broken).nonzero().squeeze(1), batch_size):
-            if len(rows):
-                part = inputs[rows], labels[rows], threat.only(rows)
-                _record(result, rows, _judge_batch(attack, model, *part, rng))
-    return result
+    lot = _lot(1, len(inputs), [rng])
+    result = _clean(model, inputs, labels, batch_size)
+    left = (~result.success).nonzero().squeeze(1)
+    part = inputs[left], labels[left], threat.only(left), lot.only(left)
+    tried = _attack(attack, on_rows(model, left), *part, rng, batch_size)
+    return _extend(result, left, tried)
 
 
 def judge_epsilons(
@@ -72,30 +66,52 @@ def judge_epsilons(
     An input broken at some epsilon stays broken, by the same adversarial input, at all larger
     ones. So accuracy never rises with epsilon. Queries count what was spent on a sample up to and
     including its epsilon. Where a batch has room for more samples than are left, and the attack
-    allows it, several epsilons are tried at once; else only what is left is attacked again.
+    is `samplewise`, several epsilons are tried at once; else only what is left is attacked again.
     """
-    order = sorted(range(len(epsilons)), key=epsilons.__getitem__)
-    results: dict[int, AttackResult] = {}
-    left = torch.arange(len(inputs), device=inputs.device)
-    found: AttackResult | None = None
-    while order:
-        room = batch_size // max(len(left), 1) if attack.mixes_epsilons else 1
-        group, order = order[: max(room, 1)], order[max(room, 1) :]
-        radii = torch.tensor([epsilons[number] for number in group], dtype=torch.float64)
-        threat = Threat(
-            norm=norm,
-            epsilon=radii.to(inputs.device).repeat_interleave(len(left)),
-            domain=domain,
+    lot = _lot(1, len(inputs), [rng])
+    part = attack, model, inputs, labels, lot, norm, epsilons, domain, rng
+    return _judge_epsilons(*part, batch_size)
+
+
+def judge_networks(
+    attack: Attack,
+    networks: Networks,
+    inputs: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, " batch"],
+    norm: Norm,
+    epsilons: Sequence[float | int],
+    domain: Box | None,
+    rngs: Sequence[torch.Generator],
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> list[list[AttackResult]]:
+    """Return what `judge_epsilons` returns for each network; errors as `judge`.
+
+    A `samplewise` attack works on as many networks at once as have room in a batch, with the
+    generators in the order of the networks; any other on one after the other.
+    """
+    together = max(1, batch_size // max(len(inputs), 1)) if attack.samplewise else 1
+    results: list[list[AttackResult]] = []
+    for start in range(0, len(networks), together):
+        numbers = range(start, min(start + together, len(networks)))
+        lot = _lot(len(numbers), len(inputs), [rngs[number] for number in numbers])
+        found = _judge_epsilons(
+            attack,
+            networks.joint(lot.owner.to(inputs.device) + start),
+            inputs.repeat(len(numbers), *[1] * (inputs.ndim - 1)),
+            labels.repeat(len(numbers)),
+            lot,
+            norm,
+            epsilons,
+            domain,
+            rngs[start],
+            batch_size,
         )
-        rows = left.repeat(len(group))
-        tried = judge(attack, model, inputs[rows], labels[rows], threat, rng, batch_size=batch_size)
-        for place, number in enumerate(group):
-            new = _part(tried, slice(place * len(left), (place + 1) * len(left)))
-            found = new if found is None else _extend(found, left, new)
-            results[number] = found
-        if found is not None:
-            left = (~found.success).nonzero().squeeze(1)
-    return [results[number] for number in range(len(epsilons))]
+        size = len(inputs)
+        for place in range(len(numbers)):
+            own = slice(place * size, (place + 1) * size)
+            results.append([_part(result, own) for result in found])
+    return results
 
 
 def worst_case(results: Sequence[AttackResult]) -> AttackResult:
@@ -132,14 +148,39 @@ def self_check(
     Raises:
         AttackInvalid: If it does, or as `judge`.
     """
+    part = inputs[:64], labels[:64], norm, [0.0], domain, rng
+    (attacked,) = judge_epsilons(attack, model, *part)
+    _compare(attack, model, inputs[:64], labels[:64], attacked)
+
+
+def check_networks(
+    attack: Attack,
+    networks: Networks,
+    inputs: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, " batch"],
+    norm: Norm,
+    domain: Box | None,
+    rngs: Sequence[torch.Generator],
+) -> None:
+    """Do the check of `self_check` for each network.
+
+    Raises:
+        AttackInvalid: If it fails for one, or as `judge`.
+    """
     inputs, labels = inputs[:64], labels[:64]
-    nothing = Threat(norm=norm, epsilon=torch.zeros(len(inputs)).to(inputs), domain=domain)
+    found = judge_networks(attack, networks, inputs, labels, norm, [0.0], domain, rngs)
+    for number, (attacked,) in enumerate(found):
+        _compare(attack, networks.alone(number), inputs, labels, attacked)
+
+
+def _compare(
+    attack: Attack, model: Classifier, inputs: Tensor, labels: Tensor, attacked: AttackResult
+) -> None:
     with evaluation_mode(model):
         clean = _clean_correct(model, inputs, labels, len(inputs))
-    attacked = judge(attack, model, inputs, labels, nothing, rng).success
-    if not torch.equal(clean, ~attacked):
+    if not torch.equal(clean, ~attacked.success):
         raise AttackInvalid(
-            f"with epsilon 0, {type(attack).__name__} leaves {int((~attacked).sum())} of "
+            f"with epsilon 0, {type(attack).__name__} leaves {int((~attacked.success).sum())} of "
             f"{len(inputs)} inputs correct, but {int(clean.sum())} are: is the model random?"
         )
 
@@ -162,14 +203,72 @@ def _refuse(attack: Attack, inputs: Tensor, threat: Threat) -> None:
         )
 
 
+def _lot(networks: int, samples: int, rngs: Sequence[torch.Generator]) -> Lot:
+    return Lot(
+        owner=torch.arange(networks).repeat_interleave(samples),
+        place=torch.arange(samples).repeat(networks),
+        draws=[Draws(rng, samples) for rng in rngs],
+    )
+
+
+def _judge_epsilons(
+    attack: Attack,
+    model: Classifier,
+    inputs: Tensor,
+    labels: Tensor,
+    lot: Lot,
+    norm: Norm,
+    epsilons: Sequence[float | int],
+    domain: Box | None,
+    rng: torch.Generator,
+    batch_size: int,
+) -> list[AttackResult]:
+    order = sorted(range(len(epsilons)), key=epsilons.__getitem__)
+    if order:
+        _refuse(attack, inputs, _threat(norm, [epsilons[order[0]]], 1, domain, inputs))
+    results: dict[int, AttackResult] = {}
+    found = _clean(model, inputs, labels, batch_size)
+    while order:
+        left = (~found.success).nonzero().squeeze(1)
+        room = batch_size // max(len(left), 1) if attack.samplewise else 1
+        group, order = order[: max(room, 1)], order[max(room, 1) :]
+        # The radii of a sample side by side, so that samples stay in the order of their networks.
+        rows = left.repeat_interleave(len(group))
+        threat = _threat(norm, [epsilons[number] for number in group], len(left), domain, inputs)
+        part = inputs[rows], labels[rows], threat, lot.only(rows.cpu())
+        tried = _attack(attack, on_rows(model, rows), *part, rng, batch_size)
+        for place, number in enumerate(group):
+            found = _extend(found, left, _part(tried, slice(place, None, len(group))))
+            results[number] = found
+    return [results[number] for number in range(len(epsilons))]
+
+
+def _threat(
+    norm: Norm, epsilons: Sequence[float | int], samples: int, domain: Box | None, like: Tensor
+) -> Threat:
+    radii = torch.tensor(epsilons, dtype=torch.float64).repeat(samples)
+    return Threat(norm=norm, epsilon=radii.to(like.device), domain=domain)
+
+
+def _clean(model: Classifier, inputs: Tensor, labels: Tensor, batch_size: int) -> AttackResult:
+    """Return the outcome of no attack."""
+    with evaluation_mode(model):
+        broken = ~_clean_correct(model, inputs, labels, batch_size)
+    return AttackResult(
+        inputs=inputs.detach().clone(),
+        success=broken,
+        distance=torch.where(broken, 0.0, torch.inf).double(),
+        queries=torch.zeros(len(inputs), dtype=torch.int64),
+    )
+
+
 def _clean_correct(
     model: Classifier, inputs: Tensor, labels: Tensor, batch_size: int
 ) -> Bool[Tensor, " batch"]:
     correct = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
-    for start in range(0, len(inputs), batch_size):
-        rows = slice(start, start + batch_size)
+    for rows in torch.arange(len(inputs), device=inputs.device).split(batch_size):
         with torch.no_grad():
-            logits = model(inputs[rows])
+            logits = on_rows(model, rows)(inputs[rows])
         if not logits.isfinite().all():
             unusable = int((~logits.isfinite()).any(dim=1).sum())
             raise NonFiniteLogits(
@@ -179,15 +278,43 @@ def _clean_correct(
     return correct
 
 
+def _attack(
+    attack: Attack,
+    model: Classifier,
+    inputs: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    lot: Lot,
+    rng: torch.Generator,
+    batch_size: int,
+) -> AttackResult:
+    """Return the judged proposals for samples that are all classified correctly."""
+    result = AttackResult(
+        inputs=inputs,
+        success=torch.zeros_like(labels, dtype=torch.bool),
+        distance=torch.full_like(labels, torch.inf, dtype=torch.float64),
+        queries=torch.zeros(len(inputs), dtype=torch.int64),
+    )
+    with guarded(model, rng, inputs.device):
+        for rows in torch.arange(len(inputs), device=inputs.device).split(batch_size):
+            if len(rows):
+                part = inputs[rows], labels[rows], threat.only(rows), lot.only(rows.cpu())
+                result = _extend(
+                    result, rows, _judge_batch(attack, on_rows(model, rows), *part, rng)
+                )
+    return result
+
+
 def _judge_batch(
     attack: Attack,
     model: Classifier,
     inputs: Tensor,
     labels: Tensor,
     threat: Threat,
+    lot: Lot,
     rng: torch.Generator,
 ) -> AttackResult:
-    counted = Counted(model, len(inputs))
+    counted = Counted(model, len(inputs), lot if attack.samplewise else None)
     given, given_labels = inputs.clone(), labels.clone()
     proposals = attack.propose(counted, given, given_labels, threat, rng)
     if not (torch.equal(given, inputs) and torch.equal(given_labels, labels)):
@@ -219,15 +346,6 @@ def _checked(proposals: object, inputs: Tensor) -> Tensor:
     return proposals
 
 
-def _record(result: AttackResult, rows: Tensor, part: AttackResult) -> None:
-    """Write the outcome for the samples `rows`; where the attack failed, inputs stay clean."""
-    won = part.success.nonzero().squeeze(1)
-    result.inputs[rows[won]] = part.inputs[won]
-    result.success[rows] = part.success
-    result.distance[rows] = part.distance
-    result.queries[rows.cpu()] += part.queries
-
-
 def _part(result: AttackResult, rows: slice) -> AttackResult:
     return AttackResult(
         inputs=result.inputs[rows],
@@ -238,7 +356,10 @@ def _part(result: AttackResult, rows: slice) -> AttackResult:
 
 
 def _extend(result: AttackResult, rows: Tensor, part: AttackResult) -> AttackResult:
-    """Return what is known at the next epsilon, tried for the samples `rows`."""
+    """Return what is known after the samples `rows` were attacked.
+
+    A sample that was broken already stays as it was; where the attack failed, inputs stay clean.
+    """
     extended = AttackResult(
         inputs=result.inputs.clone(),
         success=result.success.clone(),
@@ -246,7 +367,6 @@ def _extend(result: AttackResult, rows: Tensor, part: AttackResult) -> AttackRes
         queries=result.queries.clone(),
     )
     extended.queries[rows.cpu()] += part.queries
-    # Samples broken at a smaller epsilon of the same batch were tried in vain.
     new = part.success & ~result.success[rows]
     extended.inputs[rows[new]] = part.inputs[new]
     extended.success[rows[new]] = True

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.adversary import AttackInvalid, NonFiniteLogits
+from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Refused
 from lipbench.cell import Cell, Evaluation, certified_epsilons
 from lipbench.certified import certified_accuracy, certified_radius, margins, radius_quantiles
 from lipbench.columns import SELECTION
 from lipbench.data import Batch, Data, Split
-from lipbench.judge import judge_epsilons, self_check
 from lipbench.method import Claim
 from lipbench.network import Network
 from lipbench.noise import noise_accuracy
@@ -40,6 +40,8 @@ class Subject:
     network: Network | Refused
     """The same function as steps in float64, or why it cannot be read as such."""
     data: Data
+    attacked: Attacked
+    """What attacks do to it and to the others of its stack."""
     row: Row
     """A row with all the columns that the checkpoint fixes."""
     claim: Claim | None = None
@@ -73,6 +75,8 @@ class Measured:
     """Outcomes per sample; names begin with the checkpoint's."""
     proofs: dict[str, Tensor] = field(default_factory=dict)
     """Witnesses and certificates in float64, named likewise."""
+    seconds: float | None = None
+    """What it cost, where that is not the time it took: several networks were attacked at once."""
 
     def add(self, row: Row, outcomes: Tensor | None = None) -> None:
         """Append a row, and per sample what its value is the mean of."""
@@ -181,26 +185,14 @@ def _attack(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
     )
     if not subject.is_classifier:
         return _refused(row, "a regression")
-    rng = stream(subject.cell.seed, "attack", entry.name, str(entry.norm))
-    box = subject.data.box
     try:
-        self_check(entry.attack, subject.module, inputs, labels, entry.norm, box, rng)
-        results = judge_epsilons(
-            entry.attack,
-            subject.module,
-            inputs,
-            labels,
-            entry.norm,
-            entry.epsilon,
-            box,
-            rng,
-            batch_size=benchmark.evaluation.batch_size,
-        )
+        outcome = subject.attacked.outcome(subject.cell, subject.checkpoint, evaluation.index)
     except AttackInvalid as error:
         return _without(row, "invalid", str(error))
     except NonFiniteLogits as error:
         return _without(row, "failed", str(error))
-    measured = Measured()
+    results, seconds = outcome
+    measured = Measured(seconds=seconds)
     for epsilon, result in zip(entry.epsilon, results, strict=True):
         robust = ~result.success
         found = replace(row, epsilon=epsilon, value=float(robust.double().mean()))

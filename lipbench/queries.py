@@ -1,10 +1,28 @@
-"""Count how often an attack asks the model."""
+"""What an attack asks a model, sample by sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lipbench.adversary import Classifier
+from lipbench.draws import Draws, Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lot:
+    """Whose the samples of a batch are: of which network, and which of its samples."""
+
+    owner: Int[Tensor, " samples"]
+    place: Int[Tensor, " samples"]
+    draws: Sequence[Draws]
+    """The random numbers of each network."""
+
+    def only(self, rows: Tensor) -> "Lot":
+        """Return the lot of the samples that `rows` selects."""
+        return Lot(owner=self.owner[rows], place=self.place[rows], draws=self.draws)
 
 
 class Counted(nn.Module):
@@ -14,12 +32,13 @@ class Counted(nn.Module):
     origin is charged to all samples evenly.
     """
 
-    def __init__(self, model: Classifier, samples: int) -> None:
+    def __init__(self, model: Classifier, samples: int, lot: Lot | None = None) -> None:
         super().__init__()
         self.model = model
         self.training = False
         self.spent = torch.zeros(samples, dtype=torch.float64)
         self.rows = torch.arange(samples)
+        self.lot = lot
 
     @property
     def queries(self) -> Int[Tensor, " samples"]:
@@ -33,13 +52,43 @@ class Counted(nn.Module):
         return self.model(inputs)
 
 
+class OfSamples:
+    """Random numbers for the samples that a model is asked about, of each its own."""
+
+    def __init__(self, lot: Lot, number: int) -> None:
+        self.lot, self.number = lot, number
+
+    def draw(self, kind: Kind, shape: tuple[int, ...]) -> Float[Tensor, "samples *shape"]:
+        """Return one tensor of this shape for each sample, on the CPU."""
+        owner, place = self.lot.owner.cpu(), self.lot.place.cpu()
+        if len(self.lot.draws) == 1:
+            return self.lot.draws[0].take(kind, self.number, shape, place)
+        drawn = torch.empty(len(place), *shape)
+        for number in owner.unique().tolist():
+            own = owner == number
+            drawn[own] = self.lot.draws[number].take(kind, self.number, shape, place[own])
+        return drawn
+
+
 def on_rows(model: Classifier, rows: Tensor) -> Classifier:
     """Return `model` for queries about the samples that `rows` selects, in that order.
 
-    A model that does not count is returned as it is.
+    A model to which all samples are alike is returned as it is.
     """
-    if not isinstance(model, Counted):
-        return model
-    part = Counted(model.model, 0)
-    part.spent, part.rows = model.spent, model.rows[rows.cpu()]
-    return part
+    if isinstance(model, Counted):
+        part = Counted(on_rows(model.model, rows), 0)
+        part.spent, part.rows = model.spent, model.rows[rows.cpu()]
+        part.lot = None if model.lot is None else model.lot.only(rows)
+        return part
+    select = getattr(model, "on_rows", None)
+    return model if select is None else select(rows)
+
+
+def numbers(model: Classifier, rng: torch.Generator, number: int) -> torch.Generator | OfSamples:
+    """Return where the draw with this number comes from for the samples `model` is asked about.
+
+    That is `rng` if the model does not know its samples.
+    """
+    if isinstance(model, Counted) and model.lot is not None:
+        return OfSamples(model.lot, number)
+    return rng

@@ -1,21 +1,22 @@
 """What is measured of a stack after each epoch, and what follows from it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.adversary import Classifier
 from lipbench.data import Batch, Split
 from lipbench.ensemble import Ensemble, Progress, Refusal
+from lipbench.joint import Networks
 from lipbench.method import Method, Summary
 from lipbench.trees import Tree, take, tree_map
 
-Score = Callable[[Classifier, int], float]
-"""Validation accuracy of a classifier under the selection attack, for a seed."""
+Score = Callable[[Networks, Sequence[int]], list[float]]
+"""Validation accuracy of networks under the selection attack, for the seed of each."""
 _CHUNK = 8192
 
 
@@ -45,7 +46,8 @@ def survey(
         "strength": progress.course.get("strength"),
     }
     finite = _finite(progress.params, loss) & _finite(effective, loss)
-    for number, trial in enumerate(ensemble.trials):
+    going: list[int] = []
+    for number in range(len(ensemble.trials)):
         if progress.ended[number] is not None:
             continue
         row = _row(columns, number, len(progress.histories[number]) + 1)
@@ -53,9 +55,10 @@ def survey(
         progress.histories[number].append(row)
         if not bool(finite[number]):
             progress.ended[number] = row["epoch"]
-        elif train is not None and score is not None and not trial.entry.path:
-            net = ensemble.net(take(effective, number), take(progress.state, number))
-            row["validation_score"] = _offer(ensemble, progress, number, row, score, net)
+        else:
+            going.append(number)
+    if train is not None and score is not None and not ensemble.trials[0].entry.path:
+        _offer(ensemble, progress, going, effective, score)
     if ensemble.drives("epoch") and progress.epoch + 1 >= ensemble.training.warmup:
         measures = {"train": train, "batch": batch_accuracy, "validation": validation}
         ensemble.move(progress, _measured(measures, ensemble.discrepancy.measure))
@@ -80,20 +83,32 @@ def snapshot(ensemble: Ensemble, progress: Progress, number: int, row: dict[str,
 
 
 def _offer(
-    ensemble: Ensemble,
-    progress: Progress,
-    number: int,
-    row: dict[str, Any],
-    score: Score,
-    net: Classifier,
-) -> float | None:
-    return progress.choices[number].offer(
-        row["epoch"],
-        row["train_accuracy"],
-        lambda: score(net, ensemble.trials[number].seed),
-        lambda: snapshot(ensemble, progress, number, row),
-        regularised=not ensemble.trials[number].unregularised(row["strength"]),
-    )
+    ensemble: Ensemble, progress: Progress, going: list[int], effective: Tree, score: Score
+) -> None:
+    """Offer the networks after an epoch for choice; those that are attacked are so together."""
+    rows = {number: progress.histories[number][-1] for number in going}
+    effects = {
+        number: not ensemble.trials[number].unregularised(row["strength"])
+        for number, row in rows.items()
+    }
+    wanted = [
+        number
+        for number, row in rows.items()
+        if progress.choices[number].wants(row["epoch"], row["train_accuracy"], effects[number])
+    ]
+    if wanted:
+        networks = ensemble.networks(effective, progress.state, wanted)
+        seeds = [ensemble.trials[number].seed for number in wanted]
+        for number, value in zip(wanted, score(networks, seeds), strict=True):
+            rows[number]["validation_score"] = value
+    for number, row in rows.items():
+        progress.choices[number].offer(
+            row["epoch"],
+            row["train_accuracy"],
+            row["validation_score"],
+            partial(snapshot, ensemble, progress, number, row),
+            regularised=effects[number],
+        )
 
 
 def _measured(measures: dict[str, Tensor | None], name: str) -> Tensor:

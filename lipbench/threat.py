@@ -36,13 +36,12 @@ class Threat:
         offset = inputs - centre
         radius = self.epsilon.to(offset.dtype).view(-1, *[1] * (inputs.ndim - 1))
         if self.norm == torch.inf:
-            offset = offset.clamp(min=-radius, max=radius)
+            moved = centre + offset.clamp(min=-radius, max=radius)
         else:
             length = self.norm.length(offset).view_as(radius)
-            offset = offset * (radius / length.clamp_min(torch.finfo(offset.dtype).tiny)).clamp(
-                max=1.0
-            )
-        moved = centre + offset
+            share = (radius / length.clamp_min(torch.finfo(offset.dtype).tiny)).clamp(max=1.0)
+            # One pass over the inputs instead of two: attacks spend most of their time here.
+            moved = torch.addcmul(centre, offset, share)
         return moved if self.domain is None else moved.clamp(*self.domain)
 
     def confine(

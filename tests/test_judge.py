@@ -293,7 +293,7 @@ def test_only_survivors_are_attacked_again_at_a_larger_epsilon():
 
 
 class Mixing(Scripted):
-    mixes_epsilons = True
+    samplewise = True
 
 
 def test_epsilons_share_a_batch_as_far_as_it_has_room():
@@ -312,7 +312,7 @@ def test_epsilons_share_a_batch_as_far_as_it_has_room():
         )
 
     results = judged(Mixing(act=watch), batch_size=8)
-    assert seen == [[0.1, 0.1, 0.1, 0.2, 0.2, 0.2], [0.3]]
+    assert seen == [[0.1, 0.2] * 3, [0.3]]
     assert [r.queries.tolist() for r in results] == [[3, 2, 2, 0], [1, 1, 1, 0], [2, 2, 2, 0]]
     for mixed, alone in zip(results, judged(Scripted(act=watch)), strict=True):
         for name in ("inputs", "success", "distance"):

@@ -16,6 +16,7 @@ from training import (
     batches,
     digits,
     initial,
+    of_each,
     same,
     train,
 )
@@ -162,16 +163,21 @@ def facts(outcome):
     return outcome.state, outcome.history, outcome.forwards, outcome.gradients, kept
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", ["dense", "convolutional"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_stack_equals_its_members_alone(name):
-    """In float64, up to the order of sums: after three epochs no weight differs by 1e-9."""
-    data, entry = digits(dtype=torch.float64), variant(name, dtype="float64")
-    together = train(entry, data, seeds=(0, 1, 2))
+def test_a_stack_equals_its_members_alone(name, kind, dtype):
+    """After three epochs, up to the order of sums: relative to the largest weight of a tensor."""
+    data = digits(train=128 if kind == "dense" else 32, dtype=getattr(torch, dtype))
+    options = {"model": SMALL if kind == "dense" else a_model("madry_cnn")}
+    entry = variant(name, dtype=dtype, **({} if kind == "dense" else {"lr": 0.002}))
+    tolerance = {"float64": 1e-9, "float32": 1e-5}[dtype]
+    together = train(entry, data, seeds=(0, 1, 2), **options)
     for seed in (0, 2):
-        (alone,) = train(entry, data, seeds=(seed,))
+        (alone,) = train(entry, data, seeds=(seed,), **options)
         for key, value in checkpoints(alone).items():
-            found = checkpoints(together[seed])[key]
-            torch.testing.assert_close(found, value, rtol=0, atol=1e-9)
+            found, largest = checkpoints(together[seed])[key], float(value.abs().max())
+            assert float((found - value).abs().max()) <= tolerance * max(largest, 1e-3)
 
 
 def test_members_of_a_stack_may_differ_in_real_numbers():
@@ -214,7 +220,7 @@ def frail_stack(*fails):
     # Four steps an epoch; a trial diverges at the step given, or never.
     entries = [an_entry("frail", fails=float(step), epochs=4) for step in fails]
     trials = [Trial(entry=entry, seed=seed) for seed, entry in enumerate(entries)]
-    trainer = Trainer(trials, SMALL, digits(), by_margin)
+    trainer = Trainer(trials, SMALL, digits(), of_each(by_margin))
     return trainer.run(trainer.begin())
 
 
@@ -420,16 +426,6 @@ def test_a_regression_has_losses_and_no_accuracies():
     assert outcome.history[-1]["loss"] < outcome.history[0]["loss"]
     assert outcome.checkpoints["chosen"].epoch == 3
     assert outcome.checkpoints["chosen"].train_accuracy is None
-
-
-def test_convolutional_networks_train_alone_and_stacked():
-    model = a_model("madry_cnn")
-    data = digits(train=16, pairs=0, validation=0)
-    entry = an_entry("standard", epochs=1, batch_size=8, lr=0.01)
-    together = train(entry, data, seeds=(0, 1), model=model)
-    (alone,) = train(entry, data, seeds=(1,), model=model)
-    for key, value in checkpoints(alone).items():
-        torch.testing.assert_close(checkpoints(together[1])[key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_a_method_with_random_draws_has_its_own_stream(publish):

@@ -53,6 +53,7 @@ def an_entry(
     path=(),
     discrepancy=None,
     dtype="float32",
+    precision="full",
     **fields,
 ):
     return MethodEntry(
@@ -64,6 +65,7 @@ def an_entry(
             warmup=warmup,
             optimizer=optimizer or Optimizer(lr=lr),
             dtype=dtype,
+            precision=precision,
         ),
         target_accuracy=target,
         path=path,
@@ -73,7 +75,17 @@ def an_entry(
 
 def a_trainer(entry, data=None, *, seeds=(0,), model=SMALL, score=None):
     trials = [Trial(entry=entry, seed=seed) for seed in seeds]
-    return Trainer(trials, model, digits() if data is None else data, score)
+    data = digits() if data is None else data
+    return Trainer(trials, model, data, None if score is None else of_each(score))
+
+
+def of_each(score):
+    """Return the score of a stack, from that of one network."""
+
+    def scores(networks, seeds):
+        return [score(networks.alone(number), seed) for number, seed in enumerate(seeds)]
+
+    return scores
 
 
 def train(entry, data=None, **options):

@@ -1,0 +1,101 @@
+"""What attacks do to the networks of a stack, several networks at a time."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lipbench.adversary import AttackResult
+from lipbench.cell import Cell
+from lipbench.data import Data
+from lipbench.joint import Networks
+from lipbench.judge import check_networks, judge_networks
+from lipbench.seeds import stream
+from lipbench.settings import AttackEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One checkpoint of a cell that attacks are aimed at."""
+
+    cell: Cell
+    checkpoint: str
+    module: nn.Module
+    """On the device and in evaluation mode."""
+
+
+class Attacked:
+    """The outcomes of attacks, computed when the first network of a group asks for its own.
+
+    The groups are cut from the whole stack, whatever of it is still to be measured: a run that
+    was stopped and resumed asks the same groups, and gets the same bits.
+    """
+
+    def __init__(self, targets: Sequence[Target], data: Data) -> None:
+        """Take all checkpoints of a stack, which share settings and architecture."""
+        self.targets, self.data = list(targets), data
+        self._places = {(t.cell.key, t.checkpoint): place for place, t in enumerate(targets)}
+        self._found: dict[tuple[int, int], tuple[list[AttackResult], float]] = {}
+        self._spoilt: set[tuple[int, int]] = set()
+
+    def outcome(self, cell: Cell, checkpoint: str, index: int) -> tuple[list[AttackResult], float]:
+        """Return what an entry of the settings does to a checkpoint, and the seconds it took.
+
+        One result for each epsilon; the seconds are an equal share of the group's.
+
+        Raises:
+            AttackInvalid: If the attack breaks its contract.
+            NonFiniteLogits: If the network answers clean inputs with infinities or NaN.
+            Exception: Whatever the attack raises.
+        """
+        place = self._places[cell.key, checkpoint]
+        if (index, place) not in self._found:
+            group = self._group(cell.benchmark.evaluation.attack[index], place)
+            if (index, group[0]) in self._spoilt:
+                group = [place]
+            try:
+                self._attack(index, group)
+            except Exception:
+                if len(group) == 1:
+                    raise
+                # One network may have spoilt it for all: each gets its chance alone.
+                self._spoilt.add((index, group[0]))
+                self._attack(index, [place])
+        return self._found.pop((index, place))
+
+    def _group(self, entry: AttackEntry, place: int) -> list[int]:
+        settings = self.targets[place].cell.benchmark.evaluation
+        together = max(1, settings.batch_size // max(self._size(entry), 1))
+        if not entry.attack.samplewise:
+            together = 1
+        first = place // together * together
+        return list(range(first, min(first + together, len(self.targets))))
+
+    def _size(self, entry: AttackEntry) -> int:
+        settings = self.targets[0].cell.benchmark.evaluation
+        sizes = [entry.size, settings.test_size, len(self.data.test)]
+        return min(size for size in sizes if size is not None)
+
+    def _attack(self, index: int, group: Sequence[int]) -> None:
+        began = time.perf_counter()
+        targets = [self.targets[place] for place in group]
+        benchmark = targets[0].cell.benchmark
+        entry, box = benchmark.evaluation.attack[index], self.data.box
+        size = self._size(entry)
+        inputs, labels = self.data.test.inputs[:size], self.data.test.targets[:size]
+        networks = Networks.of([target.module for target in targets])
+        part = entry.attack, networks, inputs, labels, entry.norm
+
+        def rngs(*labels: str) -> list[torch.Generator]:
+            roles = (entry.name, str(entry.norm), *labels)
+            return [stream(target.cell.seed, "attack", *roles) for target in targets]
+
+        check_networks(*part, box, rngs("check"))
+        outcomes = judge_networks(
+            *part, entry.epsilon, box, rngs(), batch_size=benchmark.evaluation.batch_size
+        )
+        share = (time.perf_counter() - began) / len(group)
+        for place, outcome in zip(group, outcomes, strict=True):
+            self._found[index, place] = outcome, share
