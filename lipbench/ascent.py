@@ -11,7 +11,7 @@ from lipbench.adversary import Classifier
 from lipbench.draws import Kind
 from lipbench.losses import margin
 from lipbench.norm import Norm
-from lipbench.queries import OfSamples, on_rows
+from lipbench.queries import OfSamples, charged_to, on_rows
 from lipbench.threat import Threat
 
 Direction = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, "batch *shape"]]
@@ -155,6 +155,8 @@ def ascend(
             )
             active, threat, model = active[left], threat.only(left), on_rows(model, left)
             followed = alive[left]
+        elif len(left) < len(active):
+            model = charged_to(model, followed)
         length = threat.epsilon * lengths[number] if relative else lengths[number]
         points = ascent_step(points, centre, direction(gradient), threat, length)
     return found

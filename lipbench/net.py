@@ -40,7 +40,11 @@ class Skeleton:
             input_shape: Shape of one input.
             narrow: Whether products are computed in bfloat16. Outputs, parameters and gradients
                 keep their type.
+
+        Raises:
+            Refused: If two layers share a parameter: each name is trained for itself.
         """
+        _refuse_shared(module)
         self.input_shape, self.narrow = input_shape, narrow
         self.exact = Skeleton(module, input_shape) if narrow else self
         self.module = copy.deepcopy(module).to("meta").eval()
@@ -232,6 +236,19 @@ class _PureBatchNorm(nn.Module):
         if self.weight is None:
             return normal
         return normal * self.weight.view(shape) + self.bias.view(shape)
+
+
+def _refuse_shared(module: nn.Module) -> None:
+    first: dict[int, str] = {}
+    for place, part in module.named_modules():
+        for own, value in part.named_parameters(recurse=False):
+            name = f"{place}.{own}".lstrip(".")
+            known = first.setdefault(id(value), name)
+            if known != name:
+                raise Refused(
+                    f"parameters {known!r} and {name!r} are one tensor, and would be trained as "
+                    "two: give each layer its own, or use one module in both places."
+                )
 
 
 def _active_dropout(module: nn.Module) -> str | None:

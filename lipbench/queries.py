@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lipbench.adversary import Classifier
@@ -38,6 +38,7 @@ class Counted(nn.Module):
         self.training = False
         self.spent = torch.zeros(samples, dtype=torch.float64)
         self.rows = torch.arange(samples)
+        self.charged = self.rows
         self.lot = lot
 
     @property
@@ -48,7 +49,7 @@ class Counted(nn.Module):
     def forward(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
         """Return the logits, and count."""
         asked = len(inputs) / max(len(self.rows), 1)
-        self.spent[self.rows] += asked
+        self.spent[self.charged] += asked
         return self.model(inputs)
 
 
@@ -78,10 +79,24 @@ def on_rows(model: Classifier, rows: Tensor) -> Classifier:
     if isinstance(model, Counted):
         part = Counted(on_rows(model.model, rows), 0)
         part.spent, part.rows = model.spent, model.rows[rows.cpu()]
+        part.charged = part.rows
         part.lot = None if model.lot is None else model.lot.only(rows)
         return part
     select = getattr(model, "on_rows", None)
     return model if select is None else select(rows)
+
+
+def charged_to(model: Classifier, followed: Bool[Tensor, " samples"]) -> Classifier:
+    """Return `model` for queries about all its samples, of which only some are to be counted.
+
+    A sample that is broken may stay in the batch without being of interest any more.
+    """
+    if not isinstance(model, Counted):
+        return model
+    part = Counted(model.model, 0, model.lot)
+    part.spent, part.rows = model.spent, model.rows
+    part.charged = model.rows[followed.cpu()]
+    return part
 
 
 def numbers(model: Classifier, rng: torch.Generator, number: int) -> torch.Generator | OfSamples:

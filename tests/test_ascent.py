@@ -119,7 +119,16 @@ def test_more_steps_of_the_same_lengths_are_never_weaker(norm):
     assert (many > few + 1e-5).any()
 
 
-def test_broken_samples_are_asked_no_more_when_they_are_a_tenth_of_the_batch():
+def test_queries_of_broken_samples_that_stay_in_the_batch_are_not_counted():
+    """One of forty is too few to pack the batch anew."""
+    net, inputs, labels, threat = situation(epsilon=1e-6)
+    labels[0] = (labels[0] + 1) % 4
+    counted = Counted(net, len(inputs))
+    climb(counted, inputs, labels, threat, [0.1] * 5)
+    assert counted.queries.tolist() == [1] + [6] * 39
+
+
+def test_broken_samples_are_asked_no_more():
     net, inputs, labels, threat = situation(epsilon=3.0)
     labels[:10] = (labels[:10] + 1) % 4
     counted = Counted(net, len(inputs))

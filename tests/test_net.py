@@ -6,6 +6,7 @@ from torch import nn
 from training import a_net
 
 from lipbench.bound import Refused
+from lipbench.net import Net, Skeleton
 
 SHAPE = (1, 4, 4)
 
@@ -119,3 +120,18 @@ def test_the_module_is_an_ordinary_one_that_needs_no_gradient():
     assert not ordinary.training
     assert not any(parameter.requires_grad for parameter in ordinary.parameters())
     torch.testing.assert_close(ordinary(inputs()), net(inputs()))
+
+
+def test_layers_that_share_a_parameter_are_refused():
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    with pytest.raises(Refused, match=r"'0\.weight' and '1\.weight' are one"):
+        Skeleton(nn.Sequential(first, second), (3,))
+
+
+def test_one_module_in_two_places_is_one():
+    layer = nn.Linear(3, 3)
+    twice = nn.Sequential(layer, nn.ReLU(), layer)
+    points = torch.rand(2, 3)
+    found = Net(Skeleton(twice, (3,)), dict(twice.named_parameters()))(points)
+    torch.testing.assert_close(found, twice(points))
