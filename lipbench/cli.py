@@ -125,6 +125,10 @@ _OUT = click.option(
     metavar="DIR",
     help="Folder of the run. Default: results/ and the name of the file.",
 )
+_DEVICE = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the file's."
+)
+_NO_STACK = click.option("--no-stack", is_flag=True, help="Train the cells one by one.")
 _DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
 
@@ -153,8 +157,12 @@ def cli() -> None:
 @_CONFIG
 @_selection
 @_OUT
+@_DEVICE
+@_NO_STACK
 @_verbose
-def plan(config: Path, only: tuple[str, ...], out: Path | None) -> None:
+def plan(
+    config: Path, only: tuple[str, ...], out: Path | None, device: str | None, no_stack: bool
+) -> None:
     """Show what would be done, and how long it takes.
 
     Lists the cells of CONFIG (default: benchmarks.toml) with their states. Nothing is trained and
@@ -163,7 +171,9 @@ def plan(config: Path, only: tuple[str, ...], out: Path | None) -> None:
     settings = _read(config, only)
     from lipbench.planning import plan as make_plan
 
-    click.echo(make_plan(settings, out or _default_out(config), only).describe())
+    place = out or _default_out(config)
+    made = make_plan(settings, place, only, device=device, stacked=not no_stack)
+    click.echo(made.describe())
 
 
 @cli.command(
@@ -175,7 +185,8 @@ def plan(config: Path, only: tuple[str, ...], out: Path | None) -> None:
 @_CONFIG
 @_selection
 @_OUT
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the file's.")
+@_DEVICE
+@_NO_STACK
 @click.option("--no-retry", is_flag=True, help="Leave cells that failed before as they are.")
 @click.option("--progress", type=click.Choice(["auto", "quiet"]), default="auto", hidden=True)
 @click.option("-q", "--quiet", is_flag=True, help="Print the last line only.")
@@ -185,6 +196,7 @@ def run(
     only: tuple[str, ...],
     out: Path | None,
     device: str | None,
+    no_stack: bool,
     no_retry: bool,
     progress: str,
     quiet: bool,
@@ -203,6 +215,7 @@ def run(
         out or _default_out(config),
         only=only,
         device=device,
+        stacked=not no_stack,
         retry=not no_retry,
         progress="quiet" if quiet else progress,
     )
@@ -295,6 +308,66 @@ def env() -> None:
     from lipbench.environment import record
 
     click.echo(json.dumps(record(), indent=1, sort_keys=True))
+
+
+@cli.command(
+    epilog=_examples("lipbench speed", "lipbench speed --only pgd_linf --repeats 9 --json")
+)
+@click.option("--only", metavar="NAME", multiple=True, help="A work; may be repeated.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--json", "as_json", is_flag=True, help="Print one object with a key for each work.")
+@_verbose
+def speed(only: tuple[str, ...], repeats: int, device: str, as_json: bool) -> None:
+    """Measure how fast this project is.
+
+    Times training and attacks on MNIST in turn with two yardsticks: a plain implementation with
+    torchvision, a DataLoader and torchattacks, and a plain loop over a tensor in memory. Where
+    they do not reach the same accuracy the exit code is 1. Takes about half an hour on two cores.
+    """
+    names = _works(only)
+    from lipbench.device import resolve
+    from lipbench.environment import record
+    from lipbench.speed import report
+    from lipbench.speed.limits import ON_CPU, ON_GPU
+    from lipbench.speed.works import bench, measure
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    place = resolve(device)
+    machine = report.machine(record())
+    say(machine)
+    figures = measure(bench(place, repeats, say), names)
+    limits = ON_GPU if place.type == "cuda" else ON_CPU
+    found = report.as_json(figures)
+    click.echo(json.dumps(found) if as_json else report.text(figures, limits, machine))
+    problems = [text for figure in figures.values() for text in figure.problems]
+    for text in problems:
+        say(f"lipbench: {text}")
+    sys.exit(ExitCode.INTERNAL if problems else ExitCode.DONE)
+
+
+def _works(only: tuple[str, ...]) -> list[str]:
+    """Return the works to measure, in order.
+
+    Raises:
+        Quit: If there is no work of a name in `only`, or one of them needs what is not installed.
+    """
+    from lipbench.speed.limits import ON_CPU, refusals
+
+    for name in only:
+        if name not in ON_CPU:
+            hint = did_you_mean(name, list(ON_CPU))
+            raise Quit(f"there is no work {name!r}{hint} There are {', '.join(ON_CPU)}.")
+    refused = refusals()
+    for name, reason in refused.items():
+        message = f"{name} cannot be measured: {reason}"
+        if name in only:
+            raise Quit(message)
+        if not only:
+            click.echo(f"lipbench: {message}", err=True)
+    return [name for name in only or ON_CPU if name not in refused]
 
 
 def _read(path: Path, only: tuple[str, ...]) -> "Config":

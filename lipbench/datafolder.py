@@ -26,13 +26,18 @@ def folder() -> Path:
     chosen = os.environ.get("LIPBENCH_DATA")
     if chosen:
         return Path(chosen).expanduser()
+    return cache() / "data"
+
+
+def cache() -> Path:
+    """Return the folder of this program in the user's cache."""
     if sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
+        root = Path.home() / "Library" / "Caches"
     else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "lipbench" / "data"
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "lipbench"
 
 
 def presence(where: Path) -> list[Presence]:

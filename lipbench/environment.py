@@ -30,9 +30,9 @@ def record() -> dict[str, Any]:
         "host": host_id(),
         "libraries": {name: _version(name) for name in _LIBRARIES},
         "plugins": _plugins(),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
-        "memory_bytes": _memory(),
+        "memory_bytes": memory(),
         "torch": _torch(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
@@ -73,7 +73,8 @@ def _git(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -82,7 +83,8 @@ def _cpu() -> str:
     return next(names, platform.machine())
 
 
-def _memory() -> int | None:
+def memory() -> int | None:
+    """Return the bytes of memory of the machine, None if there is no telling."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

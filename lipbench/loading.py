@@ -1,44 +1,24 @@
-"""Where a run computes, and the data it computes with."""
+"""The data a run computes with, and how it uses the machine."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 
-from lipbench.adversary import Classifier
 from lipbench.data import Data, split
 from lipbench.datafolder import folder as data_folder
 from lipbench.dataset import Dataset
 from lipbench.estimate import forward_products
-from lipbench.judge import judge
-from lipbench.places import ConfigError
+from lipbench.joint import Networks
+from lipbench.judge import BATCH_SIZE, judge_networks
 from lipbench.seeds import stream
 from lipbench.settings import Benchmark, SelectionSettings
 from lipbench.survey import Score
-from lipbench.threat import Threat
 
 _PRODUCTS_PER_THREAD = 20_000
 """Multiplications of one forward pass of one sample above which torch keeps its threads."""
-
-
-def resolve(device: str) -> torch.device:
-    """Return the device that `auto` means here, or the one named.
-
-    Raises:
-        ConfigError: If it is not there.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(["device is 'cuda', and torch sees none: choose 'cpu' or 'auto'"])
-    return torch.device(device)
-
-
-def device_name(device: torch.device) -> str:
-    """Return what the column `device` says."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 @contextmanager
@@ -75,12 +55,25 @@ def load(dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Data:
 def selection_score(selection: SelectionSettings, data: Data) -> Score:
     """Return the function that measures validation accuracy under the selection attack."""
     part = data.validation
-    epsilon = torch.full((len(part),), selection.epsilon, dtype=torch.float64)
-    threat = Threat(norm=selection.norm, epsilon=epsilon.to(part.inputs.device), domain=data.box)
+    batch_size = samples_at_once(part.inputs.device)
 
-    def score(model: Classifier, seed: int) -> float:
-        rng = stream(seed, "attack", "selection")
-        result = judge(selection.attack, model, part.inputs, part.targets, threat, rng)
-        return float((~result.success).double().mean())
+    def score(networks: Networks, seeds: Sequence[int]) -> list[float]:
+        results = judge_networks(
+            selection.attack,
+            networks,
+            part.inputs,
+            part.targets,
+            selection.norm,
+            [selection.epsilon],
+            data.box,
+            [stream(seed, "attack", "selection") for seed in seeds],
+            batch_size=batch_size,
+        )
+        return [float((~result.success).double().mean()) for (result,) in results]
 
     return score
+
+
+def samples_at_once(device: torch.device) -> int:
+    """Return how many samples an attack gets at a time if the settings do not say."""
+    return BATCH_SIZE if device.type == "cpu" else 64 * BATCH_SIZE

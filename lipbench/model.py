@@ -16,7 +16,7 @@ class Model(ABC):
     """
 
     stackable: ClassVar[bool] = True
-    """Whether several networks train faster as one stack; convolutions on a CPU do not."""
+    """Whether several networks can be trained as one stack; it is used where it is faster."""
 
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], outputs: int, rng: torch.Generator) -> nn.Module:

@@ -7,15 +7,15 @@ from typing import Any
 
 from lipbench.cell import Cell, dataset_json, model_json, train_inputs
 from lipbench.config import parse, read
+from lipbench.device import resolve
 from lipbench.estimate import Estimate, estimate
+from lipbench.grouping import largest_stack
 from lipbench.keys import digest
 from lipbench.labels import labels
 from lipbench.registry import did_you_mean
 from lipbench.results import PlannedCell
 from lipbench.settings import Benchmark, Config
 from lipbench.trial import Trial
-
-LARGEST_STACK = 16
 
 
 class NothingSelected(Exception):
@@ -94,6 +94,9 @@ def plan(
     config: Config | dict[str, Any] | str | Path,
     out: Path | str | None = None,
     only: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    stacked: bool = True,
 ) -> Plan:
     """Return the cells of a configuration.
 
@@ -101,6 +104,8 @@ def plan(
         config: A configuration, its tables, or the path of its file.
         out: Folder of a run, whose finished cells make the estimate of the time better.
         only: Names of the benchmarks to select; none selects all.
+        device: Where they will be trained, which sizes the stacks; None takes the configuration's.
+        stacked: Whether trials are trained together at all.
 
     Raises:
         ConfigError: If the configuration is not valid; the message lists all its mistakes.
@@ -116,20 +121,26 @@ def plan(
             raise NothingSelected(
                 f"there is no benchmark {name!r}{did_you_mean(name, known)} It has {known}."
             )
-    cells = tuple(cell for benchmark in config.benchmarks for cell in _cells(benchmark))
-    selected = tuple(cell for cell in cells if not only or cell.benchmark.name in only)
+    place = resolve(device or config.device)
+    cells: list[Cell] = []
+    for benchmark in config.benchmarks:
+        # Of what is not trained now, nothing is measured.
+        selected = not only or benchmark.name in only
+        largest = largest_stack(benchmark, place, measure=selected) if stacked else 1
+        cells += _cells(benchmark, largest)
+    chosen = tuple(cell for cell in cells if not only or cell.benchmark.name in only)
     run = None if out is None else Path(out)
-    return Plan(config=config, cells=cells, selected=selected, estimate=estimate(selected, run))
+    return Plan(config=config, cells=tuple(cells), selected=chosen, estimate=estimate(chosen, run))
 
 
-def _cells(benchmark: Benchmark) -> list[Cell]:
+def _cells(benchmark: Benchmark, largest: int) -> list[Cell]:
     trials = [
         Trial(entry=entry, seed=seed) for entry in benchmark.methods for seed in benchmark.seeds
     ]
     keys = [digest(train_inputs(benchmark, trial)) for trial in trials]
     groups: list[list[int]] = []
     for number, trial in enumerate(trials):
-        home = next((g for g in groups if _joins(trial, trials[g[0]], len(g), benchmark)), None)
+        home = next((g for g in groups if len(g) < largest and _joins(trial, trials[g[0]])), None)
         if home is None:
             groups.append([number])
         else:
@@ -147,6 +158,5 @@ def _cells(benchmark: Benchmark) -> list[Cell]:
     ]
 
 
-def _joins(trial: Trial, first: Trial, size: int, benchmark: Benchmark) -> bool:
-    stackable = trial.method.stackable and benchmark.model.stackable
-    return stackable and size < LARGEST_STACK and trial.shared() == first.shared()
+def _joins(trial: Trial, first: Trial) -> bool:
+    return trial.method.stackable and trial.shared() == first.shared()

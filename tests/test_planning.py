@@ -3,7 +3,8 @@ import json
 import pytest
 import runs
 
-from lipbench.planning import LARGEST_STACK, NothingSelected, plan
+from lipbench.grouping import LARGEST_ON_CPU
+from lipbench.planning import NothingSelected, plan
 
 CLIP = {"name": "clip", "pairs": 8}
 
@@ -40,8 +41,8 @@ def test_other_code_or_shapes_are_another_stack():
 
 
 def test_a_stack_has_a_largest_size():
-    made = the_plan("standard", seeds=range(LARGEST_STACK + 3))
-    assert sizes(made) == [LARGEST_STACK, 3]
+    made = the_plan("standard", seeds=range(LARGEST_ON_CPU + 3))
+    assert sizes(made) == [LARGEST_ON_CPU, 3]
 
 
 def test_a_stack_depends_on_the_whole_file_and_not_on_the_selection():
@@ -53,9 +54,9 @@ def test_a_stack_depends_on_the_whole_file_and_not_on_the_selection():
     assert [cell.benchmark.name for cell in part.selected] == ["other", "other"]
 
 
-def test_networks_that_gain_nothing_from_a_stack_are_trained_one_by_one():
-    made = the_plan("standard", seeds=(0, 1), model="madry_cnn")
-    assert sizes(made) == [1, 1]
+def test_without_stacks_each_cell_is_trained_alone():
+    made = plan(runs.config("standard", CLIP, seeds=(0, 1)), stacked=False)
+    assert sizes(made) == [1] * 4
 
 
 def test_every_cell_of_a_stack_knows_its_siblings():

@@ -1,7 +1,6 @@
 """The convolutional network of Madry et al. for MNIST."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -21,8 +20,6 @@ class MadryCNN(Model):
         Madry, Makelov, Schmidt, Tsipras, Vladu, Towards Deep Learning Models Resistant to
         Adversarial Attacks (2018), section 4, and their public MNIST model.
     """
-
-    stackable: ClassVar[bool] = False
 
     init_std: float = 0.1
     init_bias: float = 0.1

@@ -1,0 +1,148 @@
+"""How many trials of a benchmark are trained together on a device."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from lipbench.bound import Refused
+from lipbench.datafolder import cache
+from lipbench.environment import memory, processor
+from lipbench.fields import fields_json
+from lipbench.files import Damaged, StorageError, read_json, write_json
+from lipbench.losses import error_odds
+from lipbench.net import Skeleton
+from lipbench.network import walk
+from lipbench.settings import Benchmark
+from lipbench.steps import Dense, Linear
+from lipbench.trees import Tree, stack, take
+
+LARGEST_ON_CPU = 16
+"""More share the overhead of a step no better, and fall out of the processor's cache."""
+LARGEST_ON_GPU = 128
+_SHARE_OF_MEMORY = 0.4
+_MEMORY_IF_UNKNOWN = 4 * 2**30
+_COPIES_OF_WEIGHTS = 12
+"""Weights, gradients, momenta, and copies of networks that may still be chosen."""
+_COPIES_OF_ACTIVATIONS = 6
+_MEASURED_TRIALS = 4
+_REPEATS = 3
+
+
+def largest_stack(benchmark: Benchmark, device: torch.device, *, measure: bool = True) -> int:
+    """Return how many trials of a benchmark one stack may hold on a device, at least 1.
+
+    As many as have room in its memory. A network of dense layers always trains faster in a stack;
+    whether another one does is measured once for each model and device, and remembered in the
+    user's cache. Until then, and if it is not to be measured, it is trained alone.
+    """
+    if not benchmark.model.stackable:
+        return 1
+    layers = _layers(benchmark)
+    room = _room(benchmark, layers, device)
+    if room == 1 or (layers and all(isinstance(layer, Dense) for layer in layers)):
+        return room
+    return room if _pays(benchmark, device, measure) else 1
+
+
+def seconds_per_trial(benchmark: Benchmark, device: torch.device) -> tuple[float, float]:
+    """Return the time of a training step for one trial: alone, and in a stack of four.
+
+    Medians over repeats that alternate, on random inputs.
+    """
+    shape, outputs = benchmark.dataset.input_shape, benchmark.dataset.outputs
+    rng = torch.Generator().manual_seed(0)
+    modules = [benchmark.model.build(shape, outputs, rng) for _ in range(_MEASURED_TRIALS)]
+    skeleton = Skeleton(modules[0], shape)
+    size = benchmark.training.batch_size
+    inputs = torch.rand(_MEASURED_TRIALS, size, *shape, generator=rng).to(device)
+    labels = torch.zeros(_MEASURED_TRIALS, size, dtype=torch.int64, device=device)
+    params = stack([{n: p.detach().to(device) for n, p in m.named_parameters()} for m in modules])
+    buffers = stack([{n: b.to(device) for n, b in m.named_buffers()} for m in modules])
+
+    def loss(params: Tree, buffers: Tree, inputs: Tensor, labels: Tensor) -> Tensor:
+        return error_odds(skeleton.train(params, buffers, inputs)[0], labels).mean()
+
+    step, batch = grad(loss), (params, buffers, inputs, labels)
+    alone, stacked = [], []
+    for _ in range(_REPEATS + 1):
+        alone.append(_clock(lambda: step(*(take(part, 0) for part in batch)), device))
+        stacked.append(_clock(lambda: vmap(step)(*batch), device) / _MEASURED_TRIALS)
+    # The first of each pays for what the library sets up.
+    return statistics.median(alone[1:]), statistics.median(stacked[1:])
+
+
+def _clock(work: Callable[[], object], device: torch.device) -> float:
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _pays(benchmark: Benchmark, device: torch.device, measure: bool) -> bool:
+    """Return whether a stack trains faster, as measured now or before."""
+    place = cache() / "stacking.json"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    key = json.dumps(
+        [
+            benchmark.model_name,
+            fields_json(benchmark.model),
+            benchmark.dataset.input_shape,
+            benchmark.training.batch_size,
+            [name, torch.__version__, torch.get_num_threads()],
+        ]
+    )
+    known = _remembered(place)
+    if key not in known:
+        if not measure:
+            return False
+        try:
+            alone, stacked = seconds_per_trial(benchmark, device)
+        except Exception:  # a model that cannot be stacked; alone it says why, if it fails there
+            return False
+        known = {**_remembered(place), key: {"alone": alone, "stacked": stacked}}
+        with suppress(StorageError):  # it is measured again next time
+            write_json(place, known)
+    return bool(known[key]["stacked"] < known[key]["alone"])
+
+
+def _remembered(place: Path) -> dict[str, dict[str, float]]:
+    try:
+        return {
+            key: {name: float(one[name]) for name in ("alone", "stacked")}
+            for key, one in read_json(place).items()
+        }
+    except (OSError, StorageError, Damaged, TypeError, KeyError, ValueError, AttributeError):
+        return {}  # what is not there, or not what was written, is measured again
+
+
+def _layers(benchmark: Benchmark) -> tuple[Linear, ...]:
+    """Return the linear layers of the network, none if it cannot be read or built."""
+    shape = benchmark.dataset.input_shape
+    try:
+        module = benchmark.model.build(shape, benchmark.dataset.outputs, torch.Generator())
+        graph = walk(module.eval(), shape)
+    except (ValueError, Refused):
+        return ()
+    return graph.bind(dict(module.named_parameters()), dict(module.named_buffers())).layers
+
+
+def _room(benchmark: Benchmark, layers: tuple[Linear, ...], device: torch.device) -> int:
+    weights = sum(layer.weight.numel() for layer in layers)
+    inputs = torch.Size(benchmark.dataset.input_shape).numel()
+    activations = inputs + sum(torch.Size(layer.output_shape).numel() for layer in layers)
+    numbers = _COPIES_OF_WEIGHTS * weights
+    numbers += _COPIES_OF_ACTIVATIONS * benchmark.training.batch_size * activations
+    width = 8 if benchmark.training.dtype == "float64" else 4
+    if device.type == "cuda":
+        there, largest = torch.cuda.get_device_properties(device).total_memory, LARGEST_ON_GPU
+    else:
+        there, largest = memory() or _MEMORY_IF_UNKNOWN, LARGEST_ON_CPU
+    return max(1, min(largest, int(_SHARE_OF_MEMORY * there / (width * max(numbers, 1)))))

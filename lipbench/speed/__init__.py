@@ -1,0 +1,1 @@
+"""How fast this project is, against yardsticks that anyone can read: `lipbench speed`."""

@@ -1,0 +1,167 @@
+"""The works that run the whole program: its overhead, and its time where nothing is left to do."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from lipbench.attacked import Attacked, Target
+from lipbench.cell import Cell
+from lipbench.data import Data
+from lipbench.loading import few_threads, load, selection_score
+from lipbench.measures import Subject, measure
+from lipbench.net import Net, Skeleton
+from lipbench.network import as_network
+from lipbench.planning import plan
+from lipbench.rows import Row
+from lipbench.running import run
+from lipbench.speed.bench import Bench
+from lipbench.speed.figure import Figure, Ratio
+from lipbench.speed.stopwatch import Side
+from lipbench.speed.tables import Table, many_cells
+from lipbench.trainer import Trainer
+from lipbench.trial import Outcome
+
+
+class Unfinished(Exception):
+    """A run of the comparison did not end well; the message says how."""
+
+
+def run_overhead(bench: Bench) -> Figure:
+    """Return the figure of a whole run on the digits over its training and evaluation alone."""
+    table, device = bench.scale.run, bench.device
+    bare = plan(table, device=device.type).stacks()
+    with TemporaryDirectory(prefix="lipbench-speed-") as place:
+        folders = (Path(place) / str(number) for number in range(bench.repeats + 1))
+
+        def whole() -> Callable[[], object]:
+            folder = next(folders)
+            return lambda: _run(table, folder, device)
+
+        sides: dict[str, Side] = {"ours": whole, "bare": lambda: lambda: _bare(bare, device)}
+        for side in sides.values():
+            side()()
+        times = bench.alternate(sides)
+    return Figure(
+        what="a whole run on the digits over its training and evaluation calls alone",
+        ratio=Ratio.of(times.ratios("ours", "bare")),
+        ours_s=times.median("ours"),
+        own_s=("bare", times.median("bare")),
+        peak_bytes=times.peak_bytes,
+        more={"cells": sum(map(len, bare))},
+    )
+
+
+def noop_rerun(bench: Bench) -> Figure:
+    """Return the figure, in seconds, of a run that finds all its cells finished."""
+    table, device, count = many_cells(bench.scale.cells), bench.device, bench.scale.cells
+    with TemporaryDirectory(prefix="lipbench-speed-") as place:
+        folder = Path(place)
+        bench.say(f"{count} cells to find finished")
+        _run(table, folder, device)
+        times = bench.alternate({"ours": lambda: lambda: _run(table, folder, device)})
+        command = bench.alternate({"ours": lambda: lambda: _run_afresh(table, folder, device)})
+    seconds = times.seconds["ours"]
+    return Figure(
+        what=f"seconds of a run that finds {count} cells finished",
+        ratio=Ratio.of(seconds),
+        ours_s=times.median("ours"),
+        peak_bytes=times.peak_bytes,
+        more={"cells": count, "process_s": command.median("ours")},
+        remarks=(f"in a process of its own, imports included: {command.median('ours'):.2f} s",),
+    )
+
+
+def _run(table: Table, folder: Path, device: torch.device) -> None:
+    """Run a configuration in a folder, printing nothing.
+
+    Raises:
+        Unfinished: If not all cells are done at the end.
+    """
+    with redirect_stdout(io.StringIO()) as output:
+        code = run(table, folder, device=device.type)
+    if code:
+        raise Unfinished(f"a run of the comparison failed: {output.getvalue().strip()}")
+
+
+def _run_afresh(table: Table, folder: Path, device: torch.device) -> None:
+    """Do the same in a new process.
+
+    Raises:
+        Unfinished: If not all cells are done at the end.
+    """
+    text = (
+        "import json, sys, lipbench\n"
+        "sys.exit(lipbench.run(json.load(sys.stdin), sys.argv[1], device=sys.argv[2]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text, str(folder), device.type],
+        input=json.dumps(table),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise Unfinished(f"a run of the comparison failed: {(done.stdout + done.stderr).strip()}")
+
+
+def _bare(stacks: list[tuple[Cell, ...]], device: torch.device) -> None:
+    """Train and evaluate stacks of cells with nothing around the calls that do it."""
+    for cells in stacks:
+        benchmark, training = cells[0].benchmark, cells[0].entry.training
+        with few_threads(benchmark):
+            data = load(benchmark.dataset, device, getattr(torch, training.dtype))
+            score = None
+            if benchmark.selection != "last":
+                score = selection_score(benchmark.selection, data)
+            trainer = Trainer([cell.trial for cell in cells], benchmark.model, data, score)
+            outcomes = trainer.run(trainer.begin())
+            _evaluate(cells, outcomes, trainer.ensemble.skeleton, data)
+
+
+def _evaluate(
+    cells: tuple[Cell, ...], outcomes: list[Outcome], skeleton: Skeleton, data: Data
+) -> None:
+    targets = [
+        Target(
+            cell=cell,
+            checkpoint=name,
+            module=Net(skeleton, checkpoint.params, checkpoint.buffers).module(),
+        )
+        for cell, outcome in zip(cells, outcomes, strict=True)
+        for name, checkpoint in outcome.checkpoints.items()
+    ]
+    attacked = Attacked(targets, data)
+    for target in targets:
+        subject = Subject(
+            cell=target.cell,
+            checkpoint=target.checkpoint,
+            module=target.module,
+            network=as_network(target.module, skeleton.input_shape),
+            data=data,
+            attacked=attacked,
+            row=_row(target),
+        )
+        for evaluation in target.cell.evaluations:
+            measure(subject, evaluation)
+
+
+def _row(target: Target) -> Row:
+    cell = target.cell
+    return Row(
+        benchmark=cell.benchmark.name,
+        dataset="{}",
+        model="{}",
+        method=cell.entry.name,
+        params="{}",
+        seed=cell.seed,
+        metric="",
+        checkpoint=target.checkpoint,
+        train_key=cell.key,
+    )

@@ -1,0 +1,82 @@
+"""The works that train: seconds for one network and one epoch.
+
+Ours end with the accuracy on the whole training set, as every epoch of a run does; the yardsticks
+count on the batches, which is less work.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from lipbench.speed.agreement import agreement
+from lipbench.speed.bench import Bench
+from lipbench.speed.figure import Figure, Ratio
+from lipbench.speed.samples import Samples
+from lipbench.speed.sides import SIDES, Training
+from lipbench.speed.stopwatch import Times
+
+_WARM_UP = 1_000
+"""Samples of the epoch that every side trains before it is timed."""
+
+
+def standard_stacked(bench: Bench) -> Figure:
+    """Return the figure of standard training against the yardsticks."""
+    return _against_yardsticks(bench, None)
+
+
+def clip500_stacked(bench: Bench) -> Figure:
+    """Return the figure of CLIP with many pairs and a fixed strength against the yardsticks."""
+    return _against_yardsticks(bench, bench.scale.pairs)
+
+
+def clip64_cost(bench: Bench) -> Figure:
+    """Return the figure of CLIP with few pairs against standard training, both by this project."""
+    trials, few = bench.scale.stack, bench.scale.few_pairs
+    times = _epochs(
+        bench,
+        {
+            "ours": lambda part: SIDES["ours"](part, trials=trials, epochs=1, pairs=few),
+            "standard": lambda part: SIDES["ours"](part, trials=trials, epochs=1, pairs=None),
+        },
+    )
+    return Figure(
+        what=f"CLIP with {few} pairs over standard training, both ours, {trials} stacked",
+        ratio=Ratio.of(times.ratios("ours", "standard")),
+        ours_s=times.median("ours") / trials,
+        own_s=("standard", times.median("standard") / trials),
+        peak_bytes=times.peak_bytes,
+        more={"stack": trials},
+    )
+
+
+def _against_yardsticks(bench: Bench, pairs: int | None) -> Figure:
+    trials = bench.scale.stack
+
+    def epoch(name: str) -> Callable[[Samples], Training]:
+        count = trials if name == "ours" else 1
+        return lambda part: SIDES[name](part, trials=count, epochs=1, pairs=pairs)
+
+    times = _epochs(bench, {name: epoch(name) for name in SIDES})
+    agreed = agreement(bench, pairs)
+    return Figure(
+        what=f"seconds for one network and epoch, plain over ours, {trials} stacked",
+        ratio=Ratio.of(times.ratios("plain", "ours", trials)),
+        ours_s=times.median("ours") / trials,
+        plain_s=times.median("plain"),
+        eager_s=times.median("eager"),
+        ratio_eager=Ratio.of(times.ratios("eager", "ours", trials)),
+        peak_bytes=times.peak_bytes,
+        more={"stack": trials, "test_accuracy": dict(agreed.means)},
+        remarks=(agreed.remark,),
+        problems=agreed.problems,
+    )
+
+
+def _epochs(bench: Bench, sides: Mapping[str, Callable[[Samples], Training]]) -> Times:
+    """Return the times of one epoch of each side, whose networks are built before the clock."""
+    size = len(bench.samples.data.train)
+    # With a last batch as small as that of the epoch, so that every shape was seen.
+    warm_up = bench.samples.first(min(size, _WARM_UP // 128 * 128 + size % 128))
+    for side in sides.values():
+        side(warm_up)()
+    whole = bench.samples
+    return bench.alternate({name: partial(side, whole) for name, side in sides.items()})

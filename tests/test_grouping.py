@@ -1,0 +1,79 @@
+import json
+
+import pytest
+import runs
+import torch
+
+from lipbench import grouping
+from lipbench.config import parse
+from lipbench.grouping import LARGEST_ON_CPU, largest_stack, seconds_per_trial
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def the_benchmark(**changes):
+    (found,) = parse(runs.config("standard", **changes)).benchmarks
+    return found
+
+
+def remembered(tmp_path):
+    return json.loads((tmp_path / "lipbench" / "stacking.json").read_text())
+
+
+def test_dense_networks_are_stacked_without_a_measurement(tmp_path):
+    assert largest_stack(the_benchmark(), CPU) == LARGEST_ON_CPU
+    assert not (tmp_path / "lipbench").exists()
+
+
+def test_a_network_that_needs_much_memory_gets_a_smaller_stack(monkeypatch):
+    """A 64-1000-10 network has 74,000 weights, of which twelve copies are counted."""
+    benchmark = the_benchmark(model={"name": "mlp", "widths": [1000]})
+    monkeypatch.setattr(grouping, "memory", lambda: 10 * 12 * 4 * 74_000)
+    assert 1 < largest_stack(benchmark, CPU) <= 4
+    monkeypatch.setattr(grouping, "memory", lambda: 1000)
+    assert largest_stack(benchmark, CPU) == 1
+
+
+def test_convolutions_are_measured_once_and_remembered(tmp_path):
+    benchmark = the_benchmark(model="madry_cnn")
+    first = largest_stack(benchmark, CPU)
+    known = remembered(tmp_path)
+    ((key, times),) = known.items()
+    assert "madry_cnn" in key
+    assert (first > 1) == (times["stacked"] < times["alone"])
+    for stacked, expected in [(0.5, LARGEST_ON_CPU), (2.0, 1)]:
+        path = tmp_path / "lipbench" / "stacking.json"
+        path.write_text(json.dumps({key: {"alone": 1.0, "stacked": stacked}}))
+        assert largest_stack(benchmark, CPU) == expected
+
+
+def test_another_model_is_another_measurement(tmp_path):
+    for std in (0.1, 0.2):
+        largest_stack(the_benchmark(model={"name": "madry_cnn", "init_std": std}), CPU)
+    assert len(remembered(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7", '{"a": 1}', '{"a": {"alone": "x"}}'])
+def test_a_damaged_memory_is_measured_again(tmp_path, text):
+    path = tmp_path / "lipbench" / "stacking.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert largest_stack(the_benchmark(model="madry_cnn"), CPU) in (1, LARGEST_ON_CPU)
+    assert remembered(tmp_path)
+
+
+def test_a_model_that_cannot_be_stacked_is_not_measured(tmp_path, monkeypatch):
+    benchmark = the_benchmark(model="madry_cnn")
+    monkeypatch.setattr(type(benchmark.model), "stackable", False)
+    assert largest_stack(benchmark, CPU) == 1
+    assert not (tmp_path / "lipbench").exists()
+
+
+def test_both_times_of_a_step_are_positive():
+    alone, stacked = seconds_per_trial(the_benchmark(model="madry_cnn"), CPU)
+    assert min(alone, stacked) > 0
