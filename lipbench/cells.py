@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -181,6 +182,7 @@ def claim(folders: Iterable[CellFolder]) -> Claim | None:
     return Claim(ordered, locks)
 
 
+@cache
 def folder_name(name: str) -> str:
     """Return a name that every file system takes, the name itself wherever possible.
 

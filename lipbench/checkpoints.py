@@ -26,11 +26,16 @@ class Unreadable(Exception):
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
     """Replace `path` by the tensors, with `note` as JSON beside them."""
+    write_bytes(path, packed(tensors, note))
+
+
+def packed(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> bytes:
+    """Return what `write_tensors` writes."""
     # A copy each: safetensors refuses tensors that share memory.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     # One entry: safetensors writes several in any order, and equal content is to be equal bytes.
     about = json.dumps({"format": _FORMAT, "sha256": _digest(plain), "note": note})
-    write_bytes(path, save(plain, metadata={_ABOUT: about}))
+    return save(plain, metadata={_ABOUT: about})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

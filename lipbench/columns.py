@@ -36,10 +36,9 @@ class Column:
 
     def takes(self, row: Row) -> bool:
         """Return whether `row` is a measurement for this column."""
-        sides = {"": None, "lower": ("lower", "exact"), "upper": ("upper", "exact")}[self.side]
         return (
             self.metric in (row.metric, row.metric.partition("[")[0])
-            and (sides is None or row.side in sides)
+            and (not self.side or row.side in (self.side, "exact"))
             and self.split in ("", row.split)
             and self.estimator in ("", row.estimator)
             and self.norm in (None, row.norm)

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from lipbench.cells import CellFolder
-from lipbench.files import write_text
+from lipbench.files import update_text
 from lipbench.results import PlannedCell, has_cells, read_plan
 
 _COLUMNS = ("benchmark", "method", "train_key", "seed", "checkpoint", "x", "y")
@@ -23,7 +23,7 @@ def write_curves(run: Path) -> Path | None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([_COLUMNS, *rows])
     path = run / "curves.csv"
-    write_text(path, text.getvalue())
+    update_text(path, text.getvalue())
     return path
 
 

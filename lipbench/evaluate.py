@@ -8,10 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Refused, Side
 from lipbench.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.cells import CellFolder, State
-from lipbench.checkpoints import Unreadable, is_whole, read_tensors, write_tensors
+from lipbench.checkpoints import Unreadable, is_whole, packed, read_tensors
 from lipbench.claims import claim_of, refutations
 from lipbench.data import Data
 from lipbench.fields import key as field_key
@@ -19,9 +20,10 @@ from lipbench.files import StorageError, quarantine
 from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.network import as_network
 from lipbench.norm import Norm
-from lipbench.rows import Row, RowsDamaged, read_rows, write_rows
+from lipbench.rows import Read, Row, RowsDamaged, format_rows, read_rows
 from lipbench.samples import outcome_name
 from lipbench.soundness import crossings
+from lipbench.writer import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ def evaluate(
     folder: CellFolder,
     checkpoints: Sequence[Trained],
     data: Data,
+    attacked: Attacked,
     device: str,
     env_id: str,
 ) -> Verdict:
@@ -73,6 +76,7 @@ def evaluate(
         folder: Its folder, which receives a file of rows for each entry of the evaluation.
         checkpoints: Its networks, on the device and in evaluation mode.
         data: The data set, on the same device.
+        attacked: What attacks do to the networks of the cell's stack.
         device: Name of the device, for the rows.
         env_id: Hash of the environment, for the rows.
 
@@ -99,27 +103,36 @@ def evaluate(
         train_key=cell.key,
         env_id=env_id,
     )
-    subjects = [_subject(cell, trained, data, blank) for trained in checkpoints]
+    subjects = [_subject(cell, trained, data, attacked, blank) for trained in checkpoints]
     for subject in subjects:
         _refuse_useless(subject)
-    errors = []
-    bounds = any(evaluation.kind == "bound" for evaluation in missing)
-    for evaluation in cell.evaluations:
-        try:
-            if evaluation in missing:
-                _save(folder, evaluation, _measure(subjects, evaluation))
-            elif evaluation.kind == "bound" and bounds:
-                # Searches start from what earlier ones found, also in a run that was stopped
-                # between two of them.
-                _measure(subjects, evaluation)
-        except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError | MemoryError | StorageError):
-                raise
-            what = f"{_named(cell, evaluation)} raised {type(error).__name__}: {error}"
-            errors.append(EvaluationFailed(what))
-            errors[-1].__cause__ = error
+    errors = _complete(cell, folder, subjects, missing)
     found = contradictions(cell, folder) + _refuted(subjects, folder)
     return Verdict(contradictions=found, errors=errors)
+
+
+def _complete(
+    cell: Cell, folder: CellFolder, subjects: Sequence[Subject], missing: Sequence[Evaluation]
+) -> list[EvaluationFailed]:
+    """Return what could not be measured of what is missing; all else is saved."""
+    errors = []
+    bounds = any(evaluation.kind == "bound" for evaluation in missing)
+    with Writer() as writer:
+        for evaluation in cell.evaluations:
+            try:
+                if evaluation in missing:
+                    _save(writer, folder, evaluation, _measure(subjects, evaluation))
+                elif evaluation.kind == "bound" and bounds:
+                    # Searches start from what earlier ones found, also in a run that was stopped
+                    # between two of them.
+                    _measure(subjects, evaluation)
+            except Exception as error:
+                if isinstance(error, torch.OutOfMemoryError | MemoryError | StorageError):
+                    raise
+                what = f"{_named(cell, evaluation)} raised {type(error).__name__}: {error}"
+                errors.append(EvaluationFailed(what))
+                errors[-1].__cause__ = error
+    return errors
 
 
 def contradictions(cell: Cell, folder: CellFolder) -> list[str]:
@@ -183,7 +196,7 @@ def _broken(checkpoint: str, rows: list[Row], samples: dict[tuple[str, str], Ten
     return found
 
 
-def _subject(cell: Cell, trained: Trained, data: Data, blank: Row) -> Subject:
+def _subject(cell: Cell, trained: Trained, data: Data, attacked: Attacked, blank: Row) -> Subject:
     network: object
     try:
         network = as_network(trained.module, cell.benchmark.dataset.input_shape)
@@ -195,6 +208,7 @@ def _subject(cell: Cell, trained: Trained, data: Data, blank: Row) -> Subject:
         module=trained.module,
         network=network,
         data=data,
+        attacked=attacked,
         row=replace(blank, checkpoint=trained.name, flags=trained.flags),
         facts=trained.facts,
         claim=claim_of(cell, trained.module, _strength(cell, trained)),
@@ -236,7 +250,7 @@ def _measure(subjects: Sequence[Subject], evaluation: Evaluation) -> Measured:
     for subject in subjects:
         began = time.perf_counter()
         part = measure(subject, evaluation)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began if part.seconds is None else part.seconds
         measured.rows += [replace(row, seconds=seconds) for row in part.rows]
         measured.samples |= part.samples
         measured.proofs |= part.proofs
@@ -252,13 +266,13 @@ def _named(cell: Cell, evaluation: Evaluation) -> str:
     return "noise" if evaluation.kind == "noise" else "plain accuracy"
 
 
-def _save(folder: CellFolder, evaluation: Evaluation, measured: Measured) -> None:
+def _save(writer: Writer, folder: CellFolder, evaluation: Evaluation, measured: Measured) -> None:
     # The rows come last: their file says that the evaluation is complete.
     if measured.samples:
-        write_tensors(folder.samples(evaluation.key), measured.samples, {})
+        writer.write(folder.samples(evaluation.key), packed(measured.samples, {}))
     if measured.proofs:
-        write_tensors(folder.proof(evaluation.key), measured.proofs, {})
-    write_rows(folder.rows(evaluation.key), measured.rows)
+        writer.write(folder.proof(evaluation.key), packed(measured.proofs, {}))
+    writer.write(folder.rows(evaluation.key), format_rows(measured.rows).encode())
 
 
 def _is_there(folder: CellFolder, evaluation: Evaluation) -> bool:
@@ -278,11 +292,11 @@ def _is_there(folder: CellFolder, evaluation: Evaluation) -> bool:
     return True
 
 
-def is_measured(folder: CellFolder, evaluation: Evaluation) -> bool:
+def is_measured(folder: CellFolder, evaluation: Evaluation, read: Read = read_rows) -> bool:
     """Return whether the files of an evaluation are there and look whole; nothing is changed."""
     rows, key = folder.rows(evaluation.key), evaluation.key
     try:
-        read_rows(rows)
+        read(rows)
     except (RowsDamaged, StorageError):
         return False
     return all(is_whole(p) for p in (folder.samples(key), folder.proof(key)) if p.exists())

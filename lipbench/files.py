@@ -67,9 +67,25 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def update_text(path: Path, text: str) -> None:
+    """Let `path` hold `text`, as `write_text` does; a file that holds just that is not touched."""
+    data = text.encode("utf-8")
+    try:
+        if path.read_bytes() == data:
+            return
+    except OSError:  # absent, or the attempt to replace it says what is wrong
+        pass
+    write_bytes(path, data)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented JSON with sorted keys, as `write_bytes` does."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    write_text(path, _json(value))
+
+
+def update_json(path: Path, value: Any) -> None:
+    """Let `path` hold `value`, as `write_json` does; a file that does already is not touched."""
+    update_text(path, _json(value))
 
 
 def read_json(path: Path) -> Any:
@@ -132,6 +148,10 @@ def probe(folder: Path) -> None:
         trial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError("remove", trial, error) from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,13 +1,13 @@
 """results.csv, derived from the cells of a plan."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from lipbench.cells import STATES, CellFolder, Status
-from lipbench.files import StorageError, read_json, write_json
-from lipbench.rows import Row, RowsDamaged, read_rows, write_rows
+from lipbench.files import StorageError, read_json, update_json, update_text
+from lipbench.rows import Read, Row, RowsDamaged, format_rows, read_rows
 
 _SCHEMA = 1
 _CHECKPOINTS = ("chosen", "last")
@@ -78,8 +78,9 @@ class StatusTable:
 
 
 def write_plan(run: Path, cells: Iterable[PlannedCell]) -> None:
-    """Replace plan.json of the run in folder `run`."""
-    write_json(run / "plan.json", {"schema": _SCHEMA, "cells": [asdict(cell) for cell in cells]})
+    """Write plan.json of the run in folder `run`, unless it says the same already."""
+    table = [{**vars(cell), "evaluations": list(cell.evaluations)} for cell in cells]
+    update_json(run / "plan.json", {"schema": _SCHEMA, "cells": table})
 
 
 def read_plan(run: Path) -> list[PlannedCell]:
@@ -103,7 +104,7 @@ def has_cells(run: Path) -> bool:
     return (run / "cells").is_dir() and (run / "plan.json").is_file()
 
 
-def collect(run: Path, cells: Sequence[PlannedCell]) -> list[Row]:
+def collect(run: Path, cells: Sequence[PlannedCell], read: Read = read_rows) -> list[Row]:
     """Return the rows of all cells of a plan, in its order, the chosen checkpoint first.
 
     A cell that is not done gives one row, metric `cell`, status `failed`, with its state as a
@@ -111,16 +112,28 @@ def collect(run: Path, cells: Sequence[PlannedCell]) -> list[Row]:
     damaged (flag `damaged`); the other evaluations of that cell still count. A benchmark of which
     no cell was begun gives nothing: it was not asked for.
     """
-    begun = {c.benchmark for c in cells if CellFolder(run / c.folder).status_file.exists()}
-    return [row for cell in cells if cell.benchmark in begun for row in _rows_of(run, cell)]
+    folders = [CellFolder(run / cell.folder) for cell in cells]
+    found = list(zip(cells, folders, [folder.read_status() for folder in folders], strict=True))
+    begun = {cell.benchmark for cell, _, status in found if status is not None}
+    return [
+        row
+        for cell, folder, status in found
+        if cell.benchmark in begun
+        for row in _rows_of(cell, folder, status, read)
+    ]
 
 
-def write_results(run: Path) -> Path | None:
+def write_results(run: Path, read: Read = read_rows) -> Path | None:
     """Return the path of results.csv, rebuilt from the cells; None where there are no cells."""
     if not has_cells(run):
         return None
+    return store(run, collect(run, read_plan(run), read))
+
+
+def store(run: Path, rows: Iterable[Row]) -> Path:
+    """Return the path of results.csv, which holds `rows` now; it is not touched if it did."""
     path = run / "results.csv"
-    write_rows(path, collect(run, read_plan(run)))
+    update_text(path, format_rows(rows))
     return path
 
 
@@ -163,16 +176,14 @@ def _problem(run: Path, cell: PlannedCell, status: Status) -> str:
     )
 
 
-def _rows_of(run: Path, cell: PlannedCell) -> list[Row]:
-    folder = CellFolder(run / cell.folder)
-    status = folder.read_status()
+def _rows_of(cell: PlannedCell, folder: CellFolder, status: Status | None, read: Read) -> list[Row]:
     if status is None or status.state != "done":
         return [_lacking(cell, status.state if status else "missing")]
     paths = [folder.rows(key) for key in cell.evaluations] or sorted(folder.path.glob("rows-*.csv"))
     rows, lacking = [], []
     for path in paths:
         try:
-            rows += read_rows(path)
+            rows += read(path)
         except RowsDamaged:
             lacking.append(_lacking(cell, "damaged", path.name))
         except StorageError:

@@ -2,8 +2,9 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,11 +67,14 @@ class Row:
             raise ValueError(f"side must be one of {_SIDES}, got {self.side!r}.")
         if self.status not in _STATUSES:
             raise ValueError(f"status must be one of {_STATUSES}, got {self.status!r}.")
-        if any(";" in flag or not flag for flag in self.flags):
+        if self.flags and any(";" in flag or not flag for flag in self.flags):
             raise ValueError(f"a flag is text without semicolons, got {self.flags!r}.")
 
 
+Read = Callable[[Path], list[Row]]
+"""How a file of rows is read: `read_rows`, or something that remembers what it read."""
 COLUMNS = tuple(field.name for field in fields(Row))
+_cells = attrgetter(*COLUMNS)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -83,8 +87,7 @@ def format_rows(rows: Iterable[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([_write(getattr(row, column)) for column in COLUMNS])
+    writer.writerows(map(_write, _cells(row)) for row in rows)
     return text.getvalue()
 
 
@@ -167,9 +170,9 @@ def _number(text: str) -> float | None:
     return float(text) if text else None
 
 
-def _write(value: object) -> str:
-    if value is None:
-        return ""
+def _write(value: object) -> str | None:
+    if value is None or (type(value) is str and "\r" not in value and "\0" not in value):
+        return value  # csv writes None as an empty cell
     if isinstance(value, tuple):
         value = ";".join(value)
     if isinstance(value, float):

@@ -1,24 +1,30 @@
 """Run a configuration: train what is not trained, evaluate what is not evaluated."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lipbench.cell import Cell
-from lipbench.cells import UNSOUND, CellFolder
+from lipbench.cells import UNSOUND
 from lipbench.curves import write_curves
 from lipbench.environment import env_id, record
-from lipbench.evaluate import is_measured
 from lipbench.exits import ExitCode, summarise
-from lipbench.files import clean, probe, write_json, write_text
+from lipbench.files import clean, probe, update_json, update_text
+from lipbench.latex import latex
 from lipbench.planning import Plan, plan
 from lipbench.progress import Progress, named, reporter
+from lipbench.readings import Readings
 from lipbench.resolved import resolved
-from lipbench.results import write_plan, write_results
+from lipbench.results import has_cells, write_plan, write_results
 from lipbench.settings import Config
-from lipbench.table import table_text
+from lipbench.sources import rebuild
+from lipbench.standing import standing, state_of
+from lipbench.table import build
+
+_UPKEEP = 0.02
+"""Share of the time that may go into results.csv before all work is done."""
 
 
 def run(
@@ -27,6 +33,7 @@ def run(
     *,
     only: Sequence[str] = (),
     device: str | None = None,
+    stacked: bool = True,
     retry: bool = True,
     progress: str = "quiet",
 ) -> int:
@@ -40,6 +47,7 @@ def run(
         out: Folder of the run; None takes results/ and the stem of the file.
         only: Names of the benchmarks to run; none runs all.
         device: `cpu`, `cuda` or `auto`; None takes the configuration's.
+        stacked: Whether cells that differ in numbers only are trained together.
         retry: Whether cells that failed before are tried again.
         progress: `auto` shows a line while it works, `quiet` only the last line.
 
@@ -52,21 +60,18 @@ def run(
     """
     stem = Path(config).stem if isinstance(config, str | Path) else "lipbench"
     folder = Path(out) if out is not None else Path("results") / stem
-    whole = plan(config, folder, only)
+    whole = plan(config, folder, only, device=device, stacked=stacked)
     probe(folder)
     for place in (folder, folder / "env"):
         clean(place)
     write_plan(folder, whole.planned())
-    write_json(folder / "config.resolved.json", resolved(whole.config))
+    update_json(folder / "config.resolved.json", resolved(whole.config))
     with reporter(progress, len(whole.selected)) as report:
-        for cell in whole.selected:
-            reason = _interruption(cell.folder(folder))
-            if reason:
-                report.say(f"{named(cell)} is taken up again: {reason}")
-        report.say(whole.describe() if _todo(whole, folder, retry) else "nothing left to do")
-        interrupted = _work(whole, folder, device or whole.config.device, retry, report)
-        _derive(folder)
-        line, code = _conclude(whole, folder, interrupted, report)
+        this = _Run(whole, folder, device or whole.config.device, retry, report)
+        this.announce()
+        interrupted = this.work()
+        this.derive()
+        line, code = this.conclude(interrupted)
         report.conclude(line)
     return int(code)
 
@@ -89,9 +94,7 @@ def run_cells(
     from lipbench.work import work_on
 
     folder = Path(out)
-    environment = record()
-    identity = env_id(environment)
-    write_json(folder / "env" / f"{identity}.json", environment)
+    identity = _recorded(folder)
     stacks: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         # Two benchmarks may share all that is trained and differ in what is evaluated.
@@ -99,7 +102,8 @@ def run_cells(
     with reporter("quiet", len(cells)) as silent:
         for stack in stacks.values():
             work_on(stack, folder, device, identity, report or silent)
-    return {cell.key: _state(cell.folder(folder)) for cell in cells}
+    places = {cell.key: cell.folder(folder) for cell in cells}
+    return {key: state_of(place, place.read_status()) for key, place in places.items()}
 
 
 def run_cell(cell: Cell, out: Path | str, device: str = "auto") -> str:
@@ -107,76 +111,93 @@ def run_cell(cell: Cell, out: Path | str, device: str = "auto") -> str:
     return run_cells([cell], out, device)[cell.key]
 
 
-def _work(whole: Plan, folder: Path, device: str, retry: bool, report: Progress) -> ExitCode | None:
-    """Return the signal that stopped the work on the stacks that need it, None if none did.
-
-    Raises:
-        SystemExit: If something else asked for the end of the process.
-    """
-    try:
-        for stack in whole.stacks():
-            todo = [cell for cell in stack if _needs_work(cell, folder, retry)]
-            for cell in stack:
-                if cell not in todo:
-                    report.cell(cell, _state(cell.folder(folder)), before=True)
-            if todo:
-                run_cells(todo, folder, device, report)
-                write_results(folder)
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    except SystemExit as stop:
-        if stop.code != ExitCode.TERMINATED:
-            raise
-        return ExitCode.TERMINATED
-    return None
+def _recorded(folder: Path) -> str:
+    """Return the hash of this machine and software, which are on record in the folder."""
+    environment = record()
+    identity = env_id(environment)
+    update_json(folder / "env" / f"{identity}.json", environment)
+    return identity
 
 
-def _derive(folder: Path) -> None:
-    """Rebuild what is derived from the cells."""
-    write_results(folder)
-    write_curves(folder)
-    # Nothing may be done yet, of which no table could be made.
-    with suppress(ValueError):
-        write_text(folder / "table.tex", table_text(folder, "latex"))
+class _Run:
+    """One call of `run`: how the cells stand, and what it read of them so far."""
 
+    def __init__(
+        self, whole: Plan, folder: Path, device: str, retry: bool, report: Progress
+    ) -> None:
+        self.whole, self.folder, self.device = whole, folder, device
+        self.retry, self.report = retry, report
+        self.read = Readings().rows
+        self.identity = ""
+        self.due = 0.0
+        self.found = {
+            cell.folder(folder): standing(cell, folder, retry, self.read) for cell in whole.selected
+        }
 
-def _interruption(place: CellFolder) -> str:
-    """Return why a cell that was begun has no end, empty if it has one or was never begun."""
-    status = place.read_status()
-    if status is not None:
-        return status.message if status.state == "killed" else ""
-    damaged = sorted(path.name for path in place.path.glob("status.json.corrupt-*"))
-    return f"its status.json is damaged and kept as {damaged[-1]}" if damaged else ""
+    def announce(self) -> None:
+        """Say what is to be done."""
+        for cell in self.whole.selected:
+            reason = self.found[cell.folder(self.folder)].interruption
+            if reason:
+                self.report.say(f"{named(cell)} is taken up again: {reason}")
+        todo = any(found.needs_work for found in self.found.values())
+        self.report.say(self.whole.describe() if todo else "nothing left to do")
 
+    def work(self) -> ExitCode | None:
+        """Return the signal that stopped the work on the stacks that need it, None if none did.
 
-def _todo(whole: Plan, folder: Path, retry: bool) -> bool:
-    return any(_needs_work(cell, folder, retry) for cell in whole.selected)
+        Raises:
+            SystemExit: If something else asked for the end of the process.
+        """
+        try:
+            for stack in self.whole.stacks():
+                self._work_on(stack)
+        except KeyboardInterrupt:
+            return ExitCode.INTERRUPTED
+        except SystemExit as stop:
+            if stop.code != ExitCode.TERMINATED:
+                raise
+            return ExitCode.TERMINATED
+        return None
 
+    def derive(self) -> None:
+        """Rebuild what is derived from the cells; results that were published have none."""
+        if not has_cells(self.folder):
+            return
+        source = rebuild(self.folder, self.read)
+        write_curves(self.folder)
+        blocks = build(source)
+        if blocks:  # nothing may be done yet, of which no table could be made
+            update_text(self.folder / "table.tex", latex(blocks))
 
-def _needs_work(cell: Cell, folder: Path, retry: bool) -> bool:
-    place = cell.folder(folder)
-    status = place.read_status()
-    if status is None or status.state in ("running", "killed"):
-        return True
-    if status.state != "done":
-        return retry
-    return not all(is_measured(place, evaluation) for evaluation in cell.evaluations)
+    def conclude(self, interrupted: ExitCode | None) -> tuple[str, ExitCode]:
+        """Return the last line and the exit code."""
+        statuses = {place: place.read_status() for place in self.found}
+        counts = Counter(state_of(place, status) for place, status in statuses.items())
+        flags = [flag for status in statuses.values() if status for flag in status.flags]
+        return summarise(counts, violations=flags.count(UNSOUND), signal=interrupted)
 
+    def _work_on(self, stack: Sequence[Cell]) -> None:
+        todo = []
+        for cell in stack:
+            found = self.found[cell.folder(self.folder)]
+            if found.needs_work:  # somebody else may have done it meanwhile
+                found = standing(cell, self.folder, self.retry, self.read)
+            if found.needs_work:
+                todo.append(cell)
+            else:
+                self.report.cell(cell, found.state, before=True)
+        if todo:
+            from lipbench.work import work_on
 
-def _conclude(
-    whole: Plan, folder: Path, interrupted: ExitCode | None, report: Progress
-) -> tuple[str, ExitCode]:
-    places = [cell.folder(folder) for cell in whole.selected]
-    counts = Counter(_state(place) for place in places)
-    statuses = [place.read_status() for place in places]
-    unsound = sum(status is not None and UNSOUND in status.flags for status in statuses)
-    return summarise(counts, violations=unsound, signal=interrupted)
+            self.identity = self.identity or _recorded(self.folder)
+            work_on(todo, self.folder, self.device, self.identity, self.report)
+            self._keep_up()
 
-
-def _state(place: CellFolder) -> str:
-    status = place.read_status()
-    if status is not None and status.state == "done":
-        return "done"
-    if place.is_held():  # by somebody who has not said so yet
-        return "running"
-    return "missing" if status is None else status.state
+    def _keep_up(self) -> None:
+        """Rebuild results.csv, unless that has taken too much of the time already."""
+        began = time.monotonic()
+        if began >= self.due:
+            write_results(self.folder, self.read)
+            ended = time.monotonic()
+            self.due = ended + (ended - began) / _UPKEEP

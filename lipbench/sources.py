@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lipbench.files import StorageError
-from lipbench.results import PlanMissing, collect, has_cells, read_plan, write_results
-from lipbench.rows import Row, read_rows
+from lipbench.results import PlanMissing, collect, has_cells, read_plan, store
+from lipbench.rows import Read, Row, read_rows
 from lipbench.samples import read_outcomes
 
 
@@ -47,19 +47,40 @@ def load(path: Path) -> list[Source]:
     return [_run(folder) for folder in folders]
 
 
+def rebuild(run: Path, read: Read = read_rows) -> Source:
+    """Return what the cells of a run hold, which its results.csv says from now on.
+
+    Args:
+        run: The folder of the run.
+        read: How files of rows are read.
+
+    Raises:
+        PlanMissing: If the folder has no plan.
+        StorageError: If results.csv cannot be written.
+    """
+    source = _collected(run, read)
+    store(run, source.rows)
+    return source
+
+
 def _is_run(folder: Path) -> bool:
     return (folder / "results.csv").is_file() or has_cells(folder)
 
 
 def _run(folder: Path) -> Source:
-    name = folder.resolve().name
     if not has_cells(folder):
-        return Source(name=name, rows=tuple(read_rows(folder / "results.csv")))
-    cells = read_plan(folder)
+        rows = tuple(read_rows(folder / "results.csv"))
+        return Source(name=folder.resolve().name, rows=rows)
+    source = _collected(folder, read_rows)
     with suppress(StorageError):  # somebody else's folder may be read and not written
-        write_results(folder)
+        store(folder, source.rows)
+    return source
+
+
+def _collected(run: Path, read: Read) -> Source:
+    cells = read_plan(run)
     return Source(
-        name=name,
-        rows=tuple(collect(folder, cells)),
-        cells={cell.key: folder / cell.folder for cell in cells},
+        name=run.resolve().name,
+        rows=tuple(collect(run, cells, read)),
+        cells={cell.key: run / cell.folder for cell in cells},
     )

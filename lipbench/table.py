@@ -82,15 +82,11 @@ def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Blo
         checkpoint = "last"
     usable = [row for row in rows if row.checkpoint == checkpoint and _is_number(row)]
     columns = choose(usable)
-    methods = list(dict.fromkeys((row.method, row.params) for row in rows))
+    of_method = _by_method(rows)
+    usable_of = _by_method(usable)
+    methods = list(of_method)
     lines = [
-        _line(
-            label,
-            [row for row in rows if (row.method, row.params) == method],
-            [row for row in usable if (row.method, row.params) == method],
-            columns,
-            paper,
-        )
+        _line(label, of_method[method], usable_of.get(method, []), columns, paper)
         for method, label in zip(methods, labels(methods), strict=True)
     ]
     lines = with_best(lines, columns, source)
@@ -104,6 +100,13 @@ def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Blo
         lines=tuple(lines),
         warnings=tuple(warning for line in lines for warning in warnings(line, columns)),
     )
+
+
+def _by_method(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.method, row.params), []).append(row)
+    return found
 
 
 def _is_number(row: Row) -> bool:

@@ -4,22 +4,27 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from lipbench.attacked import Attacked, Target
 from lipbench.cell import Cell
 from lipbench.cells import UNSOUND, State, Status, claim
 from lipbench.checkpoints import Unreadable, read_progress, read_tensors, write_progress
+from lipbench.data import Data
 from lipbench.dataset import DataMissing
+from lipbench.device import device_name, resolve
 from lipbench.ensemble import Progress, Refusal
-from lipbench.evaluate import Unfit, evaluate, is_measured
+from lipbench.evaluate import Trained, Unfit, evaluate, is_measured
 from lipbench.exits import ExitCode
 from lipbench.files import StorageError, quarantine, write_json, write_text
 from lipbench.host import host_id
-from lipbench.loading import device_name, few_threads, load, resolve, selection_score
+from lipbench.loading import few_threads, load, selection_score
 from lipbench.networks import load_network, network_path, save_networks, write_history
+from lipbench.precision import products
 from lipbench.progress import Progress as Report
 from lipbench.progress import named
 from lipbench.trainer import Trainer
@@ -59,6 +64,8 @@ class _Bench:
         self.device = resolve(device)
         self.training = siblings[0].entry.training
         self.last = siblings[0].folder(run).last
+        self._read: dict[str, list[Trained]] = {}
+        self._outcomes: Attacked | None = None
 
     def work(self) -> None:
         """Train what has no network yet, then evaluate.
@@ -67,7 +74,7 @@ class _Bench:
             KeyboardInterrupt: If it is stopped by a signal; the cells are marked as killed.
             SystemExit: Likewise.
         """
-        with few_threads(self.siblings[0].benchmark):
+        with few_threads(self.siblings[0].benchmark), products():
             self._work()
 
     def _work(self) -> None:
@@ -212,11 +219,10 @@ class _Bench:
         benchmark = cell.benchmark
         try:
             data = load(benchmark.dataset, self.device, getattr(torch, self.training.dtype))
-            networks = [
-                load_network(cell, folder, name, facts, self.device)
-                for name, facts in status.checkpoints.items()
-            ]
-            verdict = evaluate(cell, folder, networks, data, device_name(self.device), self.env_id)
+            attacked = self._attacked(data)
+            place = device_name(self.device)
+            networks = self._networks(cell)
+            verdict = evaluate(cell, folder, networks, data, attacked, place, self.env_id)
         except Unfit as error:
             self._conclude(cell, error.state, str(error))
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -239,6 +245,34 @@ class _Bench:
                 self._fail([cell], "failed", cause)
             else:
                 self._conclude(cell, "done", "", spent=time.monotonic() - began)
+
+    def _networks(self, cell: Cell) -> list[Trained]:
+        """Return the checkpoints of a cell; those of the stack are read once.
+
+        Raises:
+            Unreadable: If a file is absent or damaged.
+        """
+        if cell.key not in self._read:
+            folder, checkpoints = cell.folder(self.run), self._status(cell).checkpoints
+            self._read[cell.key] = [
+                load_network(cell, folder, name, facts, self.device)
+                for name, facts in checkpoints.items()
+            ]
+        return self._read[cell.key]
+
+    def _attacked(self, data: Data) -> Attacked:
+        """Return what attacks do to all networks of the stack, of which none is asked for yet."""
+        if self._outcomes is None:
+            targets = []
+            for cell in self.siblings:
+                # Another cell's damage is that cell's failure.
+                with suppress(Unreadable):
+                    targets += [
+                        Target(cell=cell, checkpoint=one.name, module=one.module)
+                        for one in self._networks(cell)
+                    ]
+            self._outcomes = Attacked(targets, data)
+        return self._outcomes
 
     def _fail(
         self, cells: Sequence[Cell], state: State, error: BaseException, is_mistake: bool = False

@@ -13,6 +13,8 @@ from lipbench.files import (
     clean,
     probe,
     read_json,
+    update_json,
+    update_text,
     write_bytes,
     write_json,
     write_text,
@@ -39,6 +41,32 @@ def test_writing_leaves_no_other_file_behind(tmp_path):
     write_text(tmp_path / "x", "two")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_text() == "two"
+
+
+@pytest.mark.parametrize("content", [None, "one", "two\n", "one\r\n", "\ufeffone\n"])
+def test_an_update_leaves_what_it_is_given(tmp_path, content):
+    path = tmp_path / "x"
+    if content is not None:
+        path.write_bytes(content.encode())
+    update_text(path, "one\n")
+    assert path.read_bytes() == b"one\n"
+
+
+def test_an_update_does_not_touch_a_file_that_holds_the_same(tmp_path):
+    path = tmp_path / "x"
+    value = {"b": [1, 2.5, None], "a": "ü λ"}
+    write_json(path, value)
+    before = path.stat()
+    update_json(path, value)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    update_json(path, value | {"a": "b"})
+    assert read_json(path) == value | {"a": "b"}
+
+
+def test_an_update_of_what_cannot_be_replaced_is_a_storage_error(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(StorageError, match="cannot write"):
+        update_text(tmp_path / "x", "one")
 
 
 def test_an_absent_file_reads_as_none(tmp_path):

@@ -9,6 +9,7 @@ import runs
 from runs import EVALUATION, PGD, config, evaluation, places, results
 
 import lipbench
+import lipbench.work
 from lipbench.cells import claim
 from lipbench.checkpoints import read_tensors
 from lipbench.cli import call
@@ -168,6 +169,52 @@ def test_a_second_run_does_nothing_and_says_so(folder, capsys):
     assert {path: path.read_bytes() for path in folder.glob("*.*")} == derived
 
 
+def test_a_second_run_writes_no_file(folder):
+    def times():
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+    before = times()
+    assert runs.run(BOTH, folder) == 0
+    assert times() == before
+
+
+@pytest.mark.parametrize("name", ["results.csv", "table.tex", "plan.json", "config.resolved.json"])
+@pytest.mark.parametrize("spoil", [lambda text: text.replace("1", "2"), lambda text: text[:-9]])
+def test_a_derived_file_that_was_edited_or_cut_is_written_anew(folder, name, spoil):
+    path = folder / name
+    original = path.read_text()
+    path.write_text(spoil(original))
+    assert path.read_text() != original
+
+    assert runs.run(BOTH, folder) == 0
+    assert path.read_text() == original
+
+
+def test_results_are_there_before_all_is_done(tmp_path, monkeypatch):
+    work_on, seen = lipbench.work.work_on, []
+
+    def look_and_work(*arguments):
+        there = (tmp_path / "results.csv").exists()
+        seen.append({row.method for row in results(tmp_path) if row.value} if there else None)
+        work_on(*arguments)
+
+    monkeypatch.setattr("lipbench.work.work_on", look_and_work)
+    assert runs.run(config("standard", "clip"), tmp_path) == 0
+    assert seen == [None, {"standard"}]
+
+
+def test_published_results_are_not_touched_by_a_run_that_is_stopped_at_once(tmp_path, monkeypatch):
+    (tmp_path / "results.csv").write_text("published")
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lipbench.work.work_on", stop)
+    assert runs.run(config(), tmp_path) == ExitCode.INTERRUPTED
+    assert (tmp_path / "results.csv").read_text() == "published"
+
+
 def test_the_same_configuration_gives_the_same_numbers_elsewhere(finished, tmp_path):
     assert runs.run(BOTH, tmp_path / "other") == 0
     assert runs.numbers(tmp_path / "other") == runs.numbers(finished)
@@ -274,16 +321,33 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, monk
     def train(*arguments):
         raise AssertionError("it must not come to training")
 
-    monkeypatch.setattr("lipbench.running.run_cells", train)
+    monkeypatch.setattr("lipbench.work.work_on", train)
     with pytest.raises(StorageError, match=r"in the way|file.*choose another folder"):
         runs.run(config(), tmp_path / "file" / "run")
+
+
+def test_an_evaluation_that_cannot_be_saved_ends_the_run_and_does_not_count(folder):
+    place = places(folder)["clip", 1]
+    samples = next(place.path.glob("samples-*"))
+    rows = place.rows(samples.stem.removeprefix("samples-"))
+    rows.unlink()
+    samples.unlink()
+    (samples / "in the way").mkdir(parents=True)
+
+    with pytest.raises(StorageError, match=samples.name):
+        runs.run(BOTH, folder)
+    assert not rows.exists()
+    shutil.rmtree(samples)
+    assert runs.run(BOTH, folder) == 0
+    assert rows.exists()
+    assert samples.is_file()
 
 
 def test_a_device_that_is_not_there_is_said_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="choose 'cpu' or 'auto'"):
         lipbench.run(config(), tmp_path / "run", device="cuda")
-    assert runs.states(tmp_path / "run") == {("standard", 0): "missing"}
+    assert not (tmp_path / "run").exists()
 
 
 def test_cells_that_all_are_held_by_others_leave_nothing_to_do(tmp_path, capsys):

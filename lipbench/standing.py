@@ -1,0 +1,60 @@
+"""How a cell stands: its state, whether it was interrupted, whether there is work left."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipbench.cell import Cell
+from lipbench.cells import CellFolder, Status
+from lipbench.evaluate import is_measured
+from lipbench.rows import Read, read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How one cell stands before it is worked on."""
+
+    state: str
+    """As in status.json; `missing` if it was never begun, `running` if a live process holds it."""
+    needs_work: bool
+    interruption: str
+    """Why a cell that was begun has no end, empty if it has one or was never begun."""
+
+
+def standing(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) -> Standing:
+    """Return how a cell stands in the folder of a run.
+
+    Args:
+        cell: The cell.
+        run: The folder.
+        retry: Whether a cell that failed is to be tried again.
+        read: How files of rows are read.
+    """
+    place = cell.folder(run)
+    status = place.read_status()
+    if status is None or status.state in ("running", "killed"):
+        needs_work = True
+    elif status.state != "done":
+        needs_work = retry
+    else:
+        needs_work = not all(is_measured(place, one, read) for one in cell.evaluations)
+    return Standing(
+        state=state_of(place, status),
+        needs_work=needs_work,
+        interruption=_interruption(place, status),
+    )
+
+
+def state_of(place: CellFolder, status: Status | None) -> str:
+    """Return the state of a cell whose status was read, as `Standing.state` says it."""
+    if status is not None and status.state == "done":
+        return "done"
+    if place.is_held():  # by somebody who has not said so yet
+        return "running"
+    return "missing" if status is None else status.state
+
+
+def _interruption(place: CellFolder, status: Status | None) -> str:
+    if status is not None:
+        return status.message if status.state == "killed" else ""
+    damaged = sorted(path.name for path in place.path.glob("status.json.corrupt-*"))
+    return f"its status.json is damaged and kept as {damaged[-1]}" if damaged else ""
