@@ -112,6 +112,8 @@ def train_inputs(benchmark: Benchmark, trial: Trial) -> dict[str, Any]:
             "norm": str(selection.norm),
             "epsilon": selection.epsilon,
         }
+        if selection.size is not None:
+            chosen_by["size"] = selection.size
     return {
         "protocol": TRAINING_PROTOCOL,
         "method": {

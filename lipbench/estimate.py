@@ -95,7 +95,8 @@ def _guess(cell: "Cell", products: float) -> float:
     train += steps * _SECONDS_PER_STEP * entry.method.cost / len(cell.stack)
     selection = 0.0
     if benchmark.selection != "last":
-        passes = epochs * data.validation_size * benchmark.selection.attack.cost
+        attacked = benchmark.selection.size or data.validation_size
+        passes = epochs * attacked * benchmark.selection.attack.cost
         selection = passes * _GRADIENT * products * second / 2
     evaluation = benchmark.evaluation
     judged = 0.0

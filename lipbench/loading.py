@@ -55,14 +55,15 @@ def load(dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Data:
 def selection_score(selection: SelectionSettings, data: Data) -> Score:
     """Return the function that measures validation accuracy under the selection attack."""
     part = data.validation
+    inputs, targets = part.inputs[: selection.size], part.targets[: selection.size]
     batch_size = samples_at_once(part.inputs.device)
 
     def score(networks: Networks, seeds: Sequence[int]) -> list[float]:
         results = judge_networks(
             selection.attack,
             networks,
-            part.inputs,
-            part.targets,
+            inputs,
+            targets,
             selection.norm,
             [selection.epsilon],
             data.box,

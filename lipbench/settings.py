@@ -55,12 +55,18 @@ class SelectionSettings:
     norm: Norm
     epsilon: float
     """Pixel units."""
+    size: int | None = None
+    """Validation samples that are attacked after each epoch, the first ones; None takes all."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(
             radius_rule(self.epsilon),
             norm_rule(f"attack {self.name!r}", self.norm, self.attack.norms),
+            (
+                self.size is None or self.size >= 1,
+                f"size of selection must be at least 1, got {self.size}",
+            ),
         )
 
 

@@ -1,0 +1,56 @@
+"""Validation accuracy under the selection attack, by which a checkpoint is chosen."""
+
+from dataclasses import replace
+
+import pytest
+import runs
+import torch
+from training import a_model, digits
+
+from lipbench.config import parse
+from lipbench.joint import Networks
+from lipbench.judge import judge_epsilons
+from lipbench.loading import selection_score
+from lipbench.places import ConfigError
+from lipbench.seeds import stream
+
+
+def selection(**changes):
+    table = {"attack": "pgd_l2_sign", "epsilon": 1.5, "alpha": 0.2, "steps": 4} | changes
+    return parse(runs.config("standard", selection=table)).benchmarks[0].selection
+
+
+def modules(count=3):
+    rng = torch.Generator().manual_seed(0)
+    return [a_model(activation="relu").build((1, 8, 8), 10, rng).eval() for _ in range(count)]
+
+
+@pytest.mark.parametrize("size", [None, 9])
+def test_each_network_is_scored_on_the_first_validation_samples(size):
+    """On labels of its own, so that there is something to break."""
+    data, nets, chosen_by = digits(), modules(), selection(size=size) if size else selection()
+    part = data.validation
+    labels = nets[0](part.inputs).argmax(dim=1)
+    data = replace(data, validation=replace(part, targets=labels))
+    scores = selection_score(chosen_by, data)(Networks.of(nets), [0, 1, 2])
+    for net, seed, score in zip(nets, range(3), scores, strict=True):
+        rng = stream(seed, "attack", "selection")
+        inputs, targets = part.inputs[:size], labels[:size]
+        settings = chosen_by.norm, [chosen_by.epsilon], (0.0, 1.0), rng
+        (alone,) = judge_epsilons(chosen_by.attack, net, inputs, targets, *settings)
+        assert score == alone.accuracy
+    assert 0 < scores[0] < 1
+
+
+def test_a_size_of_its_own_is_another_training():
+    def key(**changes):
+        table = {"attack": "pgd_l2_sign", "epsilon": 0.3} | changes
+        (cell,) = runs.lipbench.plan(runs.config("standard", selection=table)).cells
+        return cell.key
+
+    assert key() != key(size=10)
+
+
+def test_a_size_below_one_is_refused():
+    with pytest.raises(ConfigError, match="size of selection must be at least 1, got 0"):
+        selection(size=0)
