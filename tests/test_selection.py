@@ -16,7 +16,7 @@ from lipbench.seeds import stream
 
 
 def selection(**changes):
-    table = {"attack": "pgd_l2_sign", "epsilon": 1.5, "alpha": 0.2, "steps": 4} | changes
+    table = {"attack": "pgd_l2_sign", "epsilon": 0.25, "alpha": 0.05, "steps": 4} | changes
     return parse(runs.config("standard", selection=table)).benchmarks[0].selection
 
 
