@@ -42,7 +42,7 @@ class PGD(Attack):
     steps: int = 20
     """Steps from each start, for each loss."""
     starts: int = 3
-    losses: tuple[Loss, ...] = ("margin", "cross_entropy")
+    losses: tuple[Loss, ...] = ("cross_entropy", "margin")
     rel_step: float = 0.5
     """Length of the first step in units of epsilon."""
 
@@ -75,17 +75,23 @@ class PGD(Attack):
         rng: torch.Generator,
     ) -> Float[Tensor, "batch *shape"]:
         """Return the first misclassified point met for each sample, or the one with most margin."""
-        rivals = nearest_rivals(model, inputs, labels, threat.norm)
         worst = Ascent(inputs.clone(), torch.full_like(inputs.flatten(1)[:, 0], -torch.inf))
+        rivals: Tensor | None = None
         for number, (start, loss) in enumerate(product(range(self.starts), self.losses)):
             left = worst.survivors
-            if len(left):
-                part = on_rows(model, left), inputs[left], labels[left], threat.only(left)
-                first = inputs[left]
-                if start > 0:
-                    first = random_start(first, part[3], numbers(part[0], rng, number))
-                climb = _objective(loss, labels[left], rivals[left, start % rivals.shape[1]])
-                worst.keep(left, self._climb(*part, first, climb))
+            if not len(left):
+                break
+            part = on_rows(model, left), inputs[left], labels[left], threat.only(left)
+            if loss == "margin" and rivals is None:
+                # Of those that the losses before have left: it takes as many passes as classes.
+                found = nearest_rivals(*part[:3], threat.norm)
+                rivals = labels.new_zeros(len(labels), found.shape[1])
+                rivals[left] = found
+            first = inputs[left]
+            if start > 0:
+                first = random_start(first, part[3], numbers(part[0], rng, number))
+            climb = _objective(loss, labels[left], rivals, left, start)
+            worst.keep(left, self._climb(*part, first, climb))
         return worst.points
 
     def _climb(
@@ -109,7 +115,10 @@ class PGD(Attack):
         )
 
 
-def _objective(loss: Loss, labels: Tensor, rivals: Tensor) -> Objective:
-    if loss == "margin":
-        return lambda logits, rows: lead(logits, labels[rows], rivals[rows])
-    return lambda logits, rows: scale_free_error_odds(logits, labels[rows])
+def _objective(
+    loss: Loss, labels: Tensor, rivals: Tensor | None, left: Tensor, start: int
+) -> Objective:
+    if loss == "cross_entropy" or rivals is None:
+        return lambda logits, rows: scale_free_error_odds(logits, labels[rows])
+    rival = rivals[left, start % rivals.shape[1]]
+    return lambda logits, rows: lead(logits, labels[rows], rival[rows])

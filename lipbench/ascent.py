@@ -51,10 +51,7 @@ def ascent_step(
 
     Works under vmap.
     """
-    if isinstance(length, Tensor):
-        length = length.to(inputs.dtype).view(-1, *[1] * (inputs.ndim - 1))
-        return threat.project(torch.addcmul(inputs, direction, length), centre)
-    return threat.project(torch.add(inputs, direction, alpha=length), centre)
+    return threat.project(_moved(inputs, direction, length), centre)
 
 
 def random_start(
@@ -102,6 +99,9 @@ class Ascent(NamedTuple):
 _FULL = 0.9
 """A batch is packed anew when less of it than this share is left: packing copies all of it."""
 
+_SETTLING = 8
+"""Steps after which it is looked whether samples have stopped moving."""
+
 
 def ascend(
     model: Classifier,
@@ -116,9 +116,10 @@ def ascend(
 ) -> Ascent:
     """Return the worst points on the way uphill from `start`.
 
-    A sample is followed until it is misclassified, and leaves the batch when a tenth of it has
-    been. Whatever the objective, the margin decides, so that more steps of the same lengths never
-    give a weaker attack. Parameters receive no gradients.
+    A sample is followed until it is misclassified, or has come to rest in a corner of the box that
+    an l-infinity ball is; it leaves the batch when a tenth of that is followed no more. Whatever
+    the objective, the margin decides, so that more steps of the same lengths never give a weaker
+    attack. Parameters receive no gradients.
 
     Args:
         model: The classifier, in evaluation mode.
@@ -135,7 +136,7 @@ def ascend(
     found = Ascent(start.clone(), torch.full_like(start.flatten(1)[:, 0], -torch.inf))
     active = torch.arange(len(start), device=start.device)
     followed = torch.ones_like(active, dtype=torch.bool)
-    points = start
+    points, corners = start, threat.corners(centre)
     for number in range(len(lengths) + 1):
         last = number == len(lengths)
         margins, gradient = _evaluate(model, points, labels, active, None if last else objective)
@@ -154,12 +155,32 @@ def ascend(
                 part[left] for part in (points, centre, labels, gradient)
             )
             active, threat, model = active[left], threat.only(left), on_rows(model, left)
+            corners = None if corners is None else (corners[0][left], corners[1][left])
             followed = alive[left]
         elif len(left) < len(active):
             model = charged_to(model, followed)
         length = threat.epsilon * lengths[number] if relative else lengths[number]
-        points = ascent_step(points, centre, direction(gradient), threat, length)
+        before = points
+        if corners is None:
+            points = ascent_step(points, centre, direction(gradient), threat, length)
+        else:
+            points = _moved(points, direction(gradient), length).clamp_(*corners)
+            if number % _SETTLING == _SETTLING - 1 and lengths[number] == max(lengths[number:]):
+                # In a corner that every coordinate is pushed into, shorter steps lead nowhere.
+                settled = (points == before).flatten(1).all(dim=1) & followed
+                rows = settled.nonzero().squeeze(1)
+                found.points[active[rows]] = points[rows]
+                followed = followed & ~settled
+                model = charged_to(model, followed)
     return found
+
+
+def _moved(inputs: Tensor, direction: Tensor, length: Tensor | float | int) -> Tensor:
+    if not isinstance(length, Tensor):
+        return torch.add(inputs, direction, alpha=length)
+    return torch.addcmul(
+        inputs, direction, length.to(inputs.dtype).view(-1, *[1] * (inputs.ndim - 1))
+    )
 
 
 def _evaluate(
@@ -173,7 +194,9 @@ def _evaluate(
         points = points.detach().requires_grad_()
         logits = model(points)
         (gradient,) = torch.autograd.grad(objective(logits, rows).sum(), points)
-    return margin(logits.detach(), labels), gradient.nan_to_num()
+    # A gradient may be one number seen from everywhere, which cannot be written to.
+    fresh = gradient.clone() if 0 in gradient.stride() else gradient
+    return margin(logits.detach(), labels), fresh.nan_to_num_()
 
 
 def _draw(

@@ -138,6 +138,26 @@ def test_broken_samples_are_asked_no_more():
     assert counted.queries.max() <= 21
 
 
+def test_samples_at_rest_in_a_corner_are_asked_no_more():
+    """A linear classifier is climbed straight into a corner, and every answer stays the same."""
+    weight, bias, inputs, labels = linear(5, 8, 50)
+    threat = Threat(norm=NORMS[1], epsilon=torch.full((50,), 0.05))
+
+    def climbed(lengths):
+        counted = Counted(lambda x: x @ weight.T + bias, 50)
+        return climb(counted, inputs, labels, threat, lengths), counted.queries
+
+    found, queries = climbed([0.5] * 40)
+    assert len(found.survivors) > 10
+    assert queries.max() <= 9
+    growing, queries = climbed([0.5 + 0.01 * step for step in range(38)])
+    assert queries.max() == 39
+    rows = found.survivors
+    assert torch.equal(rows, growing.survivors)
+    assert torch.equal(found.points[rows], growing.points[rows])
+    torch.testing.assert_close(found.margins[rows], growing.margins[rows])
+
+
 def test_parameters_receive_no_gradients():
     net, inputs, labels, threat = situation()
     climb(net, inputs, labels, threat, [0.5, 0.5])
