@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from lipbench.adversary import AttackResult
-from lipbench.cell import Cell
+from lipbench.anatomy import samples_at_once
+from lipbench.cell import Cell, batch_of
 from lipbench.data import Data
 from lipbench.joint import Networks
 from lipbench.judge import check_networks, judge_networks
@@ -66,12 +67,16 @@ class Attacked:
         return self._found.pop((index, place))
 
     def _group(self, entry: AttackEntry, place: int) -> list[int]:
-        settings = self.targets[place].cell.benchmark.evaluation
-        together = max(1, settings.batch_size // max(self._size(entry), 1))
+        together = max(1, self._batch_size(entry) // max(self._size(entry), 1))
         if not entry.attack.samplewise:
             together = 1
         first = place // together * together
         return list(range(first, min(first + together, len(self.targets))))
+
+    def _batch_size(self, entry: AttackEntry) -> int:
+        benchmark, device = self.targets[0].cell.benchmark, self.data.test.inputs.device
+        fixed = batch_of(entry, benchmark.evaluation) or benchmark.evaluation.batch_size
+        return fixed or samples_at_once(benchmark, device)
 
     def _size(self, entry: AttackEntry) -> int:
         settings = self.targets[0].cell.benchmark.evaluation
@@ -94,7 +99,7 @@ class Attacked:
 
         check_networks(*part, box, rngs("check"))
         outcomes = judge_networks(
-            *part, entry.epsilon, box, rngs(), batch_size=benchmark.evaluation.batch_size
+            *part, entry.epsilon, box, rngs(), batch_size=self._batch_size(entry)
         )
         share = (time.perf_counter() - began) / len(group)
         for place, outcome in zip(group, outcomes, strict=True):

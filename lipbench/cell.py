@@ -8,8 +8,9 @@ from typing import Any
 
 from lipbench.cells import CellFolder
 from lipbench.config import fields_json
+from lipbench.judge import BATCH_SIZE
 from lipbench.keys import digest, source_digest
-from lipbench.settings import Benchmark, MethodEntry
+from lipbench.settings import AttackEntry, Benchmark, EvaluationSettings, MethodEntry
 from lipbench.trial import Trial
 
 TRAINING_PROTOCOL = 2
@@ -167,7 +168,7 @@ def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
                     "epsilon": list(attack.epsilon),
                     "size": attack.size,
                     # What an attack draws may depend on the samples it is given at a time.
-                    "batch_size": None if attack.attack.samplewise else settings.batch_size,
+                    "batch_size": batch_of(attack, settings),
                 },
             )
         )
@@ -191,6 +192,11 @@ def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
         )
         earlier.append(found[-1].key)
     return tuple(found)
+
+
+def batch_of(entry: AttackEntry, settings: EvaluationSettings) -> int | None:
+    """Return the samples at a time where they may matter; None for an attack that is samplewise."""
+    return None if entry.attack.samplewise else settings.batch_size or BATCH_SIZE
 
 
 def certified_epsilons(benchmark: Benchmark, norm: float) -> list[float]:

@@ -58,19 +58,12 @@ def estimate(cells: "Sequence[Cell]", run: Path | None) -> Estimate:
 
 def forward_products(benchmark: "Benchmark") -> float:
     """Return the multiplications of one forward pass of one sample; NaN if there is no telling."""
-    import torch
+    from lipbench.anatomy import layers
 
-    from lipbench.bound import Refused
-    from lipbench.network import walk
-
-    shape = benchmark.dataset.input_shape
-    try:
-        module = benchmark.model.build(shape, benchmark.dataset.outputs, torch.Generator())
-        graph = walk(module.eval(), shape)
-    except (ValueError, Refused):
+    found = layers(benchmark)
+    if not found:
         return math.nan
-    layers = graph.bind(dict(module.named_parameters()), dict(module.named_buffers())).layers
-    return float(sum(layer.weight.numel() * math.prod(layer.output_shape[1:]) for layer in layers))
+    return float(sum(one.weight.numel() * math.prod(one.output_shape[1:]) for one in found))
 
 
 def spoken(seconds: float) -> str:

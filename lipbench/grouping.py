@@ -1,6 +1,7 @@
 """How many trials of a benchmark are trained together on a device."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -11,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from lipbench.bound import Refused
+from lipbench.anatomy import layers
 from lipbench.datafolder import cache
 from lipbench.environment import memory, processor
 from lipbench.fields import fields_json
 from lipbench.files import Damaged, StorageError, read_json, write_json
 from lipbench.losses import error_odds
 from lipbench.net import Skeleton
-from lipbench.network import walk
 from lipbench.settings import Benchmark
 from lipbench.steps import Dense, Linear
 from lipbench.trees import Tree, stack, take
@@ -44,9 +44,9 @@ def largest_stack(benchmark: Benchmark, device: torch.device, *, measure: bool =
     """
     if not benchmark.model.stackable:
         return 1
-    layers = _layers(benchmark)
-    room = _room(benchmark, layers, device)
-    if room == 1 or (layers and all(isinstance(layer, Dense) for layer in layers)):
+    found = layers(benchmark)
+    room = _room(benchmark, found, device)
+    if room == 1 or (found and all(isinstance(layer, Dense) for layer in found)):
         return room
     return room if _pays(benchmark, device, measure) else 1
 
@@ -123,21 +123,10 @@ def _remembered(place: Path) -> dict[str, dict[str, float]]:
         return {}  # what is not there, or not what was written, is measured again
 
 
-def _layers(benchmark: Benchmark) -> tuple[Linear, ...]:
-    """Return the linear layers of the network, none if it cannot be read or built."""
-    shape = benchmark.dataset.input_shape
-    try:
-        module = benchmark.model.build(shape, benchmark.dataset.outputs, torch.Generator())
-        graph = walk(module.eval(), shape)
-    except (ValueError, Refused):
-        return ()
-    return graph.bind(dict(module.named_parameters()), dict(module.named_buffers())).layers
-
-
-def _room(benchmark: Benchmark, layers: tuple[Linear, ...], device: torch.device) -> int:
-    weights = sum(layer.weight.numel() for layer in layers)
-    inputs = torch.Size(benchmark.dataset.input_shape).numel()
-    activations = inputs + sum(torch.Size(layer.output_shape).numel() for layer in layers)
+def _room(benchmark: Benchmark, found: tuple[Linear, ...], device: torch.device) -> int:
+    weights = sum(layer.weight.numel() for layer in found)
+    activations = math.prod(benchmark.dataset.input_shape)
+    activations += sum(math.prod(layer.output_shape) for layer in found)
     numbers = _COPIES_OF_WEIGHTS * weights
     numbers += _COPIES_OF_ACTIVATIONS * benchmark.training.batch_size * activations
     width = 8 if benchmark.training.dtype == "float64" else 4

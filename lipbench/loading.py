@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 
+from lipbench.anatomy import samples_at_once
 from lipbench.data import Data, split
 from lipbench.datafolder import folder as data_folder
 from lipbench.dataset import Dataset
@@ -14,7 +15,7 @@ from lipbench.estimate import forward_products
 from lipbench.joint import Networks
 from lipbench.judge import BATCH_SIZE, judge_networks
 from lipbench.seeds import stream
-from lipbench.settings import Benchmark, SelectionSettings
+from lipbench.settings import Benchmark
 from lipbench.survey import Score
 
 _PRODUCTS_PER_THREAD = 20_000
@@ -52,11 +53,16 @@ def load(dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Data:
     return split(dataset, dataset.read(folder), device, dtype)
 
 
-def selection_score(selection: SelectionSettings, data: Data) -> Score:
-    """Return the function that measures validation accuracy under the selection attack."""
-    part = data.validation
+def selection_score(benchmark: Benchmark, data: Data) -> Score | None:
+    """Return the function that measures validation accuracy under the selection attack.
+
+    None if the last network is taken, as always in regression.
+    """
+    selection, part = benchmark.selection, data.validation
+    if selection == "last" or data.task == "regression":
+        return None
     inputs, targets = part.inputs[: selection.size], part.targets[: selection.size]
-    batch_size = samples_at_once(part.inputs.device)
+    batch_size = samples_at_once(benchmark, inputs.device)
 
     def score(networks: Networks, seeds: Sequence[int]) -> list[float]:
         results = judge_networks(
@@ -68,13 +74,8 @@ def selection_score(selection: SelectionSettings, data: Data) -> Score:
             [selection.epsilon],
             data.box,
             [stream(seed, "attack", "selection") for seed in seeds],
-            batch_size=batch_size,
+            batch_size=batch_size if selection.attack.samplewise else BATCH_SIZE,
         )
         return [float((~result.success).double().mean()) for (result,) in results]
 
     return score
-
-
-def samples_at_once(device: torch.device) -> int:
-    """Return how many samples an attack gets at a time if the settings do not say."""
-    return BATCH_SIZE if device.type == "cpu" else 64 * BATCH_SIZE

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.adversary import AttackInvalid, NonFiniteLogits
+from lipbench.anatomy import samples_at_once
 from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Refused
 from lipbench.cell import Cell, Evaluation, certified_epsilons
@@ -140,7 +141,8 @@ def _claimed(claim: Claim, blank: Row) -> Row:
 
 
 def _noise(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
-    entry = subject.cell.benchmark.evaluation.noise[evaluation.index]
+    settings = subject.cell.benchmark.evaluation
+    entry = settings.noise[evaluation.index]
     clamp = subject.data.box if entry.clamp else None
     name = f"sigma={entry.sigma:g},{'clamped' if entry.clamp else 'unclamped'}"
     test = subject.test
@@ -156,7 +158,7 @@ def _noise(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
             clamp,
             entry.draws,
             stream(subject.cell.seed, "noise", name),
-            subject.cell.benchmark.evaluation.batch_size,
+            settings.batch_size or samples_at_once(subject.cell.benchmark, test.inputs.device),
         ),
         dtype=torch.float64,
     )

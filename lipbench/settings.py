@@ -139,8 +139,8 @@ class EvaluationSettings:
 
     test_size: int | None = None
     """How many test samples are evaluated; None takes all."""
-    batch_size: int = 1000
-    """Samples in one forward pass."""
+    batch_size: int | None = None
+    """Samples in one forward pass; None takes what suits the network and the device."""
     noise: tuple[NoiseEntry, ...] = ()
     attack: tuple[AttackEntry, ...] = ()
     bound: tuple[BoundEntry, ...] = ()
@@ -150,7 +150,10 @@ class EvaluationSettings:
         size = self.test_size
         require(
             (size is None or size >= 1, f"test_size must be at least 1, got {size}"),
-            (self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}"),
+            (
+                self.batch_size is None or self.batch_size >= 1,
+                f"batch_size must be at least 1, got {self.batch_size}",
+            ),
         )
 
 

@@ -140,11 +140,7 @@ class _Bench:
         try:
             dtype = getattr(torch, self.training.dtype)
             data = load(benchmark.dataset, self.device, dtype)
-            chosen_by = benchmark.selection
-            if chosen_by == "last" or data.task == "regression":
-                score = None
-            else:
-                score = selection_score(chosen_by, data)
+            score = selection_score(benchmark, data)
             trials = [cell.trial for cell in members]
             trainer = Trainer(trials, benchmark.model, data, score)
             progress = trainer.begin()

@@ -15,9 +15,9 @@ from lipbench.places import ConfigError
 from lipbench.seeds import stream
 
 
-def selection(**changes):
+def the_benchmark(**changes):
     table = {"attack": "pgd_l2_sign", "epsilon": 0.25, "alpha": 0.05, "steps": 4} | changes
-    return parse(runs.config("standard", selection=table)).benchmarks[0].selection
+    return parse(runs.config("standard", selection=table)).benchmarks[0]
 
 
 def modules(count=3):
@@ -28,11 +28,12 @@ def modules(count=3):
 @pytest.mark.parametrize("size", [None, 9])
 def test_each_network_is_scored_on_the_first_validation_samples(size):
     """On labels of its own, so that there is something to break."""
-    data, nets, chosen_by = digits(), modules(), selection(size=size) if size else selection()
+    data, nets, benchmark = digits(), modules(), the_benchmark(**({"size": size} if size else {}))
+    chosen_by = benchmark.selection
     part = data.validation
     labels = nets[0](part.inputs).argmax(dim=1)
     data = replace(data, validation=replace(part, targets=labels))
-    scores = selection_score(chosen_by, data)(Networks.of(nets), [0, 1, 2])
+    scores = selection_score(benchmark, data)(Networks.of(nets), [0, 1, 2])
     for net, seed, score in zip(nets, range(3), scores, strict=True):
         rng = stream(seed, "attack", "selection")
         inputs, targets = part.inputs[:size], labels[:size]
@@ -53,4 +54,9 @@ def test_a_size_of_its_own_is_another_training():
 
 def test_a_size_below_one_is_refused():
     with pytest.raises(ConfigError, match="size of selection must be at least 1, got 0"):
-        selection(size=0)
+        the_benchmark(size=0)
+
+
+def test_the_last_network_needs_no_score():
+    benchmark = parse(runs.config("standard", selection="last")).benchmarks[0]
+    assert selection_score(benchmark, digits()) is None

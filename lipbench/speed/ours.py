@@ -73,16 +73,16 @@ def robust_accuracy(
     """Return the accuracy under `pgd` in the norm inf, as the judge finds it.
 
     The worst of two ascents counts, of the margin and of cross entropy, whose steps fall linearly
-    from `step_size` to zero. Epsilon and `step_size` are in pixel units.
+    to zero and are `step_size` long on average. Epsilon and `step_size` are in pixel units.
     """
     settings: dict[str, Any] = {
         "steps": steps,
         "starts": 1,
-        "losses": ("margin", "cross_entropy"),
-        "rel_step": step_size / epsilon,
+        "losses": ("cross_entropy", "margin"),
+        "rel_step": 2 * step_size / epsilon,
     }
     attack = load("lipbench.attacks", "pgd", Attack)(**settings)
     radii = torch.full((len(inputs),), epsilon, dtype=torch.float64, device=inputs.device)
     threat = Threat(norm=Norm(torch.inf), epsilon=radii, domain=(0.0, 1.0))
     rng = stream(0, "attack", "pgd", "inf")
-    return judge(attack, model, inputs, targets, threat, rng).accuracy
+    return judge(attack, model, inputs, targets, threat, rng, batch_size=len(inputs)).accuracy

@@ -117,9 +117,7 @@ def _bare(stacks: list[tuple[Cell, ...]], device: torch.device) -> None:
         benchmark, training = cells[0].benchmark, cells[0].entry.training
         with few_threads(benchmark):
             data = load(benchmark.dataset, device, getattr(torch, training.dtype))
-            score = None
-            if benchmark.selection != "last":
-                score = selection_score(benchmark.selection, data)
+            score = selection_score(benchmark, data)
             trainer = Trainer([cell.trial for cell in cells], benchmark.model, data, score)
             outcomes = trainer.run(trainer.begin())
             _evaluate(cells, outcomes, trainer.ensemble.skeleton, data)

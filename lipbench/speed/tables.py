@@ -21,7 +21,6 @@ def digits() -> Table:
         },
         selection={"attack": "pgd_l2_sign", "epsilon": 0.5, "alpha": 0.0625, "steps": 10},
         evaluation={
-            "batch_size": 2000,
             "noise": [
                 {"sigma": sigma, "clamp": c} for sigma in (0.3081, 1.0) for c in (True, False)
             ],
