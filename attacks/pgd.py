@@ -33,7 +33,7 @@ class PGD(Attack):
     Source:
         Madry, Makelov, Schmidt, Tsipras, Vladu, Towards Deep Learning Models Resistant to
         Adversarial Attacks, ICLR 2018, https://arxiv.org/abs/1706.06083. Ours are the losses,
-        the falling steps, and that the best point is kept instead of the last.
+        the falling steps, and that the first misclassified point counts instead of the last.
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2), Norm(torch.inf)})
@@ -74,7 +74,7 @@ class PGD(Attack):
         threat: Threat,
         rng: torch.Generator,
     ) -> Float[Tensor, "batch *shape"]:
-        """Return the first misclassified point met for each sample, or the one with most margin."""
+        """Return the first misclassified point met for each sample, else where an ascent ended."""
         worst = Ascent(inputs.clone(), torch.full_like(inputs.flatten(1)[:, 0], -torch.inf))
         rivals: Tensor | None = None
         for number, (start, loss) in enumerate(product(range(self.starts), self.losses)):

@@ -23,8 +23,8 @@ class PGDL2Sign(Attack):
 
     Source:
         Bungert, Raab, Roith, Schwinn, Tenbrinck, CLIP: Cheap Lipschitz Training of Neural
-        Networks, SSVM 2021, https://arxiv.org/abs/2103.12531, equation (14). The start, and
-        keeping the best iterate instead of the last, are ours: the paper names neither. The
+        Networks, SSVM 2021, https://arxiv.org/abs/2103.12531, equation (14). The start, and that
+        the first misclassified iterate counts, are ours: the paper names neither. The
         gradient is taken of the log-odds, whose sign is that of cross entropy without its
         underflow.
     """
@@ -61,7 +61,7 @@ class PGDL2Sign(Attack):
         threat: Threat,
         rng: torch.Generator,
     ) -> Float[Tensor, "batch *shape"]:
-        """Return the first misclassified iterate of each sample, or the one nearest to it."""
+        """Return the first misclassified iterate of each sample, else the last."""
         return ascend(
             model,
             inputs,

@@ -61,8 +61,10 @@ class Attacked:
             except Exception:
                 if len(group) == 1:
                     raise
-                # One network may have spoilt it for all: each gets its chance alone.
                 self._spoilt.add((index, group[0]))
+            if (index, place) not in self._found:
+                # One network may have spoilt it for all: each gets its chance alone, after the
+                # exception has let go of what the others needed.
                 self._attack(index, [place])
         return self._found.pop((index, place))
 

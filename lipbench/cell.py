@@ -15,7 +15,7 @@ from lipbench.trial import Trial
 
 TRAINING_PROTOCOL = 2
 """Part of every train key: raise it when the same settings come to train to other numbers."""
-EVALUATION_PROTOCOL = 2
+EVALUATION_PROTOCOL = 3
 """Part of every eval key, likewise."""
 
 

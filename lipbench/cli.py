@@ -314,8 +314,20 @@ def env() -> None:
     epilog=_examples("lipbench speed", "lipbench speed --only pgd_linf --repeats 9 --json")
 )
 @click.option("--only", metavar="NAME", multiple=True, help="A work; may be repeated.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How often each side is timed, in turns.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where both sides compute.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one object with a key for each work.")
 @_verbose
 def speed(only: tuple[str, ...], repeats: int, device: str, as_json: bool) -> None:

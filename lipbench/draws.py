@@ -10,7 +10,7 @@ from lipbench.seeds import stream
 
 Kind = Literal["normal", "uniform"]
 _KEPT = 2**25
-"""Numbers that are kept for the next network or radius, in all; more are drawn again."""
+"""Numbers that are kept for the next batch of the same network; more are drawn again."""
 
 
 class Draws:

@@ -80,8 +80,9 @@ class Ensemble:
         self.skeleton = Skeleton(modules[0], data.dataset.input_shape)
         self.trained = self.skeleton
         """The same code in the precision of the training steps."""
-        if self.training.precision == "bf16":
-            self.trained = Skeleton(modules[0], data.dataset.input_shape, narrow=True)
+        if self.training.precision != "full":
+            shape, precision = data.dataset.input_shape, self.training.precision
+            self.trained = Skeleton(modules[0], shape, precision)
         self.initial = [
             (
                 {name: value.detach() for name, value in module.named_parameters()},

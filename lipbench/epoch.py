@@ -12,7 +12,6 @@ from lipbench.data import Batch
 from lipbench.ensemble import Ensemble, Progress
 from lipbench.method import Method, Scalars
 from lipbench.net import Net
-from lipbench.precision import products
 from lipbench.trees import Tree, stack
 
 
@@ -45,8 +44,7 @@ def train_epoch(
         for _ in range(ensemble.method.replays):
             draws = _draws(ensemble, progress, inputs, targets, rows)
             before = (progress.params, progress.moments, progress.state)
-            with products(training.precision):
-                after = step(*before, h, rates, inputs, targets, rows, draws)
+            after = step(*before, h, rates, inputs, targets, rows, draws)
             progress.params, progress.moments, progress.state, value, accuracy = after
             if ensemble.drives("step") and progress.epoch >= training.warmup:
                 ensemble.move(progress, accuracy)

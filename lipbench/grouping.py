@@ -19,6 +19,7 @@ from lipbench.fields import fields_json
 from lipbench.files import Damaged, StorageError, read_json, write_json
 from lipbench.losses import error_odds
 from lipbench.net import Skeleton
+from lipbench.precision import products
 from lipbench.settings import Benchmark
 from lipbench.steps import Dense, Linear
 from lipbench.trees import Tree, stack, take
@@ -33,14 +34,24 @@ _COPIES_OF_WEIGHTS = 12
 _COPIES_OF_ACTIVATIONS = 6
 _MEASURED_TRIALS = 4
 _REPEATS = 3
+_FILE = "stacking.json"
 
 
-def largest_stack(benchmark: Benchmark, device: torch.device, *, measure: bool = True) -> int:
+def largest_stack(
+    benchmark: Benchmark, device: torch.device, run: Path | None = None, *, measure: bool = True
+) -> int:
     """Return how many trials of a benchmark one stack may hold on a device, at least 1.
 
     As many as have room in its memory. A network of dense layers always trains faster in a stack;
     whether another one does is measured once for each model and device, and remembered in the
-    user's cache. Until then, and if it is not to be measured, it is trained alone.
+    user's cache.
+
+    Args:
+        benchmark: The benchmark.
+        device: Where it will be trained.
+        run: Folder of the run. What is decided for it is kept there, so that a run that is taken
+            up again has the same stacks.
+        measure: Whether to measure what is not known; else it counts as slower, for now.
     """
     if not benchmark.model.stackable:
         return 1
@@ -48,7 +59,7 @@ def largest_stack(benchmark: Benchmark, device: torch.device, *, measure: bool =
     room = _room(benchmark, found, device)
     if room == 1 or (found and all(isinstance(layer, Dense) for layer in found)):
         return room
-    return room if _pays(benchmark, device, measure) else 1
+    return room if _pays(benchmark, device, run, measure) else 1
 
 
 def seconds_per_trial(benchmark: Benchmark, device: torch.device) -> tuple[float, float]:
@@ -56,24 +67,30 @@ def seconds_per_trial(benchmark: Benchmark, device: torch.device) -> tuple[float
 
     Medians over repeats that alternate, on random inputs.
     """
-    shape, outputs = benchmark.dataset.input_shape, benchmark.dataset.outputs
+    shape, training = benchmark.dataset.input_shape, benchmark.training
     rng = torch.Generator().manual_seed(0)
-    modules = [benchmark.model.build(shape, outputs, rng) for _ in range(_MEASURED_TRIALS)]
-    skeleton = Skeleton(modules[0], shape)
-    size = benchmark.training.batch_size
-    inputs = torch.rand(_MEASURED_TRIALS, size, *shape, generator=rng).to(device)
-    labels = torch.zeros(_MEASURED_TRIALS, size, dtype=torch.int64, device=device)
-    params = stack([{n: p.detach().to(device) for n, p in m.named_parameters()} for m in modules])
-    buffers = stack([{n: b.to(device) for n, b in m.named_buffers()} for m in modules])
+    modules = [
+        benchmark.model.build(shape, benchmark.dataset.outputs, rng).to(
+            device, getattr(torch, training.dtype)
+        )
+        for _ in range(_MEASURED_TRIALS)
+    ]
+    skeleton = Skeleton(modules[0], shape, training.precision)
+    size = (_MEASURED_TRIALS, training.batch_size)
+    params = stack([{n: p.detach() for n, p in m.named_parameters()} for m in modules])
+    buffers = stack([dict(m.named_buffers()) for m in modules])
+    inputs = torch.rand(*size, *shape, generator=rng).to(next(iter(params.values())))
+    labels = torch.zeros(size, dtype=torch.int64, device=device)
 
     def loss(params: Tree, buffers: Tree, inputs: Tensor, labels: Tensor) -> Tensor:
         return error_odds(skeleton.train(params, buffers, inputs)[0], labels).mean()
 
     step, batch = grad(loss), (params, buffers, inputs, labels)
     alone, stacked = [], []
-    for _ in range(_REPEATS + 1):
-        alone.append(_clock(lambda: step(*(take(part, 0) for part in batch)), device))
-        stacked.append(_clock(lambda: vmap(step)(*batch), device) / _MEASURED_TRIALS)
+    with products():
+        for _ in range(_REPEATS + 1):
+            alone.append(_clock(lambda: step(*(take(part, 0) for part in batch)), device))
+            stacked.append(_clock(lambda: vmap(step)(*batch), device) / _MEASURED_TRIALS)
     # The first of each pays for what the library sets up.
     return statistics.median(alone[1:]), statistics.median(stacked[1:])
 
@@ -86,31 +103,41 @@ def _clock(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _pays(benchmark: Benchmark, device: torch.device, measure: bool) -> bool:
-    """Return whether a stack trains faster, as measured now or before."""
-    place = cache() / "stacking.json"
+def _pays(benchmark: Benchmark, device: torch.device, run: Path | None, measure: bool) -> bool:
+    """Return whether a stack trains faster, as decided, measured before, or measured now."""
+    training = benchmark.training
+    what = [
+        benchmark.model_name,
+        fields_json(benchmark.model),
+        benchmark.dataset.input_shape,
+        [training.batch_size, training.dtype, training.precision],
+        device.type,
+    ]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    key = json.dumps(
-        [
-            benchmark.model_name,
-            fields_json(benchmark.model),
-            benchmark.dataset.input_shape,
-            benchmark.training.batch_size,
-            [name, torch.__version__, torch.get_num_threads()],
-        ]
-    )
-    known = _remembered(place)
-    if key not in known:
-        if not measure:
-            return False
+    machine = [name, torch.__version__, torch.get_num_threads()]
+    decided, known = (None if run is None else run / _FILE), cache() / _FILE
+    here, there = json.dumps(what), json.dumps([*what, machine])
+    times = {} if decided is None else _remembered(decided).get(here, {})
+    times = times or _remembered(known).get(there, {})
+    if not times and not measure:
+        return False
+    if not times:
         try:
             alone, stacked = seconds_per_trial(benchmark, device)
-        except Exception:  # a model that cannot be stacked; alone it says why, if it fails there
-            return False
-        known = {**_remembered(place), key: {"alone": alone, "stacked": stacked}}
+        except Exception:  # a model that cannot be stacked; if it fails alone, it says why there
+            alone, stacked = 0.0, math.inf
+        times = {"alone": alone, "stacked": stacked}
+        _remember(known, there, times)
+    if measure and decided is not None:
+        _remember(decided, here, times)
+    return times["stacked"] < times["alone"]
+
+
+def _remember(place: Path, key: str, times: dict[str, float]) -> None:
+    before = _remembered(place)
+    if before.get(key) != times:
         with suppress(StorageError):  # it is measured again next time
-            write_json(place, known)
-    return bool(known[key]["stacked"] < known[key]["alone"])
+            write_json(place, {**before, key: times})
 
 
 def _remembered(place: Path) -> dict[str, dict[str, float]]:

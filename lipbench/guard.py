@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.adversary import AttackInvalid, Classifier
+from lipbench.joint import Joint
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def guarded(model: Classifier, rng: torch.Generator, device: torch.device) -> It
     modules = _modules(model)
     parameters = dict(named for module in modules[:1] for named in module.named_parameters())
     buffers = dict(named for module in modules[:1] for named in module.named_buffers())
-    tensors = parameters | buffers
+    tensors = parameters | buffers | (model.tensors() if isinstance(model, Joint) else {})
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     gradients = {name: (p.requires_grad, p.grad) for name, p in parameters.items()}
     with evaluation_mode(model), _private_randomness(rng, device), torch.enable_grad():

@@ -97,6 +97,11 @@ class Joint:
         self._present = [number for number, count in enumerate(counts) if count]
         self._counts = [counts[number] for number in self._present]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the numbers of all networks, by name."""
+        parts = {"params": self.networks.params, "buffers": self.networks.buffers}
+        return {f"{part}/{name}": v for part, tree in parts.items() for name, v in tree.items()}
+
     def on_rows(self, rows: Tensor) -> "Joint":
         """Return the classifier of the samples that `rows` selects, in that order."""
         return Joint(self.networks, self.owner[rows])

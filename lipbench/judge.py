@@ -225,7 +225,7 @@ def _judge_epsilons(
 ) -> list[AttackResult]:
     order = sorted(range(len(epsilons)), key=epsilons.__getitem__)
     if order:
-        _refuse(attack, inputs, _threat(norm, [epsilons[order[0]]], 1, domain, inputs))
+        _refuse(attack, inputs, _threat(norm, epsilons, 1, domain, inputs))
     results: dict[int, AttackResult] = {}
     found = _clean(model, inputs, labels, batch_size)
     while order:
@@ -358,7 +358,8 @@ def _part(result: AttackResult, rows: slice) -> AttackResult:
 def _extend(result: AttackResult, rows: Tensor, part: AttackResult) -> AttackResult:
     """Return what is known after the samples `rows` were attacked.
 
-    A sample that was broken already stays as it was; where the attack failed, inputs stay clean.
+    A sample that was broken already stays as it was, and what it was asked since is not counted:
+    it only shared a batch. Where the attack failed, inputs stay clean.
     """
     extended = AttackResult(
         inputs=result.inputs.clone(),
@@ -366,8 +367,9 @@ def _extend(result: AttackResult, rows: Tensor, part: AttackResult) -> AttackRes
         distance=result.distance.clone(),
         queries=result.queries.clone(),
     )
-    extended.queries[rows.cpu()] += part.queries
-    new = part.success & ~result.success[rows]
+    open_ = ~result.success[rows]
+    extended.queries[rows.cpu()] += part.queries * open_.cpu()
+    new = part.success & open_
     extended.inputs[rows[new]] = part.inputs[new]
     extended.success[rows[new]] = True
     extended.distance[rows[new]] = part.distance[new]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lipbench.bound import Refused
+from lipbench.precision import Precision, products
 from lipbench.steps import Linear
 
 if TYPE_CHECKING:
@@ -31,22 +32,22 @@ class Skeleton:
     """The code of a network without its numbers; shared by all trials of a stack."""
 
     def __init__(
-        self, module: nn.Module, input_shape: tuple[int, ...], *, narrow: bool = False
+        self, module: nn.Module, input_shape: tuple[int, ...], precision: Precision = "full"
     ) -> None:
         """Copy the code of `module`.
 
         Args:
             module: A network.
             input_shape: Shape of one input.
-            narrow: Whether products are computed in bfloat16. Outputs, parameters and gradients
-                keep their type.
+            precision: That of the products when the network is called. Outputs, parameters and
+                gradients keep their type.
 
         Raises:
             Refused: If two layers share a parameter: each name is trained for itself.
         """
         _refuse_shared(module)
-        self.input_shape, self.narrow = input_shape, narrow
-        self.exact = Skeleton(module, input_shape) if narrow else self
+        self.input_shape, self.precision = input_shape, precision
+        self.exact = self if precision == "full" else Skeleton(module, input_shape)
         self.module = copy.deepcopy(module).to("meta").eval()
         self._training = _with_pure_batch_norm(self.module)
         self._dropout = _active_dropout(self.module)
@@ -108,8 +109,9 @@ class Skeleton:
         self, module: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Any
     ) -> Any:
         tensors = dict(params), dict(buffers)
-        if not self.narrow:
-            return functional_call(module, tensors, (x,))
+        if self.precision != "bf16":
+            with products(self.precision):
+                return functional_call(module, tensors, (x,))
         # Without the cache, which would hand weights of one call to the next.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
             outputs = functional_call(module, tensors, (x,))
@@ -151,7 +153,7 @@ class Net:
     def exact(self) -> "Net":
         """Return the same network with all its products in full precision.
 
-        For quotients and derivatives, in which the rounding of bfloat16 is all there is to see.
+        For quotients and derivatives, which would be made of the rounding of short numbers.
         """
         return replace(self, skeleton=self.skeleton.exact)
 
@@ -219,6 +221,7 @@ class _PureBatchNorm(nn.Module):
         self.fresh: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.running_mean.dtype)  # statistics of short numbers would be poor ones
         axes = [0, *range(2, x.ndim)]
         shape = (1, -1) + (1,) * (x.ndim - 2)
         mean = x.mean(axes)

@@ -97,6 +97,7 @@ def plan(
     *,
     device: str | None = None,
     stacked: bool = True,
+    measure: bool = False,
 ) -> Plan:
     """Return the cells of a configuration.
 
@@ -106,6 +107,8 @@ def plan(
         only: Names of the benchmarks to select; none selects all.
         device: Where they will be trained, which sizes the stacks; None takes the configuration's.
         stacked: Whether trials are trained together at all.
+        measure: Whether it is to be measured, where that is not known, if stacks of convolutional
+            networks are faster; else these count as trained alone.
 
     Raises:
         ConfigError: If the configuration is not valid; the message lists all its mistakes.
@@ -121,15 +124,14 @@ def plan(
             raise NothingSelected(
                 f"there is no benchmark {name!r}{did_you_mean(name, known)} It has {known}."
             )
-    place = resolve(device or config.device)
+    place, run = resolve(device or config.device), None if out is None else Path(out)
     cells: list[Cell] = []
     for benchmark in config.benchmarks:
         # Of what is not trained now, nothing is measured.
-        selected = not only or benchmark.name in only
-        largest = largest_stack(benchmark, place, measure=selected) if stacked else 1
+        needed = measure and (not only or benchmark.name in only)
+        largest = largest_stack(benchmark, place, run, measure=needed) if stacked else 1
         cells += _cells(benchmark, largest)
     chosen = tuple(cell for cell in cells if not only or cell.benchmark.name in only)
-    run = None if out is None else Path(out)
     return Plan(config=config, cells=tuple(cells), selected=chosen, estimate=estimate(chosen, run))
 
 

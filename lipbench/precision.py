@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 Precision = Literal["full", "tf32", "bf16"]
-"""Products in the type of the data; with 10 bits of mantissa on GPUs that can; or in bfloat16."""
+"""Products in the type of the data; on GPUs that can, forward ones with 10 bits of mantissa; or all
+in bfloat16."""
 
 
 @contextmanager

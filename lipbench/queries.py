@@ -21,7 +21,8 @@ class Lot:
     """The random numbers of each network."""
 
     def only(self, rows: Tensor) -> "Lot":
-        """Return the lot of the samples that `rows` selects."""
+        """Return the lot of the samples that `rows`, on any device, selects."""
+        rows = rows.cpu()
         return Lot(owner=self.owner[rows], place=self.place[rows], draws=self.draws)
 
 

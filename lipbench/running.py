@@ -3,6 +3,8 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +62,17 @@ def run(
     """
     stem = Path(config).stem if isinstance(config, str | Path) else "lipbench"
     folder = Path(out) if out is not None else Path("results") / stem
-    whole = plan(config, folder, only, device=device, stacked=stacked)
+    make = partial(plan, config, folder, only, device=device, stacked=stacked)
+    whole = make()
     probe(folder)
     for place in (folder, folder / "env"):
         clean(place)
-    write_plan(folder, whole.planned())
-    update_json(folder / "config.resolved.json", resolved(whole.config))
     with reporter(progress, len(whole.selected)) as report:
         this = _Run(whole, folder, device or whole.config.device, retry, report)
+        if this.has_work:
+            this = this.with_plan(make(measure=True))
+        write_plan(folder, this.whole.planned())
+        update_json(folder / "config.resolved.json", resolved(whole.config))
         this.announce()
         interrupted = this.work()
         this.derive()
@@ -134,14 +139,24 @@ class _Run:
             cell.folder(folder): standing(cell, folder, retry, self.read) for cell in whole.selected
         }
 
+    @property
+    def has_work(self) -> bool:
+        """Return whether anything is left to do."""
+        return any(found.needs_work for found in self.found.values())
+
+    def with_plan(self, whole: Plan) -> "_Run":
+        """Return the same call for a plan with the same cells, whatever their stacks."""
+        new = copy(self)
+        new.whole = whole
+        return new
+
     def announce(self) -> None:
         """Say what is to be done."""
         for cell in self.whole.selected:
             reason = self.found[cell.folder(self.folder)].interruption
             if reason:
                 self.report.say(f"{named(cell)} is taken up again: {reason}")
-        todo = any(found.needs_work for found in self.found.values())
-        self.report.say(self.whole.describe() if todo else "nothing left to do")
+        self.report.say(self.whole.describe() if self.has_work else "nothing left to do")
 
     def work(self) -> ExitCode | None:
         """Return the signal that stopped the work on the stacks that need it, None if none did.

@@ -30,7 +30,7 @@ class TrainingSettings:
     """Epochs before the strength may move and before a checkpoint may be chosen."""
     dtype: Literal["float32", "float64"] = "float32"
     precision: Precision = "full"
-    """Of the products in training steps alone; all that is measured is computed in full."""
+    """Of the network's products in the loss of a training step; all else is computed in full."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lipbench.data import Batch, Split
@@ -18,6 +18,7 @@ from lipbench.trees import Tree, take, tree_map
 Score = Callable[[Networks, Sequence[int]], list[float]]
 """Validation accuracy of networks under the selection attack, for the seed of each."""
 _CHUNK = 8192
+"""Samples of all trials together that are asked at a time."""
 
 
 def survey(
@@ -29,14 +30,16 @@ def survey(
 ) -> None:
     """Measure the networks after an epoch, offer them for choice, and move the strengths."""
     data = ensemble.data
-    effective, train = _effective(ensemble, progress)
+    effective, train, answers = _effective(ensemble, progress)
     if type(ensemble.method).end_epoch is not Method.end_epoch:
         _end(ensemble, progress, loss, train)
         # What the hook made of the networks is what will be chosen and saved.
-        effective, train = _effective(ensemble, progress)
+        effective, train, answers = _effective(ensemble, progress)
     validation = None
     if train is not None and len(data.validation):
-        validation = _accuracy(ensemble, effective, progress.state["buffers"], data.validation)
+        buffers = progress.state["buffers"]
+        validation, finite = _accuracy(ensemble, effective, buffers, data.validation)
+        answers = answers & finite
     columns = {
         "loss": loss,
         "batch_accuracy": batch_accuracy,
@@ -45,7 +48,7 @@ def survey(
         "validation_score": None,
         "strength": progress.course.get("strength"),
     }
-    finite = _finite(progress.params, loss) & _finite(effective, loss)
+    finite = _finite(progress.params, loss) & _finite(effective, loss) & answers
     going: list[int] = []
     for number in range(len(ensemble.trials)):
         if progress.ended[number] is not None:
@@ -139,15 +142,19 @@ def _end(ensemble: Ensemble, progress: Progress, loss: Tensor, train: Tensor | N
 
 def _effective(
     ensemble: Ensemble, progress: Progress
-) -> tuple[Tree, Float[Tensor, " trials"] | None]:
-    """Return the parameters in effect, and their accuracy on the training set."""
+) -> tuple[Tree, Float[Tensor, " trials"] | None, Bool[Tensor, " trials"]]:
+    """Return the parameters in effect, their training accuracy, and whether outputs are finite."""
     method, data = ensemble.method, ensemble.data
     params = ensemble.mapped(
         lambda params, state, h: method.effective(ensemble.net(params, state), state, h)
     )(progress.params, progress.state, ensemble.scalars(progress))
     if data.task != "classification":
-        return params, None
-    return params, _accuracy(ensemble, params, progress.state["buffers"], data.train)
+        return (
+            params,
+            None,
+            torch.ones(len(ensemble.trials), dtype=torch.bool, device=ensemble.device),
+        )
+    return params, *_accuracy(ensemble, params, progress.state["buffers"], data.train)
 
 
 def _report(ensemble: Ensemble, progress: Progress, number: int) -> dict[str, float]:
@@ -168,17 +175,24 @@ def _row(columns: dict[str, Tensor | None], number: int, epoch: int) -> dict[str
 
 def _accuracy(
     ensemble: Ensemble, params: Tree, buffers: Tree, part: Split
-) -> Float[Tensor, " trials"]:
-    def correct(params: Tree, buffers: Tree, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = ensemble.skeleton.call(params, buffers, inputs)
-        return Batch(inputs, targets).correct(outputs).sum()
+) -> tuple[Float[Tensor, " trials"], Bool[Tensor, " trials"]]:
+    """Return the share of correct answers, and whether all answers are finite."""
 
-    mapped = ensemble.mapped(correct, shared=2)
-    chunks = zip(part.inputs.split(_CHUNK), part.targets.split(_CHUNK), strict=True)
+    def judge(
+        params: Tree, buffers: Tree, inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        outputs = ensemble.skeleton.call(params, buffers, inputs)
+        return Batch(inputs, targets).correct(outputs).sum(), outputs.isfinite().all()
+
+    mapped = ensemble.mapped(judge, shared=2)
+    size = max(1, _CHUNK // len(ensemble.trials))
+    chunks = zip(part.inputs.split(size), part.targets.split(size), strict=True)
     total: Any = 0.0
+    finite: Any = True
     for inputs, targets in chunks:
-        total = total + mapped(params, buffers, inputs, targets)
-    return total / len(part)
+        correct, answers = mapped(params, buffers, inputs, targets)
+        total, finite = total + correct, answers & finite
+    return total / len(part), finite
 
 
 def _finite(params: Tree, loss: Float[Tensor, " trials"]) -> Tensor:

@@ -33,7 +33,7 @@ class Threat:
         coordinate away from a centre that lies in the box, so the result stays in the ball.
         Works under vmap.
         """
-        # In place where vmap can: attacks spend most of their time in passes over the inputs.
+        # Few passes over the inputs: attacks spend most of their time in them.
         offset = inputs - centre
         radius = self.epsilon.to(offset.dtype).view(-1, *[1] * (inputs.ndim - 1))
         if self.norm == torch.inf:
@@ -41,7 +41,7 @@ class Threat:
         else:
             length = self.norm.length(offset).view_as(radius)
             share = (radius / length.clamp_min(torch.finfo(offset.dtype).tiny)).clamp(max=1.0)
-            moved = offset.mul_(share).add_(centre)
+            moved = (offset * share).add_(centre)
         return moved if self.domain is None else moved.clamp(*self.domain)
 
     def corners(

@@ -86,7 +86,8 @@ class _Bench:
                 self._train(pending, self.siblings)
                 pending = []
             if not pending:
-                self.last.unlink(missing_ok=True)
+                for cell in self.siblings:  # the first one's; others are of stacks cut otherwise
+                    cell.folder(self.run).last.unlink(missing_ok=True)
             for cell in self.siblings:
                 self._evaluate(cell)
         except (KeyboardInterrupt, SystemExit):
@@ -147,26 +148,29 @@ class _Bench:
             if whole:
                 progress = self._resumed(progress)
             outcomes = trainer.run(progress, self._saver(members, whole))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            self._fail(pending, "oom", error)
         except DataMissing as error:
             self._fail(pending, "failed", error, is_mistake=True)
+            return
         except StorageError:
             raise
         except (Exception, SystemExit) as error:
             if _is_signal(error):
                 raise
             if len(members) == 1:
-                self._fail(pending, "failed", error, is_mistake=isinstance(error, Refusal))
-            else:
-                # One trial may have spoilt it for all: each gets its chance alone.
-                self.report.say(f"a stack of {len(members)} failed ({error}): one by one")
-                for cell in pending:
-                    self._train([cell], [cell])
+                is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+                state: State = "oom" if is_memory else "failed"
+                self._fail(pending, state, error, is_mistake=isinstance(error, Refusal))
+                return
+            self.report.say(f"a stack of {len(members)} failed ({error}): one by one")
         else:
             for cell, outcome in zip(members, outcomes, strict=True):
                 if cell in pending:
                     self._save(cell, outcome)
+            return
+        # One trial may have spoilt it for all, or filled the memory: each gets its chance alone,
+        # after the exception has let go of what the stack needed.
+        for cell in pending:
+            self._train([cell], [cell])
 
     def _resumed(self, fresh: Progress) -> Progress:
         """Return where the stack stood when it was stopped, else the beginning."""

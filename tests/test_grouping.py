@@ -52,6 +52,35 @@ def test_convolutions_are_measured_once_and_remembered(tmp_path):
         assert largest_stack(benchmark, CPU) == expected
 
 
+def test_what_was_decided_for_a_run_is_kept_in_its_folder(tmp_path):
+    """Another cache, or none, does not change the stacks of a run that was begun."""
+    benchmark, run = the_benchmark(model="madry_cnn"), tmp_path / "run"
+    run.mkdir()
+    first = largest_stack(benchmark, CPU, run)
+    (tmp_path / "lipbench" / "stacking.json").unlink()
+    assert largest_stack(benchmark, CPU, run, measure=False) == first
+    ((key, _),) = json.loads((run / "stacking.json").read_text()).items()
+    for stacked, expected in [(0.5, LARGEST_ON_CPU), (2.0, 1)]:
+        decided = {key: {"alone": 1.0, "stacked": stacked}}
+        (run / "stacking.json").write_text(json.dumps(decided))
+        assert largest_stack(benchmark, CPU, run) == expected
+
+
+def test_what_is_not_to_be_measured_counts_as_slower(tmp_path):
+    assert largest_stack(the_benchmark(model="madry_cnn"), CPU, tmp_path, measure=False) == 1
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_plan_measures_nothing_and_a_run_that_has_work_does(tmp_path):
+    settings = runs.config(
+        "standard", model="madry_cnn", training={"epochs": 1, "warmup": 0}, evaluation={}
+    )
+    runs.lipbench.plan(settings, tmp_path / "run")
+    assert not list(tmp_path.rglob("stacking.json"))
+    runs.run(settings, tmp_path / "run")
+    assert len(list(tmp_path.rglob("stacking.json"))) == 2
+
+
 def test_another_model_is_another_measurement(tmp_path):
     for std in (0.1, 0.2):
         largest_stack(the_benchmark(model={"name": "madry_cnn", "init_std": std}), CPU)

@@ -8,7 +8,8 @@ import torch
 from classifiers import network
 
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, NonFiniteLogits
-from lipbench.judge import judge, judge_epsilons, self_check, worst_case
+from lipbench.joint import Networks
+from lipbench.judge import judge, judge_epsilons, judge_networks, self_check, worst_case
 from lipbench.norm import Norm
 from lipbench.threat import Threat
 
@@ -313,7 +314,8 @@ def test_epsilons_share_a_batch_as_far_as_it_has_room():
 
     results = judged(Mixing(act=watch), batch_size=8)
     assert seen == [[0.1, 0.2] * 3, [0.3]]
-    assert [r.queries.tolist() for r in results] == [[3, 2, 2, 0], [1, 1, 1, 0], [2, 2, 2, 0]]
+    # What is asked about a sample that a smaller epsilon has broken is not counted.
+    assert [r.queries.tolist() for r in results] == [[3, 2, 1, 0], [1, 1, 1, 0], [2, 2, 1, 0]]
     for mixed, alone in zip(results, judged(Scripted(act=watch)), strict=True):
         for name in ("inputs", "success", "distance"):
             assert torch.equal(getattr(mixed, name), getattr(alone, name))
@@ -328,6 +330,29 @@ def test_in_a_shared_batch_what_a_smaller_epsilon_broke_stays_as_it_was():
     )
     assert results[0].accuracy == results[1].accuracy < 0.75
     assert torch.equal(results[0].inputs, results[1].inputs)
+
+
+def test_every_epsilon_is_checked():
+    part = LINE, ZEROS, INF, (0.1, float("inf")), None, generator()
+    with pytest.raises(ValueError, match="finite and at least 0"):
+        judge_epsilons(Scripted(act=up), threshold, *part)
+
+
+def test_changing_networks_that_are_attacked_together_is_noticed_and_undone():
+    nets = [network(seed).eval() for seed in (0, 1)]
+    networks = Networks.of(nets)
+    inputs = torch.rand(6, 64, generator=generator())
+    labels = nets[0](inputs).argmax(dim=1)
+
+    def tamper(model, inputs, labels, threat, rng):
+        next(iter(networks.params.values())).zero_()
+        return inputs
+
+    before = {name: value.clone() for name, value in networks.params.items()}
+    part = inputs, labels, INF, [0.1], None, [generator(), generator()]
+    with pytest.raises(AttackInvalid, match="changed the network"):
+        judge_networks(Mixing(act=tamper), networks, *part)
+    assert all(torch.equal(value, before[name]) for name, value in networks.params.items())
 
 
 def test_no_epsilon_gives_no_result():

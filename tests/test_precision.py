@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from training import a_model, an_entry, digits, initial, train
 
@@ -28,7 +29,8 @@ def nets():
     module = initial(data, model=CNN)
     params = {name: value.detach() for name, value in module.named_parameters()}
     full, narrow = (
-        Net(Skeleton(module, (1, 8, 8), narrow=narrow), params) for narrow in (False, True)
+        Net(Skeleton(module, (1, 8, 8), "bf16" if narrow else "full"), params)
+        for narrow in (False, True)
     )
     return full, narrow, data.train.inputs[:20], data.train.targets[:20]
 
@@ -51,6 +53,15 @@ def test_the_exact_form_of_a_network_computes_in_full():
     assert not torch.equal(narrow(inputs), full(inputs))
     assert torch.equal(narrow.exact(inputs), full(inputs))
     assert torch.equal(narrow.frozen.exact(inputs), full(inputs))
+
+
+def test_statistics_of_batch_normalisation_stay_in_full_precision():
+    module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2))
+    tensors = dict(module.named_parameters()), dict(module.named_buffers())
+    inputs = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for precision in ("full", "bf16"):
+        outputs, buffers = Skeleton(module, (1, 8, 8), precision).train(*tensors, inputs)
+        assert outputs.dtype == buffers["1.running_var"].dtype == torch.float32
 
 
 def trained(name, precision, **options):

@@ -86,3 +86,19 @@ def test_projection_works_under_vmap(norm):
     allowed, centre, inputs = threat(norm, [0.1, 0.3]), torch.rand(4, 2, 5), torch.randn(4, 2, 5)
     alone = torch.stack([allowed.project(*pair) for pair in zip(inputs, centre, strict=True)])
     torch.testing.assert_close(torch.vmap(allowed.project)(inputs, centre), alone)
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_projection_has_gradients_and_takes_epsilons_of_a_stack(p):
+    centre, moved = torch.rand(2, 3), torch.rand(2, 3) + 1
+
+    def project(points, epsilon):
+        threat = Threat(norm=Norm(p), epsilon=epsilon.expand(2), domain=None)
+        return threat.project(points, centre)
+
+    slope = torch.func.grad(lambda points: project(points, torch.tensor(0.5)).sum())(moved)
+    assert slope.isfinite().all()
+    epsilons = torch.tensor([0.1, 0.5, 9.0])
+    together = torch.vmap(project, in_dims=(None, 0))(moved, epsilons)
+    for found, epsilon in zip(together, epsilons, strict=True):
+        torch.testing.assert_close(found, project(moved, epsilon))

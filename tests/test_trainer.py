@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import runs
 import torch
 from torch.nn import functional as F
 from training import (
@@ -22,9 +23,11 @@ from training import (
 )
 
 from lipbench.checkpoints import read_progress, write_progress
+from lipbench.config import parse
 from lipbench.data import split
 from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
+from lipbench.loading import selection_score
 from lipbench.method import Method
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load, names
@@ -443,3 +446,16 @@ def test_a_method_with_random_draws_has_its_own_stream(publish):
     (noisy,), (standard,) = train(an_entry("noisy")), train(an_entry("standard"))
     assert same(checkpoints(noisy), checkpoints(standard))
     assert a_method("noisy").weight == 1.0
+
+
+def test_a_trial_whose_weights_are_finite_and_outputs_are_not_has_ended():
+    """One step of a huge rate; its neighbour in the stack is scored as if it were alone."""
+    model = a_model(widths=(8,), activation="relu")
+    data = digits()
+    entries = [an_entry("standard", epochs=1, batch_size=128, lr=lr) for lr in (0.05, 1e25)]
+    trials = [Trial(entry=entry, seed=0) for entry in entries]
+    (benchmark,) = parse(runs.config("standard")).benchmarks
+    trainer = Trainer(trials, model, data, selection_score(benchmark, data))
+    well, lost = trainer.run(trainer.begin())
+    assert (well.state, lost.state) == ("done", "nan")
+    assert well.history[0]["validation_score"] is not None
