@@ -9,7 +9,7 @@ from lipbench.network import walk
 from lipbench.settings import Benchmark
 from lipbench.steps import Linear
 
-_NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
+_NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**28}
 _FEWEST_SAMPLES = 500
 _MOST_SAMPLES = {"cpu": 10_000, "cuda": 100_000}
 
