@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
+from lipbench.anatomy import samples_that_fit
 from lipbench.choice import Choice
 from lipbench.data import Data
 from lipbench.discrepancy import Discrepancy
@@ -19,6 +21,9 @@ from lipbench.net import Meter, Net, Skeleton
 from lipbench.seeds import stream
 from lipbench.trees import Tree, stack, take, tree_map
 from lipbench.trial import Trial, representative
+
+_SAMPLES_AT_ONCE = 8192
+"""Of all trials together; more are no faster."""
 
 
 class Refusal(Exception):
@@ -75,7 +80,7 @@ class Ensemble:
         self.discrepancy = first.entry.discrepancy or Discrepancy()
         self.device, self.dtype = data.train.inputs.device, data.train.inputs.dtype
         self.meter = Meter()
-        self._model = model
+        self.model = model
         modules = [self._build(trial) for trial in trials]
         self.skeleton = Skeleton(modules[0], data.dataset.input_shape)
         self.trained = self.skeleton
@@ -93,12 +98,18 @@ class Ensemble:
 
     def _build(self, trial: Trial) -> nn.Module:
         dataset = self.data.dataset
-        module = self._model.build(dataset.input_shape, dataset.outputs, stream(trial.seed, "init"))
+        module = self.model.build(dataset.input_shape, dataset.outputs, stream(trial.seed, "init"))
         reason = trial.method.refuses(module, self.data)
         if reason is not None:
             raise Refusal(f"{trial.entry.name} refuses: {reason}.")
         own = stream(trial.seed, "method", trial.entry.name, "build")
         return trial.method.build(module, dataset.input_shape, own).to(self.device, self.dtype)
+
+    @cached_property
+    def samples_at_once(self) -> int:
+        """Return how many samples every network is asked about at a time."""
+        fitting = samples_that_fit(self.model, self.data.dataset, self.device)
+        return max(1, min(_SAMPLES_AT_ONCE // len(self.trials), fitting))
 
     def column(self, values: list[float]) -> Float[Tensor, " trials"]:
         """Return one number per trial as a tensor."""

@@ -60,7 +60,7 @@ def forward_products(benchmark: "Benchmark") -> float:
     """Return the multiplications of one forward pass of one sample; NaN if there is no telling."""
     from lipbench.anatomy import layers
 
-    found = layers(benchmark)
+    found = layers(benchmark.model, benchmark.dataset)
     if not found:
         return math.nan
     return float(sum(one.weight.numel() * math.prod(one.output_shape[1:]) for one in found))

@@ -55,7 +55,7 @@ def largest_stack(
     """
     if not benchmark.model.stackable:
         return 1
-    found = layers(benchmark)
+    found = layers(benchmark.model, benchmark.dataset)
     room = _room(benchmark, found, device)
     if room == 1 or (found and all(isinstance(layer, Dense) for layer in found)):
         return room

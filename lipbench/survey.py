@@ -17,8 +17,6 @@ from lipbench.trees import Tree, take, tree_map
 
 Score = Callable[[Networks, Sequence[int]], list[float]]
 """Validation accuracy of networks under the selection attack, for the seed of each."""
-_CHUNK = 8192
-"""Samples of all trials together that are asked at a time."""
 
 
 def survey(
@@ -185,7 +183,7 @@ def _accuracy(
         return Batch(inputs, targets).correct(outputs).sum(), outputs.isfinite().all()
 
     mapped = ensemble.mapped(judge, shared=2)
-    size = max(1, _CHUNK // len(ensemble.trials))
+    size = ensemble.samples_at_once
     chunks = zip(part.inputs.split(size), part.targets.split(size), strict=True)
     total: Any = 0.0
     finite: Any = True
