@@ -12,13 +12,22 @@ from lipbench.data import Batch
 from lipbench.ensemble import Ensemble, Progress
 from lipbench.method import Method, Scalars
 from lipbench.net import Net
+from lipbench.replay import Graph, Replayer
 from lipbench.trees import Tree, stack
 
 
+def training_step(ensemble: Ensemble) -> Replayer:
+    """Return the step of all trials, which a GPU replays where that is faster."""
+    # Only a stackable method promises that its step is nothing but tensor code.
+    can_replay = ensemble.device.type == "cuda" and ensemble.method.stackable
+    step = ensemble.mapped(lambda *arguments: _step(ensemble, *arguments))
+    return Replayer(step, ensemble.meter, Graph if can_replay else None)
+
+
 def train_epoch(
-    ensemble: Ensemble, progress: Progress
+    ensemble: Ensemble, progress: Progress, step: Replayer
 ) -> tuple[Float[Tensor, " trials"], Float[Tensor, " trials"]]:
-    """Take the steps of one epoch and count them in `progress`.
+    """Take the steps of one epoch, as `training_step` gives them, and count them in `progress`.
 
     Every trial has its own order of the samples, the last batch may be smaller, and nothing is
     read back from the device.
@@ -32,7 +41,6 @@ def train_epoch(
     streams = progress.streams["order"]
     order = torch.stack([torch.randperm(len(data.train), generator=g) for g in streams])
     order = order.to(ensemble.device)
-    step = ensemble.mapped(lambda *arguments: _step(ensemble, *arguments))
     rates = ensemble.column([trial.entry.training.optimizer.lr for trial in ensemble.trials])
     h = ensemble.scalars(progress)
     losses: Any = 0.0

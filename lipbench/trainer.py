@@ -10,7 +10,7 @@ from lipbench.choice import Choice
 from lipbench.data import Data
 from lipbench.ensemble import Ensemble, Progress
 from lipbench.ensemble import Refusal as Refusal
-from lipbench.epoch import train_epoch
+from lipbench.epoch import train_epoch, training_step
 from lipbench.model import Model
 from lipbench.net import Net
 from lipbench.seeds import stream
@@ -44,6 +44,7 @@ class Trainer:
         self.trials, self.score = trials, score
         self.ensemble = Ensemble(trials, model, data)
         self.training = self.ensemble.training
+        self.step = training_step(self.ensemble)
 
     def begin(self) -> Progress:
         """Return the progress of a stack that has not taken a step."""
@@ -75,7 +76,7 @@ class Trainer:
         while progress.point < points:
             while progress.epoch < self.training.epochs and None in progress.ended:
                 began = time.perf_counter()
-                loss, batch_accuracy = train_epoch(self.ensemble, progress)
+                loss, batch_accuracy = train_epoch(self.ensemble, progress, self.step)
                 survey(self.ensemble, progress, loss, batch_accuracy, self.score)
                 progress.epoch += 1
                 self._synchronise()

@@ -22,6 +22,14 @@ def tree_map(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree
     return function(tree, *others)
 
 
+def leaves(tree: Tree) -> list[Tensor]:
+    """Return the tensors of a tree, in its order."""
+    if isinstance(tree, dict | tuple):
+        parts = tree.values() if isinstance(tree, dict) else tree
+        return [leaf for part in parts for leaf in leaves(part)]
+    return [tree]
+
+
 def stack(trees: Sequence[Tree]) -> Tree:
     """Return the trees joined along a new leading axis."""
     return tree_map(lambda *values: torch.stack(values), *trees)

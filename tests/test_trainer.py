@@ -8,8 +8,9 @@ import runs
 import torch
 from torch.nn import functional as F
 from training import (
+    ADAM,
     SMALL,
-    TINY,
+    VARIANTS,
     a_method,
     a_model,
     a_trainer,
@@ -35,21 +36,6 @@ from lipbench.trainer import Refusal, Trainer
 from lipbench.trial import Trial
 
 METHODS = names("lipbench.methods")
-ADAM = Optimizer(name="adam", lr=0.01)
-# Training differs in each: pairs, power vectors, driven strength, continuation.
-VARIANTS = {
-    **{name: {"name": name, **TINY.get(name, {})} for name in METHODS},
-    "driven": {"name": "clip", "pairs": 8, "target": 0.5, "optimizer": ADAM},
-    "driven by steps": {
-        "name": "weight_regularization",
-        "target": 0.5,
-        "discrepancy": Discrepancy(every="step", measure="batch"),
-    },
-    "driven norm": {"name": "spectral_norm", "target": 0.5},
-    "free": {"name": "clip", "pairs": 8, "lambda_": 0.1, "update": "free", "mu": 0.01},
-    "refreshed": {"name": "clip", "pairs": 8, "lambda_": 0.1, "refresh": 5},
-    "path": {"name": "clip", "pairs": 8, "path": (0.0, 1.0, 0.1), "epochs": 2},
-}
 
 FRAIL = """
 from dataclasses import dataclass

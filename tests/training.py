@@ -12,7 +12,7 @@ from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.net import Net, Skeleton
 from lipbench.optimiser import Optimizer
-from lipbench.registry import load
+from lipbench.registry import load, names
 from lipbench.seeds import stream
 from lipbench.settings import MethodEntry, TrainingSettings
 from lipbench.trainer import Trainer
@@ -20,6 +20,22 @@ from lipbench.trial import Trial
 
 # What every method gets that cannot train without: to ask all of them the same questions.
 TINY = {"clip": {"pairs": 8, "lambda_": 0.1}, "weight_regularization": {"mu": 0.01}}
+
+ADAM = Optimizer(name="adam", lr=0.01)
+# Training differs in each: pairs, power vectors, driven strength, continuation.
+VARIANTS = {
+    **{name: {"name": name, **TINY.get(name, {})} for name in names("lipbench.methods")},
+    "driven": {"name": "clip", "pairs": 8, "target": 0.5, "optimizer": ADAM},
+    "driven by steps": {
+        "name": "weight_regularization",
+        "target": 0.5,
+        "discrepancy": Discrepancy(every="step", measure="batch"),
+    },
+    "driven norm": {"name": "spectral_norm", "target": 0.5},
+    "free": {"name": "clip", "pairs": 8, "lambda_": 0.1, "update": "free", "mu": 0.01},
+    "refreshed": {"name": "clip", "pairs": 8, "lambda_": 0.1, "refresh": 5},
+    "path": {"name": "clip", "pairs": 8, "path": (0.0, 1.0, 0.1), "epochs": 2},
+}
 
 
 def a_method(name, **fields):
@@ -34,11 +50,11 @@ SMALL = a_model(widths=(16, 16), activation="sigmoid")
 
 
 @lru_cache
-def digits(train=128, pairs=32, validation=64, classes=(), dtype=torch.float32):
+def digits(train=128, pairs=32, validation=64, classes=(), dtype=torch.float32, device="cpu"):
     dataset = load("lipbench.datasets", "digits", Dataset)(
         train_size=train, pair_size=pairs, validation_size=validation, classes=classes
     )
-    return split(dataset, dataset.read(Path()), dtype=dtype)
+    return split(dataset, dataset.read(Path()), device, dtype)
 
 
 def an_entry(

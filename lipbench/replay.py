@@ -1,0 +1,143 @@
+"""A step that is recorded once on a GPU and replayed from then on, where that is faster."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipbench.net import Meter
+from lipbench.trees import Tree, leaves, tree_map
+
+_WARM_UP = 3
+"""Calls before a recording, in which libraries set up what they must not set up during it."""
+_REPEATS = 10
+
+Function = Callable[..., Tree]
+
+
+class Graph:
+    """What a function did on a GPU, as a CUDA graph."""
+
+    def __init__(self, function: Function, arguments: tuple[Tree, ...]) -> None:
+        """Record one call.
+
+        Raises:
+            RuntimeError: If the function does what cannot be recorded, such as to read a value.
+        """
+        self._inputs = tree_map(torch.clone, arguments)
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UP):
+                function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may go on, as those that write files.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            outputs = function(*self._inputs)
+            # What the function hands through would be refilled while it is read.
+            given = {_memory(value) for value in leaves(self._inputs)}
+            self._outputs = tree_map(lambda v: v.clone() if _memory(v) in given else v, outputs)
+
+    def __call__(self, *arguments: Tree) -> Tree:
+        """Return the outputs for other numbers; the next call overwrites them."""
+        refill(self._inputs, arguments)
+        self._graph.replay()
+        return self._outputs
+
+
+def refill(places: Tree, values: Tree) -> None:
+    """Copy the tensors of a tree into those of another one."""
+    torch._foreach_copy_(leaves(places), leaves(values))
+
+
+class Replayer:
+    """Calls a function of trees of tensors; a GPU replays what it did the first time.
+
+    To launch the kernels of a small network takes longer than to run them, and a recording
+    launches all at once. It is used only if it gave the same bits as the function, on the first
+    arguments of their shapes, and took less time. What cannot be recorded is called as it is.
+
+    The function must be pure: tensors in, tensors out, no value looked at, no random numbers.
+    What a call returns may be overwritten by the next one.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        meter: Meter,
+        record: Callable[[Function, tuple[Tree, ...]], Function] | None,
+    ) -> None:
+        """Take a function.
+
+        Args:
+            function: The function.
+            meter: What it counts in; a replay counts the same.
+            record: How to record it; None calls it as it is.
+        """
+        self._function, self._meter, self._record = function, meter, record
+        self._recordings: dict[Any, tuple[Function, Meter] | None] = {}
+
+    def __call__(self, *arguments: Tree) -> Tree:
+        """Return what the function returns."""
+        if self._record is None:
+            return self._function(*arguments)
+        shapes = tuple((value.shape, value.dtype) for value in leaves(arguments))
+        if shapes not in self._recordings:
+            self._recordings[shapes] = self._recorded(arguments)
+        found = self._recordings[shapes]
+        if found is None:
+            return self._function(*arguments)
+        recording, counts = found
+        self._meter.forwards += counts.forwards
+        self._meter.gradients += counts.gradients
+        return recording(*arguments)
+
+    def _recorded(self, arguments: tuple[Tree, ...]) -> tuple[Function, Meter] | None:
+        """Return a recording and what one call counts, or None if there is no gain in it."""
+        before = self._meter.forwards, self._meter.gradients
+        assert self._record is not None
+        try:
+            expected = self._function(*arguments)
+            forwards = self._meter.forwards - before[0]
+            counts = Meter(forwards, self._meter.gradients - before[1])
+            recording = self._record(self._function, arguments)
+            if not _same(recording(*arguments), expected):
+                return None
+            if _seconds(recording, arguments) >= _seconds(self._function, arguments):
+                return None
+        except RuntimeError:  # as CUDA's errors are, one for too little memory among them
+            with suppress(RuntimeError):
+                torch.cuda.synchronize()
+            return None
+        finally:
+            self._meter.forwards, self._meter.gradients = before
+        return recording, counts
+
+
+def _memory(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
+
+
+def _same(one: Tree, other: Tree) -> bool:
+    """Return whether all bits are the same, but for those of NaN."""
+    return all(
+        bool(((a == b) | ((a != a) & (b != b))).all())
+        for a, b in zip(leaves(one), leaves(other), strict=True)
+    )
+
+
+def _seconds(function: Function, arguments: tuple[Tree, ...]) -> float:
+    values: list[Tensor] = leaves(arguments)
+    on_gpu = any(value.is_cuda for value in values)
+    if on_gpu:
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(_REPEATS):
+        function(*arguments)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -1,0 +1,121 @@
+"""A replayed step against the step itself. Without a GPU, a rerun on fixed memory stands for it."""
+
+from copy import copy
+from functools import partial
+
+import pytest
+import torch
+from training import VARIANTS, a_trainer, an_entry, digits, same
+
+from lipbench.net import Meter
+from lipbench.replay import Graph, Replayer, refill
+from lipbench.trees import tree_map
+
+SIZES = (4, 4, 2, 4, 4)  # the third as the last batch of an epoch
+
+
+class Rerun:
+    """What a graph does, by calling the function again: the same memory in, the same out."""
+
+    def __init__(self, meter, function, arguments):
+        self.meter, self.function = meter, function
+        self.inputs = tree_map(torch.clone, arguments)
+        self.outputs = tree_map(torch.clone, function(*self.inputs))
+
+    def __call__(self, *arguments):
+        refill(self.inputs, arguments)
+        before = copy(self.meter)
+        refill(self.outputs, self.function(*self.inputs))
+        self.meter.__dict__ |= before.__dict__  # a graph runs no Python, and counts nothing
+        return self.outputs
+
+
+def always(monkeypatch):
+    # A rerun is never faster, and would not be used.
+    times = iter(range(10**6))
+    monkeypatch.setattr("lipbench.replay._seconds", lambda function, arguments: next(times))
+
+
+def running(meter):
+    def function(state, inputs):
+        meter.forwards += len(inputs)
+        total = state["total"] + inputs.sum()
+        return {"total": total, "kept": state["kept"]}, total * 2
+
+    return function
+
+
+def results(record):
+    meter = Meter()
+    replayer = Replayer(running(meter), meter, record and partial(record, meter))
+    state, seen = {"total": torch.zeros(()), "kept": torch.ones(3)}, []
+    for size in SIZES:
+        state, doubled = replayer(state, torch.full((size,), 0.5))
+        seen.append(float(doubled))
+    return seen, float(state["total"]), meter
+
+
+def test_replays_go_on_from_what_they_returned_and_count_the_same(monkeypatch):
+    always(monkeypatch)
+    assert results(Rerun) == results(None)
+    assert results(Rerun)[2] == Meter(forwards=sum(SIZES))
+
+
+class Wrong(Rerun):
+    def __call__(self, *arguments):
+        return tree_map(lambda value: value + 1, super().__call__(*arguments))
+
+
+class Never(Rerun):
+    def __init__(self, meter, function, arguments):
+        raise torch.OutOfMemoryError("no room")
+
+
+@pytest.mark.parametrize("record", [Wrong, Never])
+def test_what_cannot_be_replayed_is_called(record, monkeypatch):
+    always(monkeypatch)
+    assert results(record) == results(None)
+
+
+def test_what_is_no_faster_is_called(monkeypatch):
+    calls = []
+
+    class Slow(Rerun):
+        def __call__(self, *arguments):
+            calls.append(1)
+            return super().__call__(*arguments)
+
+    monkeypatch.setattr("lipbench.replay._seconds", lambda function, arguments: 1.0)
+    assert results(Slow) == results(None)
+    assert len(calls) == len(set(SIZES))  # compared once for each shape, and never used
+
+
+def the_entry(variant):
+    return an_entry(**VARIANTS[variant])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_trainer_that_replays_ends_with_the_same_bits(variant, monkeypatch):
+    always(monkeypatch)
+    trained = []
+    for record in (None, Rerun):
+        trainer = a_trainer(the_entry(variant), digits(train=72), seeds=(0, 1))
+        trainer.step._record = record and partial(record, trainer.ensemble.meter)
+        trained.append(trainer.run(trainer.begin()))
+    for plain, replayed in zip(*trained, strict=True):
+        assert same(plain.checkpoints["last"].params, replayed.checkpoints["last"].params)
+        assert plain.history == replayed.history
+        assert (plain.forwards, plain.gradients) == (replayed.forwards, replayed.gradients)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_gpu_replays_the_step(variant):
+    data = digits(train=72, device="cuda")
+    trained = []
+    for record in (None, Graph):
+        trainer = a_trainer(the_entry(variant), data, seeds=(0, 1))
+        trainer.step._record = record
+        trained.append(trainer.run(trainer.begin()))
+    for plain, replayed in zip(*trained, strict=True):
+        assert same(plain.checkpoints["last"].params, replayed.checkpoints["last"].params)
