@@ -9,11 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
+from lipbench.centred import centre
 from lipbench.constants import constant, product_of
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.relaxed import recertified
 from lipbench.rounding import enclose
 from lipbench.threat import Box
+from lipbench.unrolled import unroll
 from lipbench.witness import proved_quotients
 
 TOLERANCE = 1e-9
@@ -96,6 +99,10 @@ def recheck(network: Network, value: Lipschitz) -> list[Violation]:
         return _recheck_witness(network, value)
     if value.side == "upper" and "constants" in value.proof:
         return _recheck_product(network, value)
+    if value.side == "upper" and "reach" in value.proof:
+        return _below(value, centre(unroll(network)).reach(value.norm)[-1], "its blocks")
+    if value.side == "upper" and "multipliers" in value.proof:
+        return _below(value, recertified(network, value), "its multipliers")
     if value.side == "estimate" or "unverified" in value.flags:
         return []
     return [Violation(message=f"{_name(value)} has no proof that can be rechecked.")]
@@ -120,6 +127,12 @@ def _recheck_product(network: Network, value: Lipschitz) -> list[Violation]:
     if product <= value.value * (1 + TOLERANCE) and math.isfinite(product):
         return []
     return [Violation(message=f"{_name(value)}, but the constants multiply to {product:.9g}.")]
+
+
+def _below(value: Lipschitz, proved: float, what: str) -> list[Violation]:
+    if proved <= value.value * (1 + TOLERANCE) and math.isfinite(proved):
+        return []
+    return [Violation(message=f"{_name(value)}, but {what} prove {proved:.9g}.")]
 
 
 def misclassified(

@@ -199,7 +199,8 @@ class Slope(Step):
     def constant(self) -> float | Tensor:
         """Return max(|lo|, |hi|): the Lipschitz constant in every norm."""
         if isinstance(self.lo, Tensor) or isinstance(self.hi, Tensor):
-            ends = torch.as_tensor(self.lo).abs(), torch.as_tensor(self.hi).abs()
+            # In float64, to which a number that is not a tensor would otherwise be rounded down.
+            ends = (torch.as_tensor(e, dtype=torch.float64).abs() for e in (self.lo, self.hi))
             return torch.maximum(*ends).max()
         return max(abs(self.lo), abs(self.hi))
 

@@ -1,12 +1,24 @@
 """The built-in bounds on networks whose constants are known by hand."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import (
+    ABSOLUTE,
+    HAT,
+    IDENTITY,
+    LINEAR,
+    MAXIMUM,
+    SHIFTED,
+    SIGMOID,
+    STEP,
+    ZERO,
+    dense,
+    random_network,
+)
 from torch import nn
 
 from lipbench.bound import Bound
@@ -29,29 +41,6 @@ def bound(name, **options):
 def value(name, model, shape, norm=L2, domain=None, inputs=None):
     return bound(name).compute(as_network(model, shape), norm, domain, (), inputs).value
 
-
-def dense(*layers, activation=nn.ReLU):
-    # From (weight, bias) pairs.
-    modules = []
-    for weight, bias in layers:
-        weight = torch.tensor(weight, dtype=torch.float64)
-        layer = nn.Linear(*weight.T.shape, dtype=torch.float64)
-        with torch.no_grad():
-            layer.weight.copy_(weight)
-            layer.bias.copy_(torch.tensor(bias, dtype=torch.float64))
-        modules += [layer, activation()]
-    return nn.Sequential(*modules[:-1])
-
-
-ABSOLUTE = dense(([[1], [-1]], [0, 0]), ([[1, 1]], [0]))
-IDENTITY = dense(([[1], [-1]], [0, 0]), ([[1, -1]], [0]))
-STEP = dense(([[1], [1]], [1, 0]), ([[1, -1]], [0]))
-ZERO = dense(([[1], [1]], [0, 0]), ([[1, -1]], [0]))
-HAT = dense(([[1], [1], [1]], [0, -1, -2]), ([[1, -2, 1]], [0]))
-MAXIMUM = dense(([[1, -1], [0, 1], [0, -1]], [0, 0, 0]), ([[1, 1, -1]], [0]))
-SHIFTED = dense(([[1], [-1]], [0.1, 0]), ([[1, -1]], [0]))
-SIGMOID = nn.Sequential(*dense(([[4]], [0])), nn.Sigmoid())
-LINEAR = dense(([[3, 0], [4, 0]], [0, 0]))
 
 HAND = [
     pytest.param(ABSOLUTE, 1, 1, 2, id="absolute value"),
@@ -180,14 +169,6 @@ def test_batch_norm_is_a_diagonal():
         model.weight.copy_(torch.tensor([1.0, -3.0]))
         model.running_var.copy_(torch.tensor([1.0, 4.0]))
     assert value("product", model, (2,)) == pytest.approx(1.5, rel=1e-5)
-
-
-def random_network(seed, widths, activation):
-    torch.manual_seed(seed)
-    layers = []
-    for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), activation()]
-    return nn.Sequential(*layers[:-1])
 
 
 @settings(max_examples=10)

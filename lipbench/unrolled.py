@@ -1,0 +1,266 @@
+"""A network as matrices between single neurons.
+
+Every step is either linear, and is multiplied out, or acts on each entry by itself. So all
+pre-activations, and the output, are affine in the input and in the neurons before them, whatever
+the architecture: skips, convolutions and pooling need no rules of their own in what is built on it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lipbench.affine import Affine, Matrix
+from lipbench.bound import Refused
+from lipbench.network import Network
+from lipbench.rounding import UNIT
+from lipbench.steps import (
+    AveragePool,
+    Contraction,
+    Elementwise,
+    Linear,
+    MaxPool,
+    Rearrange,
+    Scale,
+    Slope,
+    Step,
+)
+
+LARGEST = 2**26
+"""Entries of all matrices together; more do not fit the methods that are built on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Neurons s(z) that read affine numbers z, each for itself."""
+
+    name: str
+    """Path of the module that they come from."""
+    reads: Affine
+    function: Elementwise
+    lo: Float[Tensor, " neurons"]
+    """Least slope of each neuron's function, and the largest; they differ."""
+    hi: Float[Tensor, " neurons"]
+
+    def __len__(self) -> int:
+        return len(self.lo)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unrolled:
+    """A function of vectors: blocks of neurons, and an output that is affine in all of them."""
+
+    inputs: int
+    blocks: tuple[Block, ...]
+    output: Affine
+    flags: tuple[str, ...] = ()
+    """What was tested and not proved, for the values that rest on it."""
+
+    def __call__(self, inputs: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
+        """Return the outputs, through the blocks."""
+        values = [inputs]
+        for block in self.blocks:
+            values.append(block.function(block.reads(values)))
+        return self.output(values)
+
+    def differences(self, pairs: Sequence[tuple[int, int]]) -> "Unrolled":
+        """Return the same network with the differences y_i - y_j as its outputs."""
+        first, second = (torch.tensor(side) for side in zip(*pairs, strict=True))
+        negative = self.output.rows(second).negative
+        return replace(self, output=self.output.rows(first).plus(negative))
+
+
+def unroll(network: Network, largest: int = LARGEST) -> Unrolled:
+    """Return a float64 network on the CPU as matrices between neurons.
+
+    Args:
+        network: The network.
+        largest: Most entries of all matrices together.
+
+    Raises:
+        Refused: If it has more, or a step that has no rule.
+    """
+    size = torch.Size(network.input_shape).numel()
+    unroller = _Unroller(largest)
+    identity = Affine(
+        parts={0: Matrix.exact(torch.eye(size, dtype=torch.float64))},
+        offset=Matrix.exact(torch.zeros(size, 1, dtype=torch.float64)),
+    )
+    values = [identity]
+    with torch.no_grad():
+        for step in network.steps:
+            values.append(_unrolled(step, unroller, *[values[i] for i in step.inputs]))
+            unroller.count(values[-1], step)
+    return Unrolled(
+        inputs=size,
+        blocks=tuple(unroller.blocks),
+        output=values[network.output],
+        flags=network.flags,
+    )
+
+
+def neurons(network: Network) -> int:
+    """Return about how many neurons a network has as matrices, without computing these."""
+    count = 0
+    for step in network.steps:
+        if isinstance(step, Slope):
+            count += math.prod(step.output_shape)
+        elif isinstance(step, MaxPool):
+            count += math.prod(step.output_shape) * (math.prod(step.window) - 1)
+        elif isinstance(step, Contraction):
+            count += len(step.diagonal)
+    return count
+
+
+class _Unroller:
+    """The blocks so far, and how much room is left."""
+
+    def __init__(self, largest: int) -> None:
+        self.blocks: list[Block] = []
+        self.largest = largest
+        self.entries = 0
+
+    def count(self, value: Affine, step: Step) -> None:
+        self.entries += sum(part.values.numel() for part in value.parts.values())
+        if self.entries > self.largest:
+            raise Refused(
+                f"step {step.name!r}: the network as matrices has more than {self.largest} entries."
+            )
+
+    def neurons(
+        self, name: str, reads: Affine, function: Elementwise, lo: Tensor, hi: Tensor
+    ) -> Affine:
+        """Return new neurons as affine numbers: themselves."""
+        self.blocks.append(Block(name=name, reads=reads, function=function, lo=lo, hi=hi))
+        count = len(reads)
+        return Affine(
+            parts={len(self.blocks): Matrix.exact(torch.eye(count, dtype=torch.float64))},
+            offset=Matrix.exact(torch.zeros(count, 1, dtype=torch.float64)),
+        )
+
+
+@singledispatch
+def _unrolled(step: Step, unroller: _Unroller, *values: Affine) -> Affine:
+    raise Refused(f"step {step.name!r} ({type(step).__name__}) is not read neuron by neuron.")
+
+
+@_unrolled.register(Linear)
+def _(step: Linear, unroller: _Unroller, value: Affine) -> Affine:
+    absolute = step.absolute()
+
+    found = value.each(
+        lambda part: part.through(step.apply, absolute.apply, step.input_shape, step.fan_in)
+    )
+    if step.bias is None:
+        return found
+    bias = step.broadcast(step.bias).expand(step.output_shape).reshape(-1, 1)
+    return replace(found, offset=found.offset.plus(Matrix.exact(bias)))
+
+
+@_unrolled.register(AveragePool)
+def _(step: AveragePool, unroller: _Unroller, value: Affine) -> Affine:
+    terms = len(value)  # more than any window has
+
+    def pool(part: Matrix) -> Matrix:
+        found = part.through(step.pool, step.pool, step.input_shape, terms)
+        # Its weights are quotients, and rounded themselves.
+        return replace(found, radius=found.radius + UNIT * found.values.abs())
+
+    return value.each(pool)
+
+
+@_unrolled.register(Scale)
+def _(step: Scale, unroller: _Unroller, value: Affine) -> Affine:
+    factor, offset = (
+        part.expand(step.input_shape).reshape(-1, 1) for part in (step.factor, step.offset)
+    )
+    found = value.each(lambda part: part.scaled(factor))
+    # Factor and offset are made of a few operations on what the layer stores.
+    own = Matrix(values=offset, radius=8 * UNIT * offset.abs())
+    return replace(found, offset=found.offset.plus(own))
+
+
+@_unrolled.register(Rearrange)
+def _(step: Rearrange, unroller: _Unroller, value: Affine) -> Affine:
+    return value
+
+
+@_unrolled.register(Slope)
+def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
+    shape, like = step.input_shape, value.offset.values
+    lo, hi = (
+        torch.as_tensor(end, dtype=like.dtype).expand(shape).flatten() for end in (step.lo, step.hi)
+    )
+    bent = lo < hi
+    places = bent.nonzero().squeeze(1)
+
+    def curve(numbers: Tensor) -> Tensor:
+        whole = numbers.new_zeros(len(numbers), len(lo))
+        whole[:, places] = numbers
+        return step.function(whole.reshape(-1, *shape)).flatten(1)[:, places]
+
+    if bool(bent.all()):
+        return unroller.neurons(step.name, value, curve, lo, hi)
+    # Where all slopes are one number the function is affine, and no neuron.
+    zero = step.function(like.new_zeros(1, *shape)).reshape(-1, 1)
+    straight = value.each(lambda part: part.scaled(torch.where(bent, 0.0, lo).unsqueeze(1)))
+    straight = replace(
+        straight,
+        offset=straight.offset.plus(Matrix.exact(torch.where(bent.unsqueeze(1), 0.0, zero))),
+    )
+    if not len(places):
+        return straight
+    neurons = unroller.neurons(step.name, value.rows(places), curve, lo[places], hi[places])
+    return straight.plus(neurons.each(lambda part: part.among(places, len(lo))))
+
+
+@_unrolled.register(MaxPool)
+def _(step: MaxPool, unroller: _Unroller, value: Affine) -> Affine:
+    windows = _windows(step)
+    candidates = [value.rows(windows[:, tap]) for tap in range(windows.shape[1])]
+    while len(candidates) > 1:  # a tournament, in which the larger of two numbers goes on
+        pairs = zip(candidates[::2], candidates[1::2], strict=False)
+        winners = [_larger(step.name, unroller, *pair) for pair in pairs]
+        candidates = winners + candidates[len(winners) * 2 :]
+    return candidates[0]
+
+
+@_unrolled.register(Contraction)
+def _(step: Contraction, unroller: _Unroller, value: Affine) -> Affine:
+    count = len(step.diagonal)
+    pulled = value.each(lambda part: part.times(step.weight.T))
+    pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(step.bias.unsqueeze(1))))
+    zero = step.diagonal.new_zeros(count)
+    hidden = unroller.neurons(step.name, pulled, step.function, zero, zero + 1)
+    back = hidden.each(lambda part: part.scaled(-2 / step.diagonal.unsqueeze(1)))
+    return value.plus(back.each(lambda part: part.times(step.weight)))
+
+
+def _larger(name: str, unroller: _Unroller, one: Affine, other: Affine) -> Affine:
+    """Return max(a, b) = a + relu(b - a)."""
+    rise = other.plus(one.negative)
+    zero = torch.zeros(len(one), dtype=torch.float64)
+    return one.plus(unroller.neurons(name, rise, torch.relu, zero, zero + 1))
+
+
+def _windows(step: MaxPool) -> Int[Tensor, "outputs taps"]:
+    """Return which inputs each output is the largest of; padding counts as another of these."""
+    channels, *lengths = step.input_shape
+    found = torch.arange(channels).reshape(-1, 1)
+    for axis, length in enumerate(lengths):
+        first = torch.arange(step.output_shape[1 + axis]) * step.stride[axis] - step.padding[axis]
+        taps = first.unsqueeze(1) + torch.arange(step.window[axis]) * step.dilation[axis]
+        taps = torch.where((taps >= 0) & (taps < length), taps, -1)
+        rows, columns = found.reshape(-1, 1, found.shape[1], 1), taps.reshape(1, *_outer(taps))
+        both = torch.where((rows < 0) | (columns < 0), -1, rows * length + columns)
+        found = both.reshape(-1, found.shape[1] * step.window[axis])
+    some = found.amax(dim=1, keepdim=True)
+    return torch.where(found < 0, some, found)
+
+
+def _outer(taps: Tensor) -> tuple[int, int, int]:
+    return taps.shape[0], 1, taps.shape[1]

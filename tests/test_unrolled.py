@@ -1,0 +1,144 @@
+"""A network as matrices between neurons is the same function, and knows its own rounding."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import MAXIMUM, random_network
+from torch import nn
+
+from lipbench.affine import Matrix
+from lipbench.bound import Refused
+from lipbench.explain import Residual
+from lipbench.network import as_network
+from lipbench.normalise import Normalise
+from lipbench.unrolled import neurons, unroll
+
+
+def convolutional():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Normalise([0.5], [0.25]),
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.PReLU(3),
+        nn.MaxPool2d(3, 2, padding=1),
+        nn.Conv2d(3, 2, 3, stride=2, padding=1, padding_mode="circular"),
+        nn.SELU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2, 4),
+    )
+    model[2].running_var.uniform_(0.5, 2)
+    model[2].running_mean.normal_()
+    with torch.no_grad():
+        model[3].weight.copy_(torch.tensor([-0.5, 1.0, 2.0]))  # the second is no bend at all
+    return model.double().eval(), (1, 8, 8)
+
+
+def residual():
+    torch.manual_seed(0)
+    explained = Residual(torch.randn(6, 4) / 4, torch.ones(4), torch.randn(4))
+    return nn.Sequential(nn.Linear(5, 6), explained, nn.Tanh(), nn.Linear(6, 2)).double(), (5,)
+
+
+CASES = {
+    "dense": lambda: (random_network(0, (5, 7, 3), nn.Sigmoid).double(), (5,)),
+    "convolutional": convolutional,
+    "residual": residual,
+    "dilated pool": lambda: (nn.MaxPool2d(2, stride=1, dilation=2), (2, 7, 8)),
+    "pool of three": lambda: (nn.MaxPool1d(3, 2, padding=1), (2, 9)),
+    "linear": lambda: (nn.Linear(3, 2).double(), (3,)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_the_same_function(case):
+    model, shape = CASES[case]()
+    network = as_network(model, shape)
+    inputs = torch.randn(20, *shape, dtype=torch.float64)
+    found, expected = unroll(network)(inputs.flatten(1)), network(inputs).flatten(1)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_neurons_are_counted_beforehand(case):
+    """Those that turn out to be linear are counted too."""
+    network = as_network(*CASES[case]())
+    found = sum(map(len, unroll(network).blocks))
+    straight = 64 if case == "convolutional" else 0
+    assert found == neurons(network) - straight
+
+
+def test_a_plain_network_is_read_without_rounding():
+    network = as_network(*CASES["dense"]())
+    unrolled = unroll(network)
+    first, second = (layer.weight for layer in network.layers)
+    assert torch.equal(unrolled.blocks[0].reads.parts[0].values, first)
+    assert torch.equal(unrolled.output.parts[1].values, second)
+    for affine in (unrolled.blocks[0].reads, unrolled.output):
+        assert all(not part.radius.any() for part in affine.parts.values())
+
+
+def fractions(matrix):
+    return [[Fraction(float(entry)) for entry in row] for row in matrix.detach()]
+
+
+@given(st.integers(0, 1000))
+def test_products_stay_within_their_radius(seed):
+    """Against rational arithmetic."""
+    rng = torch.Generator().manual_seed(seed)
+    left, middle, right = (
+        torch.randn(4, 4, generator=rng, dtype=torch.float64) * 10.0**k for k in (0, 3, -3)
+    )
+    found = Matrix.exact(right).times(middle).plus(Matrix.exact(left)).times(left)
+    found = found.scaled(middle[:, :1])
+    a, b, c = map(fractions, (left, middle, right))
+    for i in range(4):
+        for j in range(4):
+            inner = [sum(b[k][m] * c[m][j] for m in range(4)) + a[k][j] for k in range(4)]
+            exact = b[i][0] * sum(a[i][k] * inner[k] for k in range(4))
+            error = abs(exact - Fraction(float(found.values[i, j])))
+            assert error <= Fraction(float(found.radius[i, j]))
+    assert (found.radius <= 1e-12 * (1 + found.values.abs()) * 1e6).all()
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 1000))
+def test_merged_layers_stay_within_their_radius(seed):
+    """Two dense layers without an activation between them, against rational arithmetic."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.ReLU()).double()
+    torch.manual_seed(seed)
+    for layer in model[:2]:
+        nn.init.normal_(layer.weight)
+    part = unroll(as_network(model, (3,))).blocks[0].reads.parts[0]
+    first, second = (fractions(layer.weight) for layer in model[:2])
+    for i in range(2):
+        for j in range(3):
+            exact = sum(second[i][k] * first[k][j] for k in range(4))
+            error = abs(exact - Fraction(float(part.values[i, j])))
+            assert error <= Fraction(float(part.radius[i, j])) <= Fraction(1, 10**13)
+
+
+def test_differences_of_outputs():
+    unrolled = unroll(as_network(random_network(0, (5, 7, 3), nn.ReLU), (5,)))
+    inputs = torch.randn(6, 5, dtype=torch.float64)
+    found, outputs = unrolled.differences([(0, 1), (2, 0)])(inputs), unrolled(inputs)
+    assert torch.allclose(found[:, 0], outputs[:, 0] - outputs[:, 1])
+    assert torch.allclose(found[:, 1], outputs[:, 2] - outputs[:, 0])
+
+
+def test_what_is_too_large_is_refused_by_name():
+    network = as_network(nn.Sequential(nn.Linear(5, 7), nn.ReLU()), (5,))
+    with pytest.raises(Refused, match=r"step '0': .* more than 10 entries"):
+        unroll(network, largest=10)
+
+
+def test_the_maximum_of_two_numbers_is_one_neuron():
+    unrolled = unroll(as_network(nn.MaxPool1d(2), (1, 2)))
+    assert [len(block) for block in unrolled.blocks] == [1]
+    points = torch.tensor([[3.0, 1.0], [-1.0, 2.0]], dtype=torch.float64)
+    assert unrolled(points).flatten().tolist() == [3.0, 2.0]
+    assert neurons(as_network(MAXIMUM, (2,))) == 3
