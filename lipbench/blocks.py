@@ -45,6 +45,8 @@ class Line:
     """Number of seeds that were planned."""
     failed: tuple[tuple[int, str], ...]
     """Seeds that have not finished, each with its state."""
+    missing: tuple[tuple[str, int], ...]
+    """What could not be measured and why, each with the number of seeds of which."""
     entries: tuple[Entry, ...]
 
     @property

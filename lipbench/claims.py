@@ -9,7 +9,13 @@ from lipbench.bound import Lipschitz
 from lipbench.cell import Cell
 from lipbench.method import Claim
 from lipbench.net import Net, Skeleton
+from lipbench.norm import Norm
+from lipbench.rows import Row, box_text
 from lipbench.soundness import inside
+
+CLAIMED = "claimed_lipschitz"
+"""Metric of the row that says what a method claims."""
+_TOLERANCE = "tolerance="
 
 
 def claim_of(cell: Cell, module: nn.Module, strength: float | None) -> Claim | None:
@@ -26,6 +32,30 @@ def claim_of(cell: Cell, module: nn.Module, strength: float | None) -> Claim | N
     params = {name: value.detach() for name, value in module.named_parameters()}
     skeleton = Skeleton(module, cell.benchmark.dataset.input_shape)
     return method.claims(Net(skeleton, params, dict(module.named_buffers())))
+
+
+def claim_row(claim: Claim, blank: Row) -> Row:
+    """Return the row that says what is claimed."""
+    return replace(
+        blank,
+        metric=CLAIMED,
+        norm=float(claim.norm),
+        domain=box_text(claim.domain),
+        estimator=blank.method,
+        side="upper",
+        value=claim.constant,
+        flags=(*blank.flags, f"{_TOLERANCE}{claim.tolerance!r}"),
+    )
+
+
+def claim_in(row: Row) -> Claim:
+    """Return the claim that `claim_row` wrote."""
+    assert row.norm is not None
+    assert row.value is not None
+    slack = [flag.removeprefix(_TOLERANCE) for flag in row.flags if flag.startswith(_TOLERANCE)]
+    return Claim(
+        norm=Norm(row.norm), constant=row.value, domain=row.box, tolerance=float(slack[-1])
+    )
 
 
 def refutations(claim: Claim, values: Iterable[Lipschitz]) -> list[str]:

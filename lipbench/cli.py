@@ -187,7 +187,11 @@ def plan(
 @_OUT
 @_DEVICE
 @_NO_STACK
-@click.option("--no-retry", is_flag=True, help="Leave cells that failed before as they are.")
+@click.option(
+    "--no-retry",
+    is_flag=True,
+    help="Leave cells that failed before as they are. (Those that diverged are never tried again.)",
+)
 @click.option("--progress", type=click.Choice(["auto", "quiet"]), default="auto", hidden=True)
 @click.option("-q", "--quiet", is_flag=True, help="Print the last line only.")
 @_verbose

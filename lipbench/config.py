@@ -184,8 +184,10 @@ def _name(raw: Any) -> str:
 
 
 def _spans(place: Place, key: str) -> list[range]:
-    """Return the lines of the tables whose headers end with `key`, among those of a place."""
+    """Return the lines of the tables whose headers end with `key`, or of its inline list."""
     header = re.compile(rf"^\s*\[\[(\s*benchmark\s*\.)?\s*{key}\s*\]\]")
     starts = [number for number in place.span if header.search(place.lines[number])]
+    if not starts:
+        return place.entries(key)
     stops = [*starts[1:], place.span.stop][: len(starts)]
     return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]

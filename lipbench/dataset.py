@@ -57,7 +57,7 @@ class Dataset(ABC):
     published_outputs: ClassVar[int]
     """Classes, or target dimensions, of the published set."""
     published_size: ClassVar[int] = 60_000
-    """Published training samples, before any split; as the next, for estimates of time."""
+    """Published training samples, which all splits share; as the next, for estimates of time."""
     published_test_size: ClassVar[int] = 10_000
     pair_sampler: ClassVar[bool] = False
     """Whether X_Lip is a sampler on the input space (`sample_pairs`) and not a set of samples."""

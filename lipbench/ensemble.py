@@ -111,19 +111,29 @@ class Ensemble:
         fitting = samples_that_fit(self.model, self.data.dataset, self.device)
         return max(1, min(_SAMPLES_AT_ONCE // len(self.trials), fitting))
 
+    @cached_property
+    def _constants(self) -> dict[str, Float[Tensor, " trials"]]:
+        # Once: a copy to the device waits for all that is going on there.
+        return {
+            name: self.column([trial.scalars()[name] for trial in self.trials])
+            for name in self.trials[0].scalars()
+        }
+
+    @cached_property
+    def _targets(self) -> Float[Tensor, " trials"]:
+        targets = [trial.entry.target_accuracy for trial in self.trials]
+        return self.column([math.nan if value is None else value for value in targets])
+
     def column(self, values: list[float]) -> Float[Tensor, " trials"]:
         """Return one number per trial as a tensor."""
         return torch.tensor(values, dtype=self.dtype, device=self.device)
 
     def scalars(self, progress: Progress) -> dict[str, Float[Tensor, " trials"]]:
         """Return the fields of the methods that may differ, the strength at its present value."""
-        columns = {
-            name: self.column([trial.scalars()[name] for trial in self.trials])
-            for name in self.trials[0].scalars()
-        }
+        driven = {}
         if self.method.strength is not None:
-            columns[self.method.strength.field] = progress.course["strength"]
-        return columns
+            driven[self.method.strength.field] = progress.course["strength"]
+        return {**self._constants, **driven}
 
     def net(self, params: Tree, state: Tree) -> Net:
         """Return the network of one trial with these numbers; its calls are not counted."""
@@ -157,10 +167,8 @@ class Ensemble:
     def move(self, progress: Progress, accuracy: Float[Tensor, " trials"]) -> None:
         """Move the strengths after a comparison of accuracies and targets."""
         law = self.method.strength
-        targets = [trial.entry.target_accuracy for trial in self.trials]
         assert law is not None
-        target = self.column([math.nan if value is None else value for value in targets])
-        progress.course = self.discrepancy.move(progress.course, accuracy, target, law)
+        progress.course = self.discrepancy.move(progress.course, accuracy, self._targets, law)
 
     def mapped(self, function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
         """Return `function` for all trials at once; its last `shared` arguments have no trials."""

@@ -98,13 +98,31 @@ def _entry(
     made = attempt(plugin, group, base, table, place, own)
     fixed = {role: made, "name": table["name"]}
     options = {key: value for key, value in table.items() if key in own}
+    is_made = made is not None
+    if made is None:
+        made = fixed[role] = _plain(group, base, table["name"])
     if made is None:
         read_fields(cls, options, place, fixed)
         raise Invalid
     norms: frozenset[Norm] = made.norms  # type: ignore[attr-defined]
     if "norm" not in options:
         fixed["norm"] = next(iter(norms)) if len(norms) == 1 else Norm(2.0)
-    return structure(cls, options, place, fixed)
+    entry = structure(cls, options, place, fixed)
+    if not is_made:
+        raise Invalid
+    return entry
+
+
+def _plain(group: str, base: type[T], name: str) -> T | None:
+    """Return a plugin with the settings it has by itself, if it can be made without others.
+
+    It stands for one whose own settings are wrong, so that the rest of its entry can be checked.
+    """
+    try:
+        cls, fixed = resolve(group, name, base)
+        return cls(**fixed)
+    except Exception:  # a stranger's may raise anything, and what is wrong is reported already
+        return None
 
 
 def method_entry(
@@ -129,11 +147,15 @@ def method_entry(
     merged = attempt(_override, overrides, place, training or TrainingSettings(epochs=100))
     discrepancy = attempt(_discrepancy, table, place)
     options = {key: table[key] for key in ("target_accuracy", "path") if key in table}
-    if method is None or merged is None:
+    stand_in = method or _plain("lipbench.methods", Method, table["name"])
+    if stand_in is None or merged is None:
         read_fields(MethodEntry, options, place)
         raise Invalid
-    fixed = {"name": table["name"], "method": method, "training": merged}
-    return structure(MethodEntry, options, place, fixed | {"discrepancy": discrepancy})
+    fixed = {"name": table["name"], "method": stand_in, "training": merged}
+    entry = structure(MethodEntry, options, place, fixed | {"discrepancy": discrepancy})
+    if method is None:
+        raise Invalid
+    return entry
 
 
 def _discrepancy(table: Mapping[str, Any], place: Place) -> Discrepancy | None:

@@ -13,7 +13,7 @@ from lipbench.bound import Lipschitz, Refused, Side
 from lipbench.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.cells import CellFolder, State
 from lipbench.checkpoints import Unreadable, is_whole, packed, read_tensors
-from lipbench.claims import claim_of, refutations
+from lipbench.claims import CLAIMED, claim_in, claim_of, refutations
 from lipbench.data import Data
 from lipbench.fields import key as field_key
 from lipbench.files import StorageError, quarantine
@@ -107,8 +107,7 @@ def evaluate(
     for subject in subjects:
         _refuse_useless(subject)
     errors = _complete(cell, folder, subjects, missing)
-    found = contradictions(cell, folder) + _refuted(subjects, folder)
-    return Verdict(contradictions=found, errors=errors)
+    return Verdict(contradictions=contradictions(cell, folder), errors=errors)
 
 
 def _complete(
@@ -140,7 +139,8 @@ def contradictions(cell: Cell, folder: CellFolder) -> list[str]:
 
     A lower bound above an upper one of the same checkpoint, norm and domain; and a sample that is
     certified within a radius, and misclassified in float64 at a smaller distance. A bound whose
-    own proof does not hold is one, too.
+    own proof does not hold is one, too, and so is a constant that the method claims and a lower
+    bound refutes.
     """
     there = [e.key for e in cell.evaluations if folder.rows(e.key).exists()]
     rows = [row for key in there for row in read_rows(folder.rows(key))]
@@ -156,24 +156,10 @@ def contradictions(cell: Cell, folder: CellFolder) -> list[str]:
         lies = [row for row in bounds if row.status == "invalid"]
         found += [f"{checkpoint}: {row.estimator}: {row.flags[-1]}" for row in lies]
         found += [f"{checkpoint}: {v.message}" for v in crossings(map(_value, bounds))]
+        proved = [_value(row) for row in bounds if row.status == "done"]
+        for claim in (claim_in(row) for row in own if row.metric == CLAIMED):
+            found += [f"{checkpoint}: {message}" for message in refutations(claim, proved)]
         found += _broken(checkpoint, own, samples)
-    return found
-
-
-def _refuted(subjects: list[Subject], folder: CellFolder) -> list[str]:
-    """Return what the bounds refute of the methods' claims."""
-    found = []
-    for subject in subjects:
-        if subject.claim is not None:
-            keys = [e.key for e in subject.cell.evaluations if folder.rows(e.key).exists()]
-            rows = [row for key in keys for row in read_rows(folder.rows(key))]
-            values = [
-                _value(row)
-                for row in rows
-                if row.checkpoint == subject.checkpoint
-                and (row.metric, row.status) == ("lipschitz", "done")
-            ]
-            found += [f"{subject.checkpoint}: {m}" for m in refutations(subject.claim, values)]
     return found
 
 
@@ -303,11 +289,7 @@ def is_measured(folder: CellFolder, evaluation: Evaluation, read: Read = read_ro
 
 
 def _value(row: Row) -> Lipschitz:
-    domain = None
-    if row.domain != "all":
-        low, high = row.domain.strip("[]").split(", ")
-        domain = (float(low), float(high))
     assert row.value is not None
     assert row.norm is not None
     side = cast(Side, row.side)
-    return Lipschitz(value=row.value, side=side, norm=Norm(row.norm), domain=domain)
+    return Lipschitz(value=row.value, side=side, norm=Norm(row.norm), domain=row.box)

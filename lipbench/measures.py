@@ -14,12 +14,13 @@ from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Refused
 from lipbench.cell import Cell, Evaluation, certified_epsilons
 from lipbench.certified import certified_accuracy, certified_radius, margins, radius_quantiles
+from lipbench.claims import claim_row
 from lipbench.columns import SELECTION
 from lipbench.data import Batch, Data, Split
 from lipbench.method import Claim
 from lipbench.network import Network
 from lipbench.noise import noise_accuracy
-from lipbench.rows import Row
+from lipbench.rows import Row, box_text
 from lipbench.samples import outcome_name
 from lipbench.seeds import stream
 from lipbench.soundness import misclassified, recheck
@@ -115,7 +116,7 @@ def _plain(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
     for metric, value in subject.facts.items():
         measured.add(replace(blank, metric=metric, value=value))
     if subject.claim is not None:
-        measured.add(_claimed(subject.claim, blank))
+        measured.add(claim_row(subject.claim, blank))
     scale = _input_scale(subject.network)
     if scale is not None:
         measured.add(replace(blank, metric="input_scale", side="exact", value=scale))
@@ -125,19 +126,6 @@ def _plain(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
         measured.samples[f"{subject.checkpoint}/curve/x"] = points.cpu()
         measured.samples[f"{subject.checkpoint}/curve/y"] = _outputs(subject.module, points).cpu()
     return measured
-
-
-def _claimed(claim: Claim, blank: Row) -> Row:
-    return replace(
-        blank,
-        metric="claimed_lipschitz",
-        norm=float(claim.norm),
-        domain=_box(claim.domain),
-        estimator=blank.method,
-        side="upper",
-        value=claim.constant,
-        flags=(*blank.flags, f"tolerance={claim.tolerance:g}"),
-    )
 
 
 def _noise(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
@@ -182,7 +170,7 @@ def _attack(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
         norm=float(entry.norm),
         estimator=entry.name,
         side="upper",
-        domain=_box(subject.data.box),
+        domain=box_text(subject.data.box),
         flags=(*blank.flags, *_selecting(subject.cell, entry.name, entry.norm)),
     )
     if not subject.is_classifier:
@@ -219,7 +207,7 @@ def _bound(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
         blank,
         metric="lipschitz",
         norm=float(norm),
-        domain=_box(domain),
+        domain=box_text(domain),
         estimator=entry.name,
         side=entry.bound.side,
     )
@@ -242,7 +230,7 @@ def _bound(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
     if not value.value >= 0:
         lies.append(f"{value.value} is no Lipschitz constant")
     if (value.norm, value.domain) != (norm, domain):
-        lies.append(f"it speaks of norm {value.norm} on {_box(value.domain)}")
+        lies.append(f"it speaks of norm {value.norm} on {box_text(value.domain)}")
     if lies:
         flags = (*row.flags, _flag("; ".join(lies)))
         measured.add(replace(row, status="invalid", flags=flags))
@@ -321,7 +309,3 @@ def _without(row: Row, status: str, reason: str) -> Measured:
 
 def _flag(text: str) -> str:
     return text.replace(";", ",").replace("\n", " ")
-
-
-def _box(box: tuple[float, float] | None) -> str:
-    return "all" if box is None else f"[{box[0]:g}, {box[1]:g}]"

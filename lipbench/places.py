@@ -1,12 +1,16 @@
 """Where something stands in a configuration file, and what is wrong there."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+
+_TOKENS = re.compile(r"""\n|#[^\n]*|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|[][{},]|[^][{},"'#\s]+""")
+"""What matters of TOML inside a list: line ends, comments, strings, brackets, commas, the rest."""
 
 
 class ConfigError(Exception):
@@ -42,6 +46,14 @@ class Place:
             span = self.span if found is None else range(found, self.span.stop)
         return replace(self, labels=(*self.labels, label), span=span)
 
+    def entries(self, key: str) -> list[range]:
+        """Return the lines of each entry of the list in brackets that a key is set to."""
+        first = self._find(key)
+        if first is None:
+            return []
+        _, _, text = "\n".join(self.lines[first : self.span.stop]).partition("=")
+        return list(_entries(text, first))
+
     def report(self, problem: str, key: str = "") -> Invalid:
         """Return an error to raise, after recording a problem of the table or one of its keys."""
         line = self._find(key)
@@ -60,6 +72,24 @@ class Place:
             if not text.lstrip().startswith("#") and pattern.search(text):
                 return number
         return None
+
+
+def _entries(text: str, line: int) -> Iterator[range]:
+    """Yield the lines of each entry of the list that a text begins with, from its line on."""
+    depth, start = 0, None
+    for token in _TOKENS.findall(text):
+        line += token == "\n"
+        if token == "\n" or token.startswith("#"):
+            continue
+        depth += (token in "[{") - (token in "]}")
+        if depth == 0 or (depth == 1 and token == ","):
+            if start is not None:
+                yield range(start, line + 1)
+            start = None
+            if depth == 0:
+                return
+        elif start is None and (depth, token) != (1, "["):
+            start = line
 
 
 def attempt(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

@@ -26,6 +26,10 @@ def warnings(line: Line, columns: Sequence[Column]) -> list[str]:
         for flag, seeds in flags.items()
         if flag != SELECTION
     ]
+    found += [
+        f"{line.label}: for {count} of {line.seeds} seeds {text.rstrip('.')}."
+        for text, count in line.missing
+    ]
     ratio = _gap(line, columns)
     if ratio > _BLIND:
         times = f"{ratio:.2g} times" if isfinite(ratio) else "infinitely many times"

@@ -91,12 +91,20 @@ def read_plan(run: Path) -> list[PlannedCell]:
     """
     table = read_json(run / "plan.json")
     if table is None:
-        raise PlanMissing(f"{run} is not the folder of a run: it has no plan.json.")
+        raise PlanMissing(f"{run} is not the folder of a run: it has no plan.json.{_hint(run)}")
     if not isinstance(table, dict) or table.get("schema") != _SCHEMA:
         raise PlanMissing(
             f"{run / 'plan.json'} is not a plan of schema {_SCHEMA}: run the benchmark again."
         )
     return [_planned(cell) for cell in table["cells"]]
+
+
+def _hint(place: Path) -> str:
+    """Return what to give instead of a folder that holds runs, or results without their cells."""
+    if (place / "results.csv").exists():
+        return " It holds published results, which `lipbench table` shows."
+    inside = sorted(str(path.parent) for path in place.glob("*/plan.json"))
+    return f" Give one of its runs: {', '.join(inside)}." if inside else ""
 
 
 def has_cells(run: Path) -> bool:

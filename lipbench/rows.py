@@ -70,11 +70,28 @@ class Row:
         if self.flags and any(";" in flag or not flag for flag in self.flags):
             raise ValueError(f"a flag is text without semicolons, got {self.flags!r}.")
 
+    @property
+    def box(self) -> tuple[float, float] | None:
+        """Return the domain as a box, None for all of space."""
+        if self.domain in ("", "all"):
+            return None
+        low, high = self.domain.strip("[]").split(", ")
+        return float(low), float(high)
+
 
 Read = Callable[[Path], list[Row]]
 """How a file of rows is read: `read_rows`, or something that remembers what it read."""
 COLUMNS = tuple(field.name for field in fields(Row))
 _cells = attrgetter(*COLUMNS)
+
+
+def box_text(box: tuple[float, float] | None) -> str:
+    """Return what the column `domain` says."""
+    return "all" if box is None else f"[{_shortest(box[0])}, {_shortest(box[1])}]"
+
+
+def _shortest(number: float) -> str:
+    return text if float(text := f"{number:g}") == number else repr(number)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

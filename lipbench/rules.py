@@ -50,6 +50,9 @@ def split_rules(dataset: Dataset) -> tuple[Rule, ...]:
         "split_seed": (0, dataset.split_seed),
     }
     kept, known = list(dataset.classes), range(dataset.published_outputs)
+    parts = [size or 0 for size in (dataset.train_size, dataset.pair_size, dataset.validation_size)]
+    # How many samples are of some classes only the data know, and a sampler has no end of them.
+    is_known = not kept and not dataset.pair_sampler
     return (
         *(
             (
@@ -57,6 +60,11 @@ def split_rules(dataset: Dataset) -> tuple[Rule, ...]:
                 f"dataset: {key} must be at least {least}, got {value}",
             )
             for key, (least, value) in sizes.items()
+        ),
+        (
+            not is_known or sum(parts) <= dataset.published_size,
+            "dataset: train_size, pair_size and validation_size add up to "
+            f"{sum(parts)}, and there are {dataset.published_size} training samples",
         ),
         (
             not kept or (len(set(kept)) == len(kept) > 1 and set(kept) <= set(known)),

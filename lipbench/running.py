@@ -50,7 +50,8 @@ def run(
         only: Names of the benchmarks to run; none runs all.
         device: `cpu`, `cuda` or `auto`; None takes the configuration's.
         stacked: Whether cells that differ in numbers only are trained together.
-        retry: Whether cells that failed before are tried again.
+        retry: Whether cells that failed before are tried again. Those that diverged are not:
+            they would again.
         progress: `auto` shows a line while it works, `quiet` only the last line.
 
     Returns:

@@ -26,13 +26,16 @@ def standing(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) 
     Args:
         cell: The cell.
         run: The folder.
-        retry: Whether a cell that failed is to be tried again.
+        retry: Whether a cell that failed is to be tried again; one that diverged never is.
         read: How files of rows are read.
     """
     place = cell.folder(run)
     status = place.read_status()
     if status is None or status.state in ("running", "killed"):
         needs_work = True
+    elif status.state == "nan" and not status.checkpoints:
+        # Training has no chance in it: it would diverge again, and so would train its whole stack.
+        needs_work = False
     elif status.state != "done":
         needs_work = retry
     else:

@@ -79,7 +79,7 @@ def construct(make: Callable[..., T], values: Mapping[str, Any], place: Place) -
     except Exception as error:  # a plugin may raise anything
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         for line in text.splitlines() or [repr(error)]:
-            place.report(line, key=line.split(maxsplit=1)[0])
+            place.report(line, key=line.split(maxsplit=1)[0].rstrip(":"))
         raise Invalid from error
 
 

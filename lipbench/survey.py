@@ -46,15 +46,18 @@ def survey(
         "validation_score": None,
         "strength": progress.course.get("strength"),
     }
+    # Read at once: each reading waits for the device.
+    read = {name: None if column is None else column.tolist() for name, column in columns.items()}
     finite = _finite(progress.params, loss) & _finite(effective, loss) & answers
+    is_finite: list[bool] = finite.tolist()
     going: list[int] = []
     for number in range(len(ensemble.trials)):
         if progress.ended[number] is not None:
             continue
-        row = _row(columns, number, len(progress.histories[number]) + 1)
+        row = _row(read, number, len(progress.histories[number]) + 1)
         row |= _report(ensemble, progress, number)
         progress.histories[number].append(row)
-        if not bool(finite[number]):
+        if not is_finite[number]:
             progress.ended[number] = row["epoch"]
         else:
             going.append(number)
@@ -163,10 +166,10 @@ def _report(ensemble: Ensemble, progress: Progress, number: int) -> dict[str, fl
     return method.report(ensemble.nets(progress)[number], take(progress.state, number), h)
 
 
-def _row(columns: dict[str, Tensor | None], number: int, epoch: int) -> dict[str, Any]:
+def _row(columns: dict[str, list[float] | None], number: int, epoch: int) -> dict[str, Any]:
     row: dict[str, Any] = {"epoch": epoch}
     for name, column in columns.items():
-        value = math.nan if column is None else float(column[number])
+        value = math.nan if column is None else column[number]
         row[name] = None if math.isnan(value) and name != "loss" else value
     return row
 

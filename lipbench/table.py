@@ -86,7 +86,7 @@ def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Blo
     usable_of = _by_method(usable)
     methods = list(of_method)
     lines = [
-        _line(label, of_method[method], usable_of.get(method, []), columns, paper)
+        _line(label, of_method[method], checkpoint, usable_of.get(method, []), columns, paper)
         for method, label in zip(methods, labels(methods), strict=True)
     ]
     lines = with_best(lines, columns, source)
@@ -113,8 +113,24 @@ def _is_number(row: Row) -> bool:
     return row.status == "done" and row.value is not None and row.value == row.value
 
 
+def _missing(rows: Sequence[Row], checkpoint: str) -> tuple[tuple[str, int], ...]:
+    """Return what a checkpoint has no number of, and the number of seeds for each reason."""
+    seeds: dict[str, set[int]] = {}
+    for row in rows:
+        if row.checkpoint == checkpoint and row.status != "done":
+            what = " ".join(filter(None, (row.estimator, row.metric)))
+            text = f"{what} {row.status}: {row.flags[-1] if row.flags else 'no reason given'}"
+            seeds.setdefault(text, set()).add(row.seed)
+    return tuple((text, len(which)) for text, which in seeds.items())
+
+
 def _line(
-    label: str, rows: list[Row], usable: list[Row], columns: Sequence[Column], paper: bool
+    label: str,
+    rows: list[Row],
+    checkpoint: str,
+    usable: list[Row],
+    columns: Sequence[Column],
+    paper: bool,
 ) -> Line:
     name, first = rows[0].method, rows[0]
     failed = {row.seed: " ".join(row.flags) or "failed" for row in rows if row.metric == "cell"}
@@ -135,5 +151,6 @@ def _line(
         params=first.params,
         seeds=len({row.seed for row in rows}),
         failed=tuple(sorted(failed.items())),
+        missing=_missing(rows, checkpoint),
         entries=tuple(entries),
     )

@@ -26,9 +26,10 @@ def fetch(
     """Unpack or download what is missing, with torchvision's own loader and progress bar.
 
     Raises:
-        DataMissing: If it cannot be had.
+        DataMissing: If it cannot be had, or what is there is damaged.
     """
     if not files(name, folder, digests):
+        _refuse_damaged(name, folder, digests)
         progress(f"{name} is in {folder / name / 'raw'}")
         return
     progress(f"fetching {name} into {folder / name / 'raw'}")
@@ -36,6 +37,7 @@ def fetch(
         loader(root=str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise DataMissing(_advice(name, folder, f"cannot be downloaded ({error})")) from error
+    _refuse_damaged(name, folder, digests)
 
 
 def read(loader: Callable[..., Any], name: str, folder: Path, digests: Mapping[str, str]) -> Raw:
@@ -47,6 +49,22 @@ def read(loader: Callable[..., Any], name: str, folder: Path, digests: Mapping[s
     absent = files(name, folder, digests)
     if absent:
         raise DataMissing(_advice(name, folder, f"is not there: {absent[0]} is missing"))
+    _refuse_damaged(name, folder, digests)
+    train, test = (loader(root=str(folder), train=part, download=False) for part in (True, False))
+    return Raw(
+        train_inputs=_pixels(train.data),
+        train_targets=train.targets.numpy().astype(np.int64),
+        test_inputs=_pixels(test.data),
+        test_targets=test.targets.numpy().astype(np.int64),
+    )
+
+
+def _refuse_damaged(name: str, folder: Path, digests: Mapping[str, str]) -> None:
+    """Check the content of all files.
+
+    Raises:
+        DataMissing: If it is not the published one.
+    """
     for file, expected in digests.items():
         path = folder / name / "raw" / file
         found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -55,13 +73,6 @@ def read(loader: Callable[..., Any], name: str, folder: Path, digests: Mapping[s
                 f"{path} has SHA-256 {found}, expected {expected}: remove it and run "
                 "`lipbench data fetch` again."
             )
-    train, test = (loader(root=str(folder), train=part, download=False) for part in (True, False))
-    return Raw(
-        train_inputs=_pixels(train.data),
-        train_targets=train.targets.numpy().astype(np.int64),
-        test_inputs=_pixels(test.data),
-        test_targets=test.targets.numpy().astype(np.int64),
-    )
 
 
 def _pixels(images: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ from lipbench.data import Data
 from lipbench.dataset import DataMissing
 from lipbench.device import device_name, resolve
 from lipbench.ensemble import Progress, Refusal
-from lipbench.evaluate import Trained, Unfit, evaluate, is_measured
+from lipbench.evaluate import EvaluationFailed, Trained, Unfit, evaluate, is_measured
 from lipbench.exits import ExitCode
 from lipbench.files import StorageError, quarantine, write_json, write_text
 from lipbench.host import host_id
@@ -30,6 +30,8 @@ from lipbench.progress import named
 from lipbench.trainer import Trainer
 from lipbench.trial import Outcome
 
+_SAYS_WHAT = (EvaluationFailed, ExceptionGroup)
+"""Errors whose text says already what was raised."""
 SAVE_EVERY = 30.0
 """Seconds between two copies of the training state."""
 
@@ -281,7 +283,9 @@ class _Bench:
         for cell in cells:
             trace = "".join(traceback.format_exception(error))
             write_text(cell.folder(self.run).log, str(error) if is_mistake else trace)
-            self._conclude(cell, state, str(error), exception=type(error).__name__)
+            named = "" if is_mistake or isinstance(error, _SAYS_WHAT) else type(error).__name__
+            said = ": ".join(filter(None, (named, str(error))))
+            self._conclude(cell, state, str(error), exception=type(error).__name__, said=said)
 
     def _conclude(
         self,
@@ -289,6 +293,7 @@ class _Bench:
         state: State,
         message: str,
         exception: str = "",
+        said: str = "",
         flags: tuple[str, ...] = (),
         spent: float = 0.0,
     ) -> None:
@@ -306,7 +311,7 @@ class _Bench:
             )
         )
         if cell.key in self.wanted or state != "done":
-            self.report.cell(cell, state, message)
+            self.report.cell(cell, state, " ".join(said.split()) or message)
 
     def _status(self, cell: Cell) -> Status:
         status = cell.folder(self.run).read_status()

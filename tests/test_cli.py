@@ -168,6 +168,16 @@ def test_a_folder_that_is_no_run_is_bad_usage(lip, tmp_path, verb):
         assert str(folder) in err
 
 
+def test_the_status_of_a_folder_of_runs_names_them(lip, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "plan.json").write_text("{}")
+    code, _, err = lip("status", tmp_path)
+    assert code == ExitCode.USAGE
+    assert f"Give one of its runs: {tmp_path / 'mine'}." in err
+    (tmp_path / "results.csv").write_text("")
+    assert "`lipbench table` shows" in lip("status", tmp_path)[2]
+
+
 def test_an_unexpected_error_is_one_line_and_its_traceback_on_request(lip, monkeypatch):
     def fail():
         raise RuntimeError("boom")

@@ -200,6 +200,49 @@ def test_the_tables_become_frozen_values(toml):
     assert [entry.name for entry in benchmark.methods] == ["t_plain", "t_penalty", "t_penalty"]
 
 
+def test_entries_of_an_inline_list_have_their_own_lines(problems):
+    """Also where comments and strings hold brackets, and two stand on one line."""
+    found = problems(
+        (
+            '    { name = "t_family:Two", epsilon = [1.0] },',
+            "    # a comment with a { bracket\n"
+            '    { name = "t_any", epsilon = [\n      1.0, -1.0,\n    ] }, { name = "t_\\"}x" },\n'
+            '    { name = "t_l2", epsilon = [1.0], stepz = 1 },',
+        ),
+        ('bound = ["t_upper"]', 'bound = ["t_upper",\n"t_uper"]'),
+    )
+    wanted = {
+        17: "attack 2 (t_any)",
+        19: 'attack 3 (t_"}x)',
+        20: "attack 4 (t_l2)",
+        23: "bound 2 (t_uper)",
+    }
+    assert len(found) == len(wanted)
+    for problem, (line, entry) in zip(found, wanted.items(), strict=True):
+        assert problem.startswith(f"benchmarks.toml:{line}: benchmark 'toy', evaluation, {entry}: ")
+
+
+def test_a_wrong_plugin_does_not_hide_what_is_wrong_beside_it(problems):
+    found = problems(
+        ("lambda = 1\ntarget_accuracy = 0.95", "lambda = -1\ntarget_accuracy = 95"),
+        (
+            '{ name = "t_any", norm = inf, epsilon = [0.05, 0.1] }',
+            '{ name = "t_any", epsilon = [-1], steps = "many" }',
+        ),
+    )
+    assert any("lambda must be at least 0" in problem for problem in found)
+    assert any("target_accuracy must be a fraction" in problem for problem in found)
+    assert any("steps must be a whole number" in problem for problem in found)
+    assert any("epsilon must be finite and ≥ 0" in problem for problem in found)
+    assert len(found) == 4
+
+
+def test_splits_larger_than_the_data_set_are_found_before_anything_is_trained(problems):
+    (found,) = problems(("train_size = 100", "train_size = 59995"))
+    assert "add up to 60005, and there are 60000 training samples" in found
+    assert found.startswith("benchmarks.toml:6: ")
+
+
 def test_a_strings_meaning_is_that_of_a_table_with_a_name(toml):
     long = TEXT.replace('model = "t_affine"', 'model = { name = "t_affine" }')
     long = long.replace('["t_upper"]', '[{ name = "t_upper" }]')

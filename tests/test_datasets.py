@@ -89,10 +89,16 @@ def test_a_missing_file_is_named_with_the_way_out(tmp_path, name):
 
 
 def test_what_is_there_is_not_fetched(tmp_path):
-    write_images(tmp_path, "MNIST")
+    _, digests = write_images(tmp_path, "MNIST")
     said = []
-    a_dataset("mnist").fetch(tmp_path, said.append)
+    torchvision_images.fetch(pytest.fail, "MNIST", tmp_path, digests, said.append)
     assert said == [f"MNIST is in {tmp_path / 'MNIST' / 'raw'}"]
+
+
+def test_what_is_there_and_damaged_is_not_called_there(tmp_path):
+    write_images(tmp_path, "MNIST")
+    with pytest.raises(DataMissing, match=r"has SHA-256 .* remove it and run"):
+        a_dataset("mnist").fetch(tmp_path, print)
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -22,7 +22,8 @@ import os, sys
 from dataclasses import dataclass
 from typing import ClassVar
 import torch
-from lipbench.method import Method
+from lipbench.method import Claim, Method
+from lipbench.norm import Norm
 
 @dataclass(frozen=True, kw_only=True)
 class Faulty(Method):
@@ -49,6 +50,10 @@ class Faulty(Method):
     def end_epoch(self, net, summary, state, h):
         self.fail("epoch 2" if summary.epoch == 2 else "epoch")
         return state
+
+    def claims(self, net):
+        if self.at == "claim":
+            return Claim(norm=Norm(2.0), constant=0.01, domain=(0.0, 1.0), tolerance=1e-7)
 
     def finish(self, net, state, data, h):
         self.fail("finish")
@@ -419,7 +424,7 @@ def test_a_method_that_raises_fails_alone(plugins, tmp_path, capsys):
         if "exit" not in at:
             status = place.read_status()
             assert (status.exception, status.message) == ("RuntimeError", f"boom in {at}")
-            assert f"failed: boom in {at}" in out
+            assert f"failed: RuntimeError: boom in {at}" in out
 
 
 def test_a_failed_cell_is_a_row_without_a_number_and_a_share_in_the_table(plugins, tmp_path):
@@ -560,6 +565,33 @@ def test_a_bound_that_lies_is_a_soundness_violation(plugins, tmp_path, capsys, h
     assert runs.networks(folder) == before
     # Without the liar the cell is as good as any other.
     assert runs.run(config(**evaluation(bound=["jacobian"])), folder) == 0
+
+
+def test_a_claim_that_is_refuted_is_a_soundness_violation(plugins, tmp_path, capsys):
+    """Whoever runs it again hears it again, and no number of it comes into a table."""
+    folder = tmp_path / "run"
+    bounds = ["product", {"name": "jacobian", "points": 4, "domain": [0.0, 1.0]}]
+    settings = config({"name": "faulty", "at": "claim"}, **evaluation(bound=bounds))
+
+    for retry in (True, True, False):
+        assert runs.run(settings, folder, retry=retry, progress="auto") == ExitCode.UNSOUND
+        assert "1 soundness violation -> exit 6" in capsys.readouterr().out
+        status = places(folder)["faulty", 0].read_status()
+        assert "the claimed constant 0.01 in norm 2 is refuted" in status.message
+        assert [row.metric for row in results(folder)] == ["cell"]
+
+
+def test_what_diverged_is_not_trained_again(plugins, tmp_path):
+    """Nor are its neighbours, who are done."""
+    folder = tmp_path / "run"
+    methods = [{"name": "standard", "optimizer": {"lr": rate}} for rate in (0.02, 1e30)]
+    settings = config(*methods)
+
+    assert runs.run(settings, folder) == ExitCode.FAILED
+    assert list(states(folder).values()) == ["done", "nan"]
+    before = runs.files(folder)
+    assert runs.run(settings, folder) == ExitCode.FAILED
+    assert runs.files(folder) == before
 
 
 def test_a_refusal_fails_the_cell_with_its_reason(tmp_path):

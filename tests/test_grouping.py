@@ -9,6 +9,7 @@ from lipbench.config import parse
 from lipbench.grouping import LARGEST_ON_CPU, largest_stack, seconds_per_trial
 
 CPU = torch.device("cpu")
+PAIRED = {"name": "digits", "train_size": 200, "pair_size": 900, "validation_size": 50}
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,16 @@ def test_a_network_that_needs_much_memory_gets_a_smaller_stack(monkeypatch):
     assert 1 < largest_stack(benchmark, CPU) <= 4
     monkeypatch.setattr(grouping, "memory", lambda: 1000)
     assert largest_stack(benchmark, CPU) == 1
+
+
+def test_pairs_count_as_much_as_a_batch(monkeypatch):
+    """A step of CLIP sends both ends of its pairs through the network."""
+    few, many = (
+        parse(runs.config({"name": "clip", "pairs": pairs}, dataset=PAIRED)).benchmarks[0]
+        for pairs in (8, 800)
+    )
+    monkeypatch.setattr(grouping, "memory", lambda: 2**25)
+    assert largest_stack(few, CPU) > largest_stack(many, CPU)
 
 
 def test_convolutions_are_measured_once_and_remembered(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from training import a_model, an_entry, digits, initial, train
+from training import a_model, a_trainer, an_entry, digits, initial, train
 
 from lipbench.net import Net, Skeleton
 from lipbench.precision import products
@@ -77,14 +77,20 @@ def test_training_in_bfloat16_is_another_run_of_the_same_kind():
     assert all(value.dtype == torch.float32 for value in narrow.checkpoints["last"].params.values())
 
 
-def test_pairs_climb_in_full_precision():
-    """After the first step of the pairs, before the weights have moved, both see one quotient."""
+@pytest.mark.parametrize("update", ["accept", "plain", "free"])
+def test_pairs_climb_in_full_precision(update):
+    """After one step from the same weights, pairs and quotients are the same to the bit."""
     found = []
     for precision in ("full", "bf16"):
-        outcome = trained("clip", precision, pairs=4)
-        found.append(outcome.forwards)
-        assert outcome.state == "done"
-    assert found[0] == found[1]
+        entry = an_entry(
+            "clip", epochs=1, batch_size=64, pairs=4, update=update, precision=precision
+        )
+        trainer = a_trainer(entry, digits(train=64), model=CNN)
+        progress = trainer.begin()
+        trainer.run(progress)
+        found.append(progress.state)
+    for name in ("quotient", "total", "difference"):
+        assert torch.equal(found[0][name], found[1][name]), name
 
 
 def test_tf32_on_a_cpu_changes_nothing():

@@ -48,13 +48,19 @@ def test_a_done_cell_that_lacks_a_measurement_needs_work(cell, folder, tmp_path,
     assert brief(standing(cell, tmp_path)) == ("done", True, "")
 
 
-@pytest.mark.parametrize("state", ["failed", "nan", "oom", "timeout"])
+@pytest.mark.parametrize("state", ["failed", "oom", "timeout"])
 @pytest.mark.parametrize("retry", [True, False])
 def test_a_cell_that_failed_needs_work_if_it_is_to_be_tried_again(
     cell, folder, tmp_path, state, retry
 ):
     finish(cell, folder, state)
     assert brief(standing(cell, tmp_path, retry)) == (state, retry, "")
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_cell_that_diverged_would_diverge_again(cell, folder, tmp_path, retry):
+    finish(cell, folder, "nan")
+    assert brief(standing(cell, tmp_path, retry)) == ("nan", False, "")
 
 
 def test_a_cell_whose_process_died_is_taken_up_again(cell, folder, tmp_path):

@@ -149,6 +149,27 @@ def test_a_flag_of_a_network_is_told_with_the_number_of_seeds():
     assert "CLIP (.95): target_missed for 1 of 1 seeds." in the_block(rows).warnings
 
 
+def test_what_could_not_be_measured_is_told_with_its_reason():
+    """An attack that broke its contract has no column: somebody has to say why."""
+    gaps = [
+        a_row(
+            metric="robust_accuracy",
+            estimator="weird",
+            status="invalid",
+            value=None,
+            seed=seed,
+            flags=("it proposed NaN.",),
+            method="clip",
+            params=TARGET,
+        )
+        for seed in (0, 1)
+    ]
+    (warning,) = the_block([*three_seeds(), *gaps]).warnings
+    assert warning == (
+        "CLIP (.95): for 2 of 2 seeds weird robust_accuracy invalid: it proposed NaN."
+    )
+
+
 def test_other_checkpoints_are_shown_only_when_asked_for():
     rows = [a_row(value=0.9), a_row(value=0.8, checkpoint="last")]
     assert entry(the_block(rows), "Test").mean == 0.9
