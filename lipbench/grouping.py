@@ -155,8 +155,9 @@ def _room(benchmark: Benchmark, found: tuple[Linear, ...], device: torch.device)
     activations = math.prod(benchmark.dataset.input_shape)
     activations += sum(math.prod(layer.output_shape) for layer in found)
     numbers = _COPIES_OF_WEIGHTS * weights
-    companions = max(entry.method.companions for entry in benchmark.methods)
-    numbers += _COPIES_OF_ACTIVATIONS * (benchmark.training.batch_size + companions) * activations
+    # A method that costs several steps sends more than its batch through the network.
+    samples = benchmark.training.batch_size * max(one.method.cost for one in benchmark.methods)
+    numbers += int(_COPIES_OF_ACTIVATIONS * samples * activations)
     width = 8 if benchmark.training.dtype == "float64" else 4
     if device.type == "cuda":
         there, largest = torch.cuda.get_device_properties(device).total_memory, LARGEST_ON_GPU

@@ -99,11 +99,6 @@ class Method(ABC):
         """Return roughly what a step costs, in steps of standard training; for estimates only."""
         return 1.0
 
-    @property
-    def companions(self) -> int:
-        """Return how many samples a step sends through the network beside its batch."""
-        return 0
-
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why the method cannot train this network on these data, or None."""
         return None

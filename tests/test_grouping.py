@@ -46,7 +46,7 @@ def test_pairs_count_as_much_as_a_batch(monkeypatch):
         parse(runs.config({"name": "clip", "pairs": pairs}, dataset=PAIRED)).benchmarks[0]
         for pairs in (8, 800)
     )
-    monkeypatch.setattr(grouping, "memory", lambda: 2**25)
+    monkeypatch.setattr(grouping, "memory", lambda: 2**21)
     assert largest_stack(few, CPU) > largest_stack(many, CPU)
 
 
