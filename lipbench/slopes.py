@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipbench.steps import Elementwise
+from lipbench.steps import Elementwise, Sides
 
 
 class Curve(NamedTuple):
@@ -21,6 +21,7 @@ class Curve(NamedTuple):
     function: Elementwise
     lo: float | Tensor
     hi: float | Tensor
+    sides: Sides = None
 
 
 def _softplus(beta: float) -> Elementwise:
@@ -40,7 +41,8 @@ def _gelu(layer: nn.GELU) -> Curve:
 
 
 def _leaky(slope: float) -> Curve:
-    return Curve(lambda x: F.leaky_relu(x, slope), min(slope, 1.0), max(slope, 1.0))
+    ends = min(slope, 1.0), max(slope, 1.0)
+    return Curve(lambda x: F.leaky_relu(x, slope), *ends, sides=(slope, 1.0))
 
 
 def _elu(alpha: float) -> Curve:
@@ -57,7 +59,8 @@ def _hardtanh(layer: nn.Hardtanh) -> Curve:
     return Curve(lambda x: F.hardtanh(x, lo, hi), 0.0, 1.0)
 
 
-RELU = Curve(torch.relu, 0.0, 1.0)
+RELU = Curve(torch.relu, 0.0, 1.0, sides=(0.0, 1.0))
+ABSOLUTE = Curve(torch.abs, -1.0, 1.0, sides=(-1.0, 1.0))
 SIGMOID = Curve(torch.sigmoid, 0.0, 0.25)
 TANH = Curve(torch.tanh, 0.0, 1.0)
 
@@ -93,6 +96,8 @@ FUNCTIONS: Mapping[Any, Curve] = {
     torch.tanh: TANH,
     F.tanh: TANH,
     "tanh": TANH,
+    torch.abs: ABSOLUTE,
+    "abs": ABSOLUTE,
 }
 """The curve of a function, or of a tensor's method, called inside a forward pass."""
 
@@ -110,4 +115,5 @@ def prelu(slope: Tensor, axes: int) -> Curve:
         lambda x: torch.where(x >= 0, x, ends * x),
         torch.minimum(ends, one),
         torch.maximum(ends, one),
+        sides=(ends, one),
     )

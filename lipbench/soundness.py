@@ -11,6 +11,7 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.centred import centre
 from lipbench.constants import constant, product_of
+from lipbench.enumerated import enumerated_problem
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.relaxed import recertified
@@ -99,6 +100,9 @@ def recheck(network: Network, value: Lipschitz) -> list[Violation]:
         return _recheck_witness(network, value)
     if value.side == "upper" and "constants" in value.proof:
         return _recheck_product(network, value)
+    if "closed" in value.proof:
+        problem = enumerated_problem(network, value)
+        return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
     if value.side == "upper" and "reach" in value.proof:
         return _below(value, centre(unroll(network)).reach(value.norm)[-1], "its blocks")
     if value.side == "upper" and "multipliers" in value.proof:

@@ -15,6 +15,9 @@ Tensors = Mapping[str, Tensor]
 """A network's parameters and buffers by name."""
 Elementwise = Callable[[Tensor], Tensor]
 
+Sides = tuple[float | Tensor, float | Tensor] | None
+"""Slopes left and right of 0, of a function that is 0 there and linear on both sides."""
+
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -188,6 +191,7 @@ class Slope(Step):
     lo: float | Tensor
     """Lower end, rounded down; a tensor that broadcasts with one sample where it varies."""
     hi: float | Tensor
+    sides: Sides = None
     claimed: bool = False
     """Whether the slopes are only the word of the layer's author."""
 

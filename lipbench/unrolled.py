@@ -30,6 +30,8 @@ from lipbench.steps import (
     Step,
 )
 
+Ends = tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]]
+
 LARGEST = 2**26
 """Entries of all matrices together; more do not fit the methods that are built on them."""
 
@@ -45,6 +47,8 @@ class Block:
     lo: Float[Tensor, " neurons"]
     """Least slope of each neuron's function, and the largest; they differ."""
     hi: Float[Tensor, " neurons"]
+    sides: Ends | None
+    """Slopes left and right of 0, if the functions are 0 there and linear on both sides."""
 
     def __len__(self) -> int:
         return len(self.lo)
@@ -132,10 +136,13 @@ class _Unroller:
             )
 
     def neurons(
-        self, name: str, reads: Affine, function: Elementwise, lo: Tensor, hi: Tensor
+        self, name: str, reads: Affine, function: Elementwise, slopes: Ends, sides: Ends | None
     ) -> Affine:
         """Return new neurons as affine numbers: themselves."""
-        self.blocks.append(Block(name=name, reads=reads, function=function, lo=lo, hi=hi))
+        lo, hi = slopes
+        self.blocks.append(
+            Block(name=name, reads=reads, function=function, lo=lo, hi=hi, sides=sides)
+        )
         count = len(reads)
         return Affine(
             parts={len(self.blocks): Matrix.exact(torch.eye(count, dtype=torch.float64))},
@@ -192,9 +199,12 @@ def _(step: Rearrange, unroller: _Unroller, value: Affine) -> Affine:
 @_unrolled.register(Slope)
 def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
     shape, like = step.input_shape, value.offset.values
-    lo, hi = (
-        torch.as_tensor(end, dtype=like.dtype).expand(shape).flatten() for end in (step.lo, step.hi)
-    )
+
+    def entries(ends: tuple[float | Tensor, float | Tensor]) -> Ends:
+        one, other = (torch.as_tensor(end, dtype=like.dtype).expand(shape) for end in ends)
+        return one.flatten(), other.flatten()
+
+    lo, hi = entries((step.lo, step.hi))
     bent = lo < hi
     places = bent.nonzero().squeeze(1)
 
@@ -203,8 +213,9 @@ def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
         whole[:, places] = numbers
         return step.function(whole.reshape(-1, *shape)).flatten(1)[:, places]
 
+    sides = step.sides and entries(step.sides)
     if bool(bent.all()):
-        return unroller.neurons(step.name, value, curve, lo, hi)
+        return unroller.neurons(step.name, value, curve, (lo, hi), sides)
     # Where all slopes are one number the function is affine, and no neuron.
     zero = step.function(like.new_zeros(1, *shape)).reshape(-1, 1)
     straight = value.each(lambda part: part.scaled(torch.where(bent, 0.0, lo).unsqueeze(1)))
@@ -214,7 +225,9 @@ def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
     )
     if not len(places):
         return straight
-    neurons = unroller.neurons(step.name, value.rows(places), curve, lo[places], hi[places])
+    sides = sides and (sides[0][places], sides[1][places])
+    ends = lo[places], hi[places]
+    neurons = unroller.neurons(step.name, value.rows(places), curve, ends, sides)
     return straight.plus(neurons.each(lambda part: part.among(places, len(lo))))
 
 
@@ -235,7 +248,7 @@ def _(step: Contraction, unroller: _Unroller, value: Affine) -> Affine:
     pulled = value.each(lambda part: part.times(step.weight.T))
     pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(step.bias.unsqueeze(1))))
     zero = step.diagonal.new_zeros(count)
-    hidden = unroller.neurons(step.name, pulled, step.function, zero, zero + 1)
+    hidden = unroller.neurons(step.name, pulled, step.function, (zero, zero + 1), None)
     back = hidden.each(lambda part: part.scaled(-2 / step.diagonal.unsqueeze(1)))
     return value.plus(back.each(lambda part: part.times(step.weight)))
 
@@ -244,7 +257,8 @@ def _larger(name: str, unroller: _Unroller, one: Affine, other: Affine) -> Affin
     """Return max(a, b) = a + relu(b - a)."""
     rise = other.plus(one.negative)
     zero = torch.zeros(len(one), dtype=torch.float64)
-    return one.plus(unroller.neurons(name, rise, torch.relu, zero, zero + 1))
+    ends = zero, zero + 1
+    return one.plus(unroller.neurons(name, rise, torch.relu, ends, ends))
 
 
 def _windows(step: MaxPool) -> Int[Tensor, "outputs taps"]:

@@ -1,0 +1,58 @@
+"""The exact constant of a small piecewise linear network."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.enumerated import enumerated_bound
+from lipbench.network import Network
+from lipbench.norm import Norm
+from lipbench.threat import Box
+from lipbench.unrolled import neurons
+
+_SECONDS_PER_NODE = 4e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipBaB(Bound):
+    """Split the inputs by the signs of neurons until one linear region has the largest slope.
+
+    The value is exact if the search ends, else an upper bound. Regions are dropped with a proof in
+    rational numbers that they have no interior: one that is thin counts, one that is flat does not.
+
+    Source:
+        Bhowmick, D'Souza, Raghavan, LipBaB: Computing Exact Lipschitz Constant of ReLU Networks
+        (ICANN 2021), https://arxiv.org/abs/2105.05495.
+    """
+
+    nodes: int = 5_000
+    """Most regions that are looked at."""
+    most_neurons: int = 48
+    """Networks with more neurons are refused."""
+
+    side: ClassVar[Side] = "exact"
+    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+
+    def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
+        """Return why the network has too many neurons, or None."""
+        count = neurons(network)
+        if count <= self.most_neurons:
+            return None
+        return f"it has {count} neurons, more than the {self.most_neurons} of most_neurons."
+
+    def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
+        """Return roughly the seconds that the search takes if it does not end before."""
+        return _SECONDS_PER_NODE * min(self.nodes, 2 ** min(neurons(network), 30))
+
+    def compute(
+        self,
+        network: Network,
+        norm: Norm,
+        domain: Box | None,
+        known: tuple[Lipschitz, ...] = (),
+        inputs: Tensor | None = None,
+    ) -> Lipschitz:
+        """Return the constant; its proof is a point of the steepest region, and all regions."""
+        return enumerated_bound(network, norm, domain, self.nodes)

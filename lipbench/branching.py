@@ -1,0 +1,144 @@
+"""The exact Lipschitz constant of a piecewise linear network, by branch and bound.
+
+Regions are dropped only with a proof that they have no interior; all that counts is decided in
+rational numbers, and norms are rounded outwards.
+
+Source:
+    Bhowmick, D'Souza, Raghavan, LipBaB: Computing Exact Lipschitz Constant of ReLU Networks
+    (2021), https://arxiv.org/abs/2105.05495. That regions are dropped by proof and not within a
+    tolerance, and the bound of a region, are this project's.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import count
+
+from lipbench.norm import Norm
+from lipbench.polyhedra import Empty, Interior
+from lipbench.regions import Decision, Region, Regions
+from lipbench.threat import Box
+from lipbench.unrolled import Unrolled
+
+SAME = 1e-9
+"""Relative distance of the two sides at which a value counts as exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explored:
+    """What a search found, and what it takes to check it."""
+
+    lower: float
+    """Norm of the matrix at `point`, rounded down; 0 if no region was decided."""
+    upper: float
+    point: tuple[Fraction, ...] | None
+    closed: tuple[tuple[Decision, ...], ...]
+    """Regions that cover the domain, together with the empty ones."""
+    empty: tuple[tuple[tuple[Decision, ...], Empty], ...]
+    """Regions without interior, with their proofs."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether the two sides meet."""
+        return self.upper <= self.lower * (1 + SAME)
+
+
+def explore(network: Unrolled, norm: Norm, domain: Box | None, nodes: int) -> Explored:
+    """Return bounds from both sides, exact if the search ended within a number of nodes.
+
+    Raises:
+        Refused: If a neuron is no piecewise linear function with one bend at 0, or the network is
+            known up to rounding only.
+    """
+    regions = Regions(network, norm, domain)
+    search = _Search(regions)
+    search.consider(regions.whole(), math.inf)
+    for _ in range(nodes):
+        if not search.queue or search.upper <= search.lower * (1 + SAME / 2):
+            break
+        search.advance()
+    return Explored(
+        lower=search.lower,
+        upper=max([search.settled, search.upper]),
+        point=search.point,
+        closed=tuple(region.path for region in search.closed + [q[2] for q in search.queue]),
+        empty=tuple(search.empty),
+    )
+
+
+def covered(
+    regions: Regions,
+    value: float,
+    closed: Sequence[tuple[Decision, ...]],
+    empty: Sequence[tuple[tuple[Decision, ...], Empty]],
+) -> bool:
+    """Return whether these regions cover the domain, and prove that no slope exceeds a value.
+
+    All is computed anew: that each split has both its sides, that empty regions are so, and the
+    bounds of the others.
+    """
+    proofs = dict(empty)
+    leaves = {*closed, *proofs}
+    left = [regions.whole()]
+    while left:
+        region = left.pop()
+        if region.path in leaves:
+            leaves.remove(region.path)
+            proof = proofs.get(region.path)
+            if proof is not None and regions.excludes(region, proof):
+                continue
+            if regions.bound(region) <= value or regions.bound(region, sharp=True) <= value:
+                continue
+            return False
+        if region.is_leaf or not leaves:
+            return False
+        left += regions.halves(region)
+    return not leaves
+
+
+class _Search:
+    """The regions that are left, the one with the largest bound first."""
+
+    def __init__(self, regions: Regions) -> None:
+        self.regions = regions
+        self.queue: list[tuple[float, int, Region, bool]] = []
+        self.closed: list[Region] = []
+        self.empty: list[tuple[tuple[Decision, ...], Empty]] = []
+        self.lower, self.settled = 0.0, 0.0
+        self.point: tuple[Fraction, ...] | None = None
+        self._order = count()
+
+    @property
+    def upper(self) -> float:
+        """Return the largest bound of what is left."""
+        return -self.queue[0][0] if self.queue else 0.0
+
+    def consider(self, region: Region, upper: float) -> None:
+        """Put a region into the queue, whose bound is at most that of what it is a part of."""
+        if region.is_leaf and isinstance(region.proof, Interior):
+            least = self.regions.least(region)
+            if least > self.lower:
+                self.lower, self.point = least, region.proof.point
+        is_sharp = region.is_leaf or not self.regions.has_sharp_bound
+        self._put(region, min(upper, self.regions.bound(region)), sharp=is_sharp)
+
+    def advance(self) -> None:
+        """Sharpen the bound of the first region, or else split it."""
+        negative, _, region, is_sharp = heapq.heappop(self.queue)
+        upper = -negative
+        if region.is_leaf:
+            self.closed.append(region)
+            self.settled = max(self.settled, upper)
+        elif not is_sharp:
+            self._put(region, min(upper, self.regions.bound(region, sharp=True)), sharp=True)
+        else:
+            for child in self.regions.children(region):
+                if isinstance(child.proof, Empty):
+                    self.empty.append((child.path, child.proof))
+                else:
+                    self.consider(child, upper)
+
+    def _put(self, region: Region, upper: float, *, sharp: bool) -> None:
+        heapq.heappush(self.queue, (-upper, next(self._order), region, sharp))

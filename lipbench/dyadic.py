@@ -1,0 +1,57 @@
+"""Exact arithmetic with what float64 can hold: integers times powers of two."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dyadic:
+    """A matrix of integers, each to be divided by 2^exponent."""
+
+    numerators: Shaped[np.ndarray, "rows columns"]
+    """Python's integers, which have no largest."""
+    exponent: int
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "rows columns"]) -> "Dyadic":
+        """Return the very numbers of a float64 matrix."""
+        pairs = [[float(entry).as_integer_ratio() for entry in row] for row in matrix.tolist()]
+        bits = [divisor.bit_length() - 1 for row in pairs for _, divisor in row]
+        exponent = max(bits, default=0)
+        whole = np.empty(tuple(matrix.shape), dtype=object)
+        for number, row in enumerate(pairs):
+            for place, (top, divisor) in enumerate(row):
+                whole[number, place] = top << (exponent - divisor.bit_length() + 1)
+        return cls(whole, exponent)
+
+    @classmethod
+    def column(cls, entries: Sequence[Fraction]) -> "Dyadic":
+        """Return a column of fractions whose denominators are powers of two."""
+        exponent = max((one.denominator.bit_length() - 1 for one in entries), default=0)
+        whole = np.empty((len(entries), 1), dtype=object)
+        for place, one in enumerate(entries):
+            whole[place, 0] = int(one * (1 << exponent))
+        return cls(whole, exponent)
+
+    def entry(self, row: int) -> Fraction:
+        """Return the number in a row of the first column."""
+        return Fraction(int(self.numerators[row, 0]), 1 << self.exponent)
+
+    def times(self, other: "Dyadic") -> "Dyadic":
+        """Return the matrix product."""
+        return Dyadic(self.numerators.dot(other.numerators), self.exponent + other.exponent)
+
+    def plus(self, other: "Dyadic") -> "Dyadic":
+        """Return the sum."""
+        exponent = max(self.exponent, other.exponent)
+        one, two = (part.numerators * (1 << (exponent - part.exponent)) for part in (self, other))
+        return Dyadic(one + two, exponent)
+
+    def scaled(self, factors: "Dyadic") -> "Dyadic":
+        """Return the rows times the entries of a column."""
+        return Dyadic(self.numerators * factors.numerators, self.exponent + factors.exponent)

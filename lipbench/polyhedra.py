@@ -1,0 +1,202 @@
+"""Whether a polyhedron has an interior, with a proof in rational numbers either way.
+
+A linear program, which computes in floats, only proposes. An interior is proved by a point in it.
+That there is none is proved by multipliers y ≥ 0, not all 0, with y'A = 0 and y'b ≤ 0: then Ax < b
+would give 0 < y'b ≤ 0. A tolerance instead of a proof would drop thin regions that are there.
+
+Source:
+    Motzkin, Beiträge zur Theorie der linearen Ungleichungen (1936): for strict inequalities, one
+    of the two always exists.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from scipy.optimize import linprog
+
+Rationals = list[Fraction]
+
+
+@dataclass(frozen=True, eq=False)
+class Inequality:
+    """a·x < b in integers, a not zero."""
+
+    whole: Shaped[np.ndarray, " coordinates_and_one"]
+    """a and -b; a positive factor does not matter."""
+
+    @property
+    def reverse(self) -> "Inequality":
+        """Return a·x > b."""
+        return Inequality(-self.whole)
+
+    @cached_property
+    def unit(self) -> Float[np.ndarray, " coordinates_and_one"]:
+        """Return it in units of its largest entry, up to a factor of two, rounded."""
+        return np.array([float(entry) for entry in self.exact])
+
+    @cached_property
+    def exact(self) -> Rationals:
+        """Return it in the same units, as it is."""
+        longest = max(abs(int(entry)).bit_length() for entry in self.whole)
+        return [Fraction(int(entry), 1 << longest) for entry in self.whole]
+
+    def holds(self, point: Sequence[Fraction]) -> bool:
+        """Return whether it holds strictly."""
+        return _product(self.exact[:-1], point) + self.exact[-1] < 0
+
+
+_ROUNDING = 8 * np.finfo(np.float64).eps
+_SUPPORT = 1e-9
+_LARGEST_RADIUS = 1.0
+
+
+@dataclass(frozen=True)
+class Interior:
+    """A point at which all inequalities hold strictly."""
+
+    point: tuple[Fraction, ...]
+
+
+@dataclass(frozen=True)
+class Empty:
+    """Inequalities that cannot hold strictly at once, by their numbers."""
+
+    support: tuple[int, ...]
+    weights: tuple[float, ...]
+    """Roughly their multipliers, for the inequalities in units of their largest entry."""
+
+
+def interior(
+    inequalities: Sequence[Inequality], dimension: int, box: Sequence[Inequality] = ()
+) -> Interior | Empty | None:
+    """Return a proof that there is an interior point, or that there is none, or neither.
+
+    Neither is rare: where the linear program fails, or is too wrong to be mended.
+
+    Args:
+        inequalities: What must hold.
+        dimension: How many coordinates there are.
+        box: Those of the inequalities that are x_k < hi and lo < x_k, in this order for each k.
+    """
+    if not inequalities:
+        return Interior((Fraction(0),) * dimension)
+    rows = np.array([one.unit for one in inequalities])
+    lengths = np.linalg.norm(rows[:, :-1], axis=1)
+    # The largest ball: the distance to every face is at least its radius.
+    found = linprog(
+        np.append(np.zeros(dimension), -1.0),
+        A_ub=np.column_stack([rows[:, :-1] / lengths[:, None], np.ones(len(rows))]),
+        b_ub=-rows[:, -1] / lengths,
+        bounds=[(None, None)] * dimension + [(None, _LARGEST_RADIUS)],
+        method="highs",
+    )
+    if found.status != 0 or found.x is None:
+        return None
+    point = [Fraction(float(x)) for x in found.x]
+    if holds(inequalities, point[:-1]):
+        return Interior(tuple(point[:-1]))
+    weights = -found.ineqlin.marginals / lengths
+    support = np.flatnonzero(weights > _SUPPORT * weights.max()).tolist()
+    faces, chosen = [inequalities[i] for i in support], [float(weights[i]) for i in support]
+    if excludes(faces, chosen, box):
+        return Empty(tuple(support), tuple(chosen))
+    mended = _vertex(faces, [lengths[i] for i in support], point)
+    if mended is not None and holds(inequalities, mended):
+        return Interior(tuple(mended))
+    return None
+
+
+def holds(inequalities: Sequence[Inequality], point: Sequence[Fraction]) -> bool:
+    """Return whether all inequalities hold strictly at a point."""
+    if not inequalities:
+        return True
+    near = np.array([*map(float, point), 1.0])
+    rows = np.array([one.unit for one in inequalities])
+    # Where rounding cannot have decided, there is nothing to be decided exactly.
+    blur = _ROUNDING * len(near) * (np.abs(rows) @ np.abs(near))
+    doubtful = np.flatnonzero(rows @ near + blur >= 0).tolist()
+    return all(inequalities[number].holds(point) for number in doubtful)
+
+
+def excludes(
+    inequalities: Sequence[Inequality], weights: Sequence[float], box: Sequence[Inequality] = ()
+) -> bool:
+    """Return whether multipliers near `weights` prove that not all inequalities hold strictly.
+
+    In a box the weights will do: what they leave of y'A, its faces cancel. Else the multipliers
+    are solved for exactly; where y'A = 0 leaves some of them free, these are the weights.
+    """
+    if not inequalities:
+        return False
+    rows = [one.exact for one in inequalities]
+    if box and _excludes_in_box(rows, [Fraction(w) for w in weights], box):
+        return True
+    columns = [list(column) for column in zip(*(row[:-1] for row in rows), strict=True)]
+    exact = _solve(columns, [Fraction(0)] * len(columns), [Fraction(w) for w in weights])
+    if exact is None or not any(exact) or any(y < 0 for y in exact):
+        return False
+    return _product(exact, [-row[-1] for row in rows]) <= 0
+
+
+def _excludes_in_box(
+    rows: Sequence[Rationals], weights: Rationals, box: Sequence[Inequality]
+) -> bool:
+    if any(w < 0 for w in weights) or not any(weights):
+        return False
+    *left, total = (_product(weights, column) for column in zip(*rows, strict=True))
+    for place, rest in enumerate(left):
+        face = box[2 * place + (rest > 0)].exact
+        total += abs(rest / face[place]) * face[-1]
+    return total >= 0
+
+
+def _vertex(
+    faces: Sequence[Inequality], lengths: Sequence[float], near: Rationals
+) -> Rationals | None:
+    """Return the centre of the ball that touches all faces, in rational numbers."""
+    rows = [one.exact for one in faces]
+    matrix = [[*row[:-1], Fraction(float(one))] for row, one in zip(rows, lengths, strict=True)]
+    solved = _solve(matrix, [-row[-1] for row in rows], near)
+    return None if solved is None else solved[:-1]
+
+
+def _product(one: Iterable[Any], other: Iterable[Fraction]) -> Fraction:
+    return sum((a * x for a, x in zip(one, other, strict=True)), Fraction(0))
+
+
+def _solve(matrix: list[Rationals], right: Rationals, near: Rationals) -> Rationals | None:
+    """Return an exact solution of a linear system whose free unknowns are those of `near`.
+
+    None says that there is no solution. The unknowns with the largest values are solved for.
+    """
+    order = sorted(range(len(near)), key=lambda place: abs(near[place]), reverse=True)
+    rows = [
+        [line[place] for place in order] + [end] for line, end in zip(matrix, right, strict=True)
+    ]
+    pivots: list[int] = []
+    for column in range(len(order)):
+        top = len(pivots)
+        found = next((k for k in range(top, len(rows)) if rows[k][column]), None)
+        if found is None:
+            continue
+        rows[top], rows[found] = rows[found], rows[top]
+        factor = 1 / rows[top][column]
+        rows[top] = [entry * factor for entry in rows[top]]
+        for k, line in enumerate(rows):
+            if k != top and line[column]:
+                share = line[column]
+                rows[k] = [a - share * b if b else a for a, b in zip(line, rows[top], strict=True)]
+        pivots.append(column)
+    if any(line[-1] for line in rows[len(pivots) :]):
+        return None
+    solution = [near[place] for place in order]
+    free = [column for column in range(len(order)) if column not in pivots]
+    for line, column in zip(rows, pivots, strict=False):
+        solution[column] = line[-1] - sum(line[k] * solution[k] for k in free)
+    found_at = dict(zip(order, solution, strict=True))
+    return [found_at[place] for place in range(len(near))]

@@ -1,0 +1,265 @@
+"""The regions on which a piecewise linear network is one matrix, in rational numbers.
+
+A neuron that is linear on both sides of 0 splits the inputs into two half-spaces, of the region in
+which all neurons of the blocks before it are on a known side.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipbench.affine import Affine
+from lipbench.bound import Refused
+from lipbench.centred import Centred, centre
+from lipbench.certify import certify
+from lipbench.dyadic import Dyadic
+from lipbench.multipliers import propose
+from lipbench.norm import Norm
+from lipbench.polyhedra import Empty, Inequality, Interior, excludes, holds, interior
+from lipbench.threat import Box
+from lipbench.unrolled import Unrolled
+
+Proof = Interior | Empty | None
+Decision = tuple[int, bool]
+"""A neuron, and whether it is right of 0."""
+_CLOSE = 1e-3
+"""How close to its optimum the sharp bound of a region is brought."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Region:
+    """Inputs for which some neurons are on known sides: those of a block before any of the next."""
+
+    path: tuple[Decision, ...]
+    inequalities: tuple[Inequality, ...]
+    known: tuple[Dyadic, ...]
+    """The input, and the neurons of each decided block, as affine functions of the input."""
+    ahead: Dyadic | None
+    """The pre-activations of the block whose neurons come next; None where all are decided."""
+    proof: Proof
+    """That it has an interior, or none; None if neither is known."""
+
+    @property
+    def is_leaf(self) -> bool:
+        """Return whether all neurons are decided."""
+        return self.ahead is None
+
+
+class Regions:
+    """The regions of one network in one domain."""
+
+    def __init__(self, network: Unrolled, norm: Norm, domain: Box | None) -> None:
+        """Read the network exactly.
+
+        Raises:
+            Refused: If that is not possible.
+        """
+        self.network, self.norm = network, norm
+        self.starts = [0]
+        self._sides: list[tuple[Dyadic, Dyadic]] = []
+        for block in network.blocks:
+            if block.sides is None:
+                raise Refused(f"step {block.name!r} is not linear on both sides of 0.")
+            left, right = (Dyadic.of(side.unsqueeze(1)) for side in block.sides)
+            self._sides.append((left, right))
+            self.starts.append(self.starts[-1] + len(block))
+        self._reads = [_exact(block.reads, block.name) for block in network.blocks]
+        self._output = _exact(network.output, "the output")
+        self._influence = _influence(centre(network))
+        self._box = () if domain is None else tuple(_faces(network.inputs, domain))
+
+    def whole(self) -> Region:
+        """Return the domain."""
+        size = self.network.inputs
+        first = Dyadic.of(torch.eye(size, size + 1, dtype=torch.float64))
+        return self._settled((), self._box, (first,), interior(self._box, size, self._box))
+
+    def children(self, region: Region) -> Iterator[Region]:
+        """Yield the two halves of a region, split by the neuron that is likely to matter most.
+
+        A neuron that does not depend on the input splits nothing: any side of it will do.
+        """
+        neuron = self._next(region)
+        for right, face in self._faces(region, neuron):
+            proof = region.proof
+            if face is not None and not (
+                isinstance(proof, Interior) and holds([face], proof.point)
+            ):
+                faces = [*region.inequalities, face]
+                proof = interior(faces, self.network.inputs, self._box)
+            yield self._child(region, (neuron, right), face, proof)
+
+    def halves(self, region: Region) -> Iterator[Region]:
+        """Yield what `children` does, without proofs about their interiors."""
+        neuron = self._next(region)
+        for right, face in self._faces(region, neuron):
+            yield self._child(region, (neuron, right), face, None)
+
+    def excludes(self, region: Region, proof: Empty) -> bool:
+        """Return whether a proof shows that a region has no interior."""
+        if not all(0 <= number < len(region.inequalities) for number in proof.support):
+            return False
+        faces = [region.inequalities[number] for number in proof.support]
+        return excludes(faces, proof.weights, self._box)
+
+    @property
+    def has_sharp_bound(self) -> bool:
+        """Return whether there is a better bound than the first one."""
+        return self.norm == 2.0
+
+    def bound(self, region: Region, sharp: bool = False) -> float:
+        """Return an upper bound of the constant on a region, rounding accounted for.
+
+        Args:
+            region: The region.
+            sharp: Whether it is worth a semidefinite program, which there is in l2 alone.
+        """
+        if region.is_leaf:
+            matrix = self.matrix(region)
+            return _norm(matrix, self.norm) * (1 + 1e-12 * max(matrix.shape))
+        centred = centre(self.network, self._slopes(region)).bent
+        if sharp and self.has_sharp_bound and centred.neurons:
+            found = propose(centred, tolerance=_CLOSE)
+            return certify(centred, found.multipliers, found.square)[0]
+        return min(centred.reach(self.norm)[-1], centred.entrywise(self.norm))
+
+    def least(self, region: Region) -> float:
+        """Return the norm of the matrix of a decided region, rounded down."""
+        matrix = self.matrix(region)
+        return _norm(matrix, self.norm) * (1 - 1e-12 * max(matrix.shape))
+
+    def matrix(self, region: Region) -> Tensor:
+        """Return the matrix of a decided region, its entries rounded once."""
+        whole = self._affine(self._output, region.known)
+        unit = 1 << whole.exponent
+        rows = [[float(Fraction(int(x), unit)) for x in row[:-1]] for row in whole.numerators]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def around(self, point: Sequence[Fraction]) -> Region | None:
+        """Return the decided region that holds a point, None if the point is on a face of it."""
+        region = self.whole()
+        if not holds(region.inequalities, point):
+            return None
+        while not region.is_leaf:
+            neuron = self._next(region)
+            sides = [
+                (right, face)
+                for right, face in self._faces(region, neuron)
+                if face is None or holds([face], point)
+            ]
+            if not sides:
+                return None
+            region = self._child(region, (neuron, sides[0][0]), sides[0][1], None)
+        return region
+
+    def _next(self, region: Region) -> int:
+        """Return the undecided neuron of the next block with the longest gradient."""
+        assert region.ahead is not None
+        gradients = region.ahead.numerators[:, :-1]
+        start = self.starts[len(region.known) - 1]
+        decided = {neuron for neuron, _ in region.path}
+        left = [n for n in range(start, start + len(gradients)) if n not in decided]
+        exponent = region.ahead.exponent
+
+        def matters(neuron: int) -> float:
+            length = float(Fraction(int(sum(map(abs, gradients[neuron - start]))), 1 << exponent))
+            return length * self._influence[neuron]
+
+        return max(left, key=matters)
+
+    def _faces(self, region: Region, neuron: int) -> Iterator[tuple[bool, Inequality | None]]:
+        assert region.ahead is not None
+        row = region.ahead.numerators[neuron - self.starts[len(region.known) - 1]]
+        if any(row[:-1]):
+            face = Inequality(row)
+            yield True, face.reverse
+            yield False, face
+        else:
+            yield True, None
+
+    def _child(
+        self, region: Region, decision: Decision, face: Inequality | None, proof: Proof
+    ) -> Region:
+        path = (*region.path, decision)
+        faces = region.inequalities if face is None else (*region.inequalities, face)
+        number = len(region.known) - 1
+        if len(path) < self.starts[number + 1]:
+            return replace(region, path=path, inequalities=faces, proof=proof)
+        assert region.ahead is not None
+        sides = dict(path)
+        slopes = [
+            self._sides[number][sides[neuron]].entry(neuron - self.starts[number])
+            for neuron in range(self.starts[number], self.starts[number + 1])
+        ]
+        neurons = region.ahead.scaled(Dyadic.column(slopes))
+        return self._settled(path, faces, (*region.known, neurons), proof)
+
+    def _settled(
+        self,
+        path: tuple[Decision, ...],
+        inequalities: tuple[Inequality, ...],
+        known: tuple[Dyadic, ...],
+        proof: Proof,
+    ) -> Region:
+        number, ahead = len(known) - 1, None
+        if number < len(self._reads):
+            ahead = self._affine(self._reads[number], known)
+        return Region(path=path, inequalities=inequalities, known=known, ahead=ahead, proof=proof)
+
+    def _affine(self, reads: "Reads", known: Sequence[Dyadic]) -> Dyadic:
+        parts, offset = reads
+        column = np.zeros((len(offset.numerators), self.network.inputs + 1), dtype=object)
+        column[:, -1] = offset.numerators[:, 0]
+        total = Dyadic(column, offset.exponent)
+        for source, part in parts.items():
+            total = total.plus(part.times(known[source]))
+        return total
+
+    def _slopes(self, region: Region) -> list[tuple[Tensor, Tensor]]:
+        blocks = self.network.blocks
+        sides = [block.sides or (block.lo, block.hi) for block in blocks]
+        lo, hi = (torch.cat([getattr(block, end) for block in blocks]) for end in ("lo", "hi"))
+        left, right = (torch.cat([pair[place] for pair in sides]) for place in (0, 1))
+        for neuron, side in region.path:
+            lo[neuron] = hi[neuron] = (right if side else left)[neuron]
+        sizes = [len(block) for block in self.network.blocks]
+        return list(zip(lo.split(sizes), hi.split(sizes), strict=True))
+
+
+Reads = tuple[dict[int, Dyadic], Dyadic]
+"""Matrices by source, and a column that is added."""
+
+
+def _exact(affine: Affine, name: str) -> Reads:
+    parts = [*affine.parts.values(), affine.offset]
+    if any(bool(part.radius.any()) for part in parts):
+        raise Refused(f"{name!r} is known up to rounding only: layers had to be multiplied.")
+    matrices = {source: Dyadic.of(part.values) for source, part in affine.parts.items()}
+    return matrices, Dyadic.of(affine.offset.values)
+
+
+def _faces(dimension: int, domain: Box) -> Iterator[Inequality]:
+    """Yield the faces of a box, exactly."""
+    (lo, below), (hi, above) = (float(end).as_integer_ratio() for end in domain)
+    for place in range(dimension):
+        for factor, end in ((above, -hi), (-below, lo)):
+            row = np.zeros(dimension + 1, dtype=object)
+            row[place], row[-1] = factor, end
+            yield Inequality(row)
+
+
+def _influence(network: Centred) -> list[float]:
+    """Return roughly how much the outputs may change with each neuron."""
+    absolute = network.matrix.values.abs()[:, network.inputs :]
+    found = absolute[network.neurons :].sum(dim=0)
+    for rows, _ in reversed(list(network.blocks())):
+        found = found + found[rows] @ absolute[rows]
+    return [float(one) for one in found]
+
+
+def _norm(matrix: Tensor, norm: Norm) -> float:
+    return float(torch.linalg.matrix_norm(matrix, float(norm)))
