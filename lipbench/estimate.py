@@ -63,7 +63,7 @@ def forward_products(benchmark: "Benchmark") -> float:
     found = layers(benchmark.model, benchmark.dataset)
     if not found:
         return math.nan
-    return float(sum(one.weight.numel() * math.prod(one.output_shape[1:]) for one in found))
+    return float(sum(one.fan_in * math.prod(one.output_shape) for one in found))
 
 
 def spoken(seconds: float) -> str:

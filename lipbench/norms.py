@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.norm import Norm
-from lipbench.steps import Convolution, Dense, Linear
+from lipbench.steps import Convolution, Dense, Linear, TransposedConvolution
 from lipbench.symbol import largest_symbol_norm
 
 
@@ -34,8 +34,10 @@ class Singular(NamedTuple):
 def upper_norm(step: Linear, norm: Norm) -> float:
     """Return an upper bound of ‖W‖, biases apart, with rounding accounted for.
 
-    For dense steps, and for zero padding in norms 1 and infinity, it is exact up to rounding. For
-    convolutions in l2 it is the norm of a periodic convolution that contains the step.
+    For dense steps it is exact up to rounding, and so it is in norms 1 and infinity where no output
+    of a convolution reads an entry through several taps, as it may beside copied padding: there the
+    absolute values of its taps are added. For convolutions in l2 it is the norm of a periodic
+    convolution that contains the step, times that of the padding where it copies entries.
     """
     step = replace(step.detach(), weight=step.weight.detach().double())
     if norm == 2.0:
@@ -119,6 +121,8 @@ def converged_norm(
 
 
 def _spectral(step: Linear) -> float:
+    if isinstance(step, TransposedConvolution):
+        return largest_symbol_norm(step.mirror)  # A matrix and its transpose have one norm.
     if isinstance(step, Convolution):
         return largest_symbol_norm(step)
     return float(torch.linalg.matrix_norm(step.weight, ord=2))

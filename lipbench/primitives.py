@@ -80,8 +80,6 @@ def _dense(layer: nn.Linear, site: Site) -> Reader:
 
 
 def _convolution(layer: Any, site: Site) -> Reader:
-    if layer.padding_mode not in ("zeros", "circular"):
-        raise refuse(layer, site.name, f"padding mode {layer.padding_mode!r} has no rule.")
     bias = None if layer.bias is None else site.key("bias")
     weight = site.key("weight")
     # torch keeps what it adds before and after each axis, from the last axis to the first.
@@ -96,6 +94,26 @@ def _convolution(layer: Any, site: Site) -> Reader:
         stride=tuple(layer.stride),
         padding=padding,
         padding_mode=layer.padding_mode,
+        dilation=tuple(layer.dilation),
+        groups=layer.groups,
+    )
+
+
+def _transposed_convolution(layer: Any, site: Site) -> Reader:
+    bias = None if layer.bias is None else site.key("bias")
+    weight = site.key("weight")
+    # What is added to the output on its far side is not cut off there.
+    padding = tuple(
+        (cut, cut - added) for cut, added in zip(layer.padding, layer.output_padding, strict=True)
+    )
+    return lambda tensors: steps.TransposedConvolution(
+        **site.place,
+        weight=tensors[weight],
+        bias=None if bias is None else tensors[bias],
+        weight_name=weight,
+        bias_name=bias,
+        stride=tuple(layer.stride),
+        padding=padding,
         dilation=tuple(layer.dilation),
         groups=layer.groups,
     )
@@ -205,6 +223,9 @@ _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
+    nn.ConvTranspose1d: _transposed_convolution,
+    nn.ConvTranspose2d: _transposed_convolution,
+    nn.ConvTranspose3d: _transposed_convolution,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     Normalise: _normalise,

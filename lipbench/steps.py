@@ -130,16 +130,16 @@ class Convolution(Linear):
     weight: Float[Tensor, "out in *kernel"]
     stride: Shape
     padding: tuple[Pair, ...]
-    """Entries added before and after each spatial axis."""
+    """Entries added before and after each spatial axis; a negative number of them is cut off."""
     padding_mode: str
-    """"zeros" or "circular"."""
+    """What these entries are: "zeros", "circular", "reflect" or "replicate"."""
     dilation: Shape
     groups: int
 
     def apply(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
         """Return Wx."""
         return _CONVOLVE[self._axes](
-            self._pad(inputs),
+            self.pad(inputs),
             self.weight,
             stride=self.stride,
             dilation=self.dilation,
@@ -156,7 +156,14 @@ class Convolution(Linear):
         unread = [(0, n - m) for n, m in zip(wanted, full.shape[2:], strict=True)]
         full = F.pad(full, _flat(unread))
         like = full.new_zeros(full.shape[0], *self.input_shape)
-        return torch.func.vjp(self._pad, like)[1](full)[0]
+        return torch.func.vjp(self.pad, like)[1](full)[0]
+
+    def pad(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *padded"]:
+        """Return the inputs with the entries that are added around them."""
+        if not any(map(any, self.padding)):
+            return inputs
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(inputs, _flat(self.padding), mode=mode)
 
     @property
     def fan_in(self) -> int:
@@ -171,11 +178,52 @@ class Convolution(Linear):
     def _bias_axes(self) -> int:
         return self._axes
 
-    def _pad(self, inputs: Tensor) -> Tensor:
-        if not any(map(any, self.padding)):
-            return inputs
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(inputs, _flat(self.padding), mode=mode)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransposedConvolution(Linear):
+    """The adjoint of a zero-padded convolution."""
+
+    weight: Float[Tensor, "in group_out *kernel"]
+    stride: Shape
+    padding: tuple[Pair, ...]
+    """Entries cut off before and after each spatial axis; a negative number of them is added."""
+    dilation: Shape
+    groups: int
+
+    @property
+    def mirror(self) -> Convolution:
+        """Return the convolution, from outputs to inputs, whose adjoint this is, biases apart."""
+        return Convolution(
+            name=self.name,
+            input_shapes=(self.output_shape,),
+            output_shape=self.input_shape,
+            weight=self.weight,
+            bias=None,
+            weight_name=self.weight_name,
+            bias_name=None,
+            stride=self.stride,
+            padding=self.padding,
+            padding_mode="zeros",
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+    def apply(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return Wx."""
+        return self.mirror.adjoint(inputs)
+
+    def adjoint(self, outputs: Float[Tensor, "batch *out"]) -> Float[Tensor, "batch *shape"]:
+        """Return Wᵀy."""
+        return self.mirror.apply(outputs)
+
+    @property
+    def fan_in(self) -> int:
+        """Return how many products one output sums at most: those of stride 1."""
+        return self.weight[:, 0].numel() // self.groups
+
+    @property
+    def _bias_axes(self) -> int:
+        return self.weight.ndim - 2
 
 
 def _flat(padding: "tuple[Pair, ...] | list[Pair]") -> list[int]:

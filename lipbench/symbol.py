@@ -6,6 +6,9 @@ a part of a periodic one, as soon as N is so large that no other pair of input a
 falls on a tap; so the norm of the periodic one bounds it from above. A stride keeps every s-th
 row: s frequencies that differ by multiples of 2π/s merge into one wider block.
 
+Padding with copies is a map of its own, with one 1 in each row: the squares of a column sum to the
+number of copies of an entry, so the root of the largest is its norm.
+
 Source:
     Sedghi, Gupta, Long, The Singular Values of Convolutional Layers (ICLR 2019),
     https://arxiv.org/abs/1805.10408, for circular padding and stride 1. Zero padding: with input
@@ -16,6 +19,7 @@ Source:
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,6 +31,8 @@ _CHUNK = 2**22  # Complex entries whose singular values are computed at once.
 
 def largest_symbol_norm(step: Convolution) -> float:
     """Return an upper bound of ‖W‖₂, up to rounding; exact for most circular convolutions."""
+    if step.padding_mode in ("reflect", "replicate"):
+        return largest_symbol_norm(_behind_padding(step)) * math.sqrt(_most_copies(step))
     periods, strides, repeats = [], [], 1.0
     for axis in range(step.weight.ndim - 2):
         period, stride, repeat = _axis(step, axis)
@@ -38,6 +44,22 @@ def largest_symbol_norm(step: Convolution) -> float:
         for weight in step.weight.chunk(step.groups)
     )
     return largest * math.sqrt(repeats)
+
+
+def _behind_padding(step: Convolution) -> Convolution:
+    """Return the convolution that reads the padded image, and pads no more."""
+    channels, *lengths = step.input_shape
+    padded = [n + sum(pair) for n, pair in zip(lengths, step.padding, strict=True)]
+    none = ((0, 0),) * len(lengths)
+    shapes = ((channels, *padded),)
+    return replace(step, input_shapes=shapes, padding=none, padding_mode="zeros")
+
+
+def _most_copies(step: Convolution) -> int:
+    """Return how often the padded image has one entry: the squared norm of the padding."""
+    lengths = step.input_shape[1:]
+    places = torch.arange(math.prod(lengths), dtype=torch.float64).reshape(1, 1, *lengths)
+    return int(step.pad(places).long().flatten().bincount().max())
 
 
 def _axis(step: Convolution, axis: int) -> tuple[int, int, int]:

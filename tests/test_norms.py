@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import matrix_norm, matrix_of
 from torch import nn
 
 from lipbench.network import as_network, walk
@@ -27,22 +28,15 @@ def filled(layer, weight):
     return layer
 
 
-def matrix_of(step):
-
-    size = math.prod(step.input_shape)
-    basis = torch.eye(size, dtype=torch.float64).reshape(size, *step.input_shape)
-    return step.apply(basis).flatten(1).T
-
-
 def exact(step, norm):
-    return float(torch.linalg.matrix_norm(matrix_of(step), ord=float(norm)))
+    return matrix_norm(matrix_of(step.apply, step.input_shape), norm)
 
 
 settings_of_convolutions = st.fixed_dictionaries(
     {
         "kernel": st.integers(1, 4),
         "groups": st.integers(1, 2),
-        "mode": st.sampled_from(["zeros", "circular"]),
+        "mode": st.sampled_from(["zeros", "circular", "reflect", "replicate"]),
         "dilation": st.integers(1, 2),
         "size": st.integers(2, 6),
         "padding": st.integers(0, 2),
@@ -55,7 +49,8 @@ settings_of_convolutions = st.fixed_dictionaries(
 
 def random_convolution(*, kernel, groups, mode, dilation, size, padding, stride, channels, seed):
     torch.manual_seed(seed)
-    size = max(size, (kernel - 1) * dilation + 1 - 2 * padding)
+    # The kernel fits into the padded image, and a reflection into the image.
+    size = max(size, (kernel - 1) * dilation + 1 - 2 * padding, padding + 1)
     layer = nn.Conv2d(
         groups * channels,
         2 * groups,
@@ -171,6 +166,89 @@ def test_dilation_reaches_the_sum_of_the_taps():
     assert 2.98 < float(converged_norm(step).value) <= upper_norm(step, Norm(2.0)) <= 3 + RTOL
 
 
+@pytest.mark.parametrize(("mode", "copies"), [("reflect", 3), ("replicate", 2)])
+def test_copied_padding_multiplies_by_the_root_of_its_copies(mode, copies):
+    """Of 3 entries padded by 1 the middle one is reflected twice; a single tap adds nothing."""
+    layer = filled(nn.Conv2d(1, 1, 1, padding=1, padding_mode=mode), [2.0])
+    step = step_of(layer, 1, 3, 3)
+    assert exact(step, 2) == pytest.approx(2 * copies)
+    assert upper_norm(step, Norm(2.0)) == pytest.approx(2 * copies, rel=RTOL)
+
+
+@pytest.mark.parametrize("norm", [Norm(1.0), Norm(math.inf)])
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+def test_padded_norms_are_exact_where_no_taps_cancel(mode, norm):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, (3, 2), padding=(1, 2), stride=2, padding_mode=mode)
+    step = step_of(filled(layer, torch.rand(layer.weight.shape)), 2, 4, 5)
+    assert upper_norm(step, norm) == pytest.approx(exact(step, norm), rel=RTOL)
+
+
+def test_taps_that_cancel_beside_a_reflection_are_added():
+    """x₁ - x₁ = 0 in the first row: the column of x₁ sums to 1, its absolute taps to 3."""
+    step = step_of(
+        filled(nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"), [1.0, 0.0, -1.0]), 1, 4
+    )
+    assert exact(step, 1) == pytest.approx(1)
+    assert upper_norm(step, Norm(1.0)) == pytest.approx(3, rel=RTOL)
+
+
+settings_of_transposes = st.fixed_dictionaries(
+    {
+        "kernel_size": st.integers(1, 4),
+        "stride": st.integers(1, 3),
+        "padding": st.integers(0, 2),
+        "dilation": st.integers(1, 3),
+        "groups": st.integers(1, 2),
+        "output_padding": st.integers(0, 2),
+    }
+)
+
+
+def random_transpose(seed, axes, kernel_size, stride, padding, dilation, groups, output_padding):
+    torch.manual_seed(seed)
+    output_padding = min(output_padding, max(stride, dilation) - 1)
+    uncut = 2 * stride + dilation * (kernel_size - 1) + output_padding
+    layer = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}[axes](
+        2 * groups,
+        groups,
+        kernel_size,
+        stride,
+        min(padding, uncut // 2),
+        output_padding,
+        groups,
+        dilation=dilation,
+    )
+    return layer.double(), step_of(layer, 2 * groups, *(3, 4)[:axes])
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 1000), st.integers(1, 2), settings_of_transposes)
+def test_a_transposed_convolution_is_read_with_all_its_settings(seed, axes, chosen):
+    """Also where the output padding exceeds the padding or reaches the stride."""
+    layer, step = random_transpose(seed, axes, **chosen)
+    matrix = matrix_of(step.apply, step.input_shape)
+    bias = layer.bias.reshape(-1, *[1] * axes)
+    expected = matrix_of(lambda basis: layer(basis) - bias, step.input_shape)
+    torch.testing.assert_close(matrix, expected)
+    torch.testing.assert_close(matrix_of(step.adjoint, step.output_shape), matrix.T)
+    for norm in NORMS:
+        truth = matrix_norm(matrix, norm)
+        upper = upper_norm(step, norm)
+        assert truth * (1 - 1e-14) <= upper
+        if norm != 2:
+            assert upper == pytest.approx(truth, rel=RTOL)
+
+
+def test_a_transposed_convolution_has_the_norm_of_its_convolution():
+    """Blocks of stride 2 that do not overlap: the norm of the flattened kernel, not 2 or 4."""
+    layer = filled(nn.ConvTranspose2d(1, 1, 2, stride=2), [1.0, 2.0, 3.0, 4.0])
+    step = step_of(layer, 1, 3, 3)
+    assert upper_norm(step, Norm(2.0)) == pytest.approx(math.sqrt(30), rel=RTOL)
+    assert upper_norm(step, Norm(1.0)) == pytest.approx(10, rel=RTOL)
+    assert upper_norm(step, Norm(math.inf)) == pytest.approx(4, rel=RTOL)
+
+
 def test_vectors_of_the_converged_norm_are_singular():
     torch.manual_seed(0)
     step = step_of(nn.Conv2d(2, 3, 3, padding=1), 2, 5, 5)
@@ -209,3 +287,29 @@ def test_the_gradient_of_the_norm_is_the_outer_product():
     left, _, right = torch.linalg.svd(weights, full_matrices=False)
     expected = left[:, :, :1] @ right[:, :1]
     torch.testing.assert_close(gradients, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", bias=False),
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="replicate", bias=False),
+        nn.ConvTranspose2d(2, 3, 3, 2, 1, 1, bias=False),
+    ],
+    ids=repr,
+)
+def test_power_iteration_follows_stacked_convolutions(layer):
+    torch.manual_seed(0)
+    graph = walk(layer, (2, 4, 4))
+    weights = torch.randn(3, *layer.weight.shape, dtype=torch.float64)
+
+    def value(weight):
+        step = graph.bind({"weight": weight}, {}).layers[0]
+        return power_iteration(step, torch.ones(2, 4, 4, dtype=torch.float64), 300).value
+
+    gradients, values = torch.func.vmap(torch.func.grad_and_value(value))(weights)
+    for weight, found, gradient in zip(weights, values, gradients, strict=True):
+        step = graph.bind({"weight": weight}, {}).layers[0]
+        assert float(found) == pytest.approx(exact(step, 2), rel=1e-3)
+        # The norm is homogeneous: its derivative along the weight is the norm itself.
+        assert float((gradient * weight).sum()) == pytest.approx(float(found), rel=1e-9)
