@@ -16,6 +16,7 @@ from lipbench.steps import (
     Contraction,
     Linear,
     MaxPool,
+    Padding,
     Rearrange,
     Scale,
     Slope,
@@ -85,6 +86,20 @@ def _(step: MaxPool, norm: Norm) -> float:
                 if 0 <= entry < length:
                     covered[entry] += 1
         most *= max(covered)
+    return _repeated(most, norm)
+
+
+@constant.register(Padding)
+def _(step: Padding, norm: Norm) -> float:
+    """Return m^(1/p) where no entry is copied to more than m places; it is attained."""
+    image = torch.ones(1, *step.input_shape, dtype=torch.float64)
+    with torch.enable_grad():
+        total = step.pad(image.requires_grad_()).sum()
+        copies = torch.autograd.grad(total, image)[0]
+    return 1.0 if norm == math.inf else _repeated(int(copies.max()), norm)
+
+
+def _repeated(most: int, norm: Norm) -> float:
     return 1.0 if most <= 1 else most ** (1 / norm) * _ROUNDING
 
 

@@ -214,10 +214,31 @@ def _max_pool(layer: Any, site: Site) -> Reader:
 
 
 def _average_pool(layer: nn.Module, site: Site) -> Reader:
+    if (getattr(layer, "divisor_override", None) or 1) < 0:
+        raise refuse(layer, site.name, "a negative divisor has no rule.")
     step = steps.AveragePool(**site.place, pool=layer.forward)
     return lambda tensors: step
 
 
+def _padding(layer: nn.Module, site: Site) -> Reader:
+    step = steps.Padding(**site.place, pad=layer.forward)
+    return lambda tensors: step
+
+
+_PADDINGS = (
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.ZeroPad3d,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+    nn.CircularPad1d,
+    nn.CircularPad2d,
+    nn.CircularPad3d,
+)
 _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     nn.Linear: _dense,
     nn.Conv1d: _convolution,
@@ -240,7 +261,9 @@ _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     nn.MaxPool2d: _max_pool,
     nn.AvgPool1d: _average_pool,
     nn.AvgPool2d: _average_pool,
+    nn.AdaptiveAvgPool1d: _average_pool,
     nn.AdaptiveAvgPool2d: _average_pool,
+    **dict.fromkeys(_PADDINGS, _padding),
     Residual: _residual,
     Slopes: _slopes,
     **dict.fromkeys(CURVES, _curve),

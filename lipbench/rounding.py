@@ -22,6 +22,7 @@ from lipbench.steps import (
     Contraction,
     Linear,
     MaxPool,
+    Padding,
     Rearrange,
     Scale,
     Slope,
@@ -85,6 +86,11 @@ def _(step: Scale, source: Enclosed) -> Tensor:
 
 @_radius.register(Rearrange)
 def _(step: Rearrange, source: Enclosed) -> Tensor:
+    return step(source.radius)
+
+
+@_radius.register(Padding)
+def _(step: Padding, source: Enclosed) -> Tensor:
     return step(source.radius)
 
 

@@ -307,6 +307,17 @@ class AveragePool(Step):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Padding(Step):
+    """The input with entries around it that are zeros, or copies of entries."""
+
+    pad: Elementwise
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
+        """Return the padded input."""
+        return self.pad(inputs)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Contraction(Step):
     """The residual step x - 2 W T⁻¹ s(Wᵀx + b), with s elementwise of slopes in [0, 1].
 

@@ -145,6 +145,11 @@ def test_what_has_no_rule_is_refused_by_name(module, message):
         as_network(module, (4,))
 
 
+def test_a_mean_with_a_negative_divisor_is_refused():
+    with pytest.raises(Refused, match=r"layer '0' \(AvgPool2d\): a negative divisor"):
+        as_network(nn.Sequential(nn.AvgPool2d(2, divisor_override=-1)), (1, 4, 4))
+
+
 def test_forward_hooks_are_refused():
     model = nn.Sequential(nn.Linear(4, 4))
     model[0].register_forward_hook(lambda layer, inputs, output: 2 * output)

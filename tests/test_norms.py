@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from matrices import matrix_norm, matrix_of
 from torch import nn
 
+from lipbench.constants import constant
 from lipbench.network import as_network, walk
 from lipbench.norm import Norm
 from lipbench.norms import NotConverged, converged_norm, power_iteration, upper_norm
@@ -247,6 +248,50 @@ def test_a_transposed_convolution_has_the_norm_of_its_convolution():
     assert upper_norm(step, Norm(2.0)) == pytest.approx(math.sqrt(30), rel=RTOL)
     assert upper_norm(step, Norm(1.0)) == pytest.approx(10, rel=RTOL)
     assert upper_norm(step, Norm(math.inf)) == pytest.approx(4, rel=RTOL)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ZeroPad1d((1, 2)),
+        nn.ZeroPad2d((1, 0, 2, -1)),
+        nn.ReflectionPad1d(2),
+        nn.ReflectionPad2d((1, 2, 0, 2)),
+        nn.ReflectionPad3d(1),
+        nn.ReplicationPad1d((0, 3)),
+        nn.ReplicationPad2d((2, 1, 0, 1)),
+        nn.ReplicationPad3d(1),
+        nn.CircularPad1d((3, 1)),
+        nn.CircularPad2d((1, 2, 3, 0)),
+    ],
+    ids=repr,
+)
+def test_the_constant_of_padding_is_its_norm(layer, norm):
+    shape = (2, 3, 3, 3)[: 1 + int(type(layer).__name__[-2])]
+    (step,) = as_network(layer, shape).steps
+    truth = matrix_norm(matrix_of(layer, shape), norm)
+    assert truth * (1 - 1e-14) <= constant(step, norm) <= truth * (1 + RTOL)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.AvgPool1d(2, 1), (2, 5)),
+        (nn.AvgPool2d(3, 2, padding=1, ceil_mode=True), (1, 4, 5)),
+        (nn.AvgPool2d(2, divisor_override=3), (1, 4, 4)),
+        (nn.AdaptiveAvgPool1d(3), (2, 5)),
+        (nn.AdaptiveAvgPool2d((2, 3)), (1, 5, 4)),
+    ],
+    ids=repr,
+)
+def test_the_constant_of_a_mean_is_no_less_than_its_norm(layer, shape, norm):
+    (step,) = as_network(layer, shape).steps
+    truth = matrix_norm(matrix_of(layer, shape), norm)
+    assert truth * (1 - 1e-14) <= constant(step, norm)
+    if norm != 2:
+        assert constant(step, norm) == pytest.approx(truth, rel=RTOL)
 
 
 def test_vectors_of_the_converged_norm_are_singular():
