@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from lipbench.running import run as run
     from lipbench.running import run_cell as run_cell
     from lipbench.running import run_cells as run_cells
+    from lipbench.sorting import GroupSort as GroupSort
+    from lipbench.sorting import MaxMin as MaxMin
 
-__all__ = ["attack", "bracket", "plan", "run", "run_cell", "run_cells"]
+__all__ = ["GroupSort", "MaxMin", "attack", "bracket", "plan", "run", "run_cell", "run_cells"]
 
 _HOMES = {
+    "GroupSort": "lipbench.sorting",
+    "MaxMin": "lipbench.sorting",
     "attack": "lipbench.attacking",
     "bracket": "lipbench.bracketing",
     "plan": "lipbench.planning",

@@ -14,6 +14,7 @@ from lipbench.norms import upper_norm
 from lipbench.steps import (
     AveragePool,
     Contraction,
+    GroupSort,
     Linear,
     MaxPool,
     Padding,
@@ -101,6 +102,11 @@ def _(step: Padding, norm: Norm) -> float:
 
 def _repeated(most: int, norm: Norm) -> float:
     return 1.0 if most <= 1 else most ** (1 / norm) * _ROUNDING
+
+
+@constant.register(GroupSort)
+def _(step: GroupSort, norm: Norm) -> float:
+    return 1.0
 
 
 @constant.register(AveragePool)

@@ -12,6 +12,7 @@ from lipbench.bound import Refused
 from lipbench.explain import Residual, Slopes
 from lipbench.normalise import Normalise
 from lipbench.slopes import CURVES, Curve, prelu
+from lipbench.sorting import GroupSort, MaxMin
 
 Tensors = steps.Tensors
 Reader = Callable[[Tensors], steps.Step]
@@ -225,6 +226,16 @@ def _padding(layer: nn.Module, site: Site) -> Reader:
     return lambda tensors: step
 
 
+def _group_sort(layer: GroupSort, site: Site) -> Reader:
+    step = steps.GroupSort(**site.place, group=layer.group)
+    return lambda tensors: step
+
+
+def _max_min(layer: MaxMin, site: Site) -> Reader:
+    step = steps.GroupSort(**site.place, group=2)
+    return lambda tensors: step
+
+
 _PADDINGS = (
     nn.ZeroPad1d,
     nn.ZeroPad2d,
@@ -264,6 +275,8 @@ _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     nn.AdaptiveAvgPool1d: _average_pool,
     nn.AdaptiveAvgPool2d: _average_pool,
     **dict.fromkeys(_PADDINGS, _padding),
+    GroupSort: _group_sort,
+    MaxMin: _max_min,
     Residual: _residual,
     Slopes: _slopes,
     **dict.fromkeys(CURVES, _curve),

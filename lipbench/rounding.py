@@ -20,6 +20,7 @@ from lipbench.network import Network
 from lipbench.steps import (
     AveragePool,
     Contraction,
+    GroupSort,
     Linear,
     MaxPool,
     Padding,
@@ -97,6 +98,13 @@ def _(step: Padding, source: Enclosed) -> Tensor:
 @_radius.register(MaxPool)
 def _(step: MaxPool, source: Enclosed) -> Tensor:
     return step(source.radius)
+
+
+@_radius.register(GroupSort)
+def _(step: GroupSort, source: Enclosed) -> Tensor:
+    # The k-th largest entry moves by no more than some entry of its group.
+    largest = source.radius.unflatten(1, (-1, step.group)).amax(dim=2)
+    return largest.repeat_interleave(step.group, dim=1)
 
 
 @_radius.register(AveragePool)

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from lipbench.sorting import sort_groups
+
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 Tensors = Mapping[str, Tensor]
@@ -315,6 +317,17 @@ class Padding(Step):
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
         """Return the padded input."""
         return self.pad(inputs)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupSort(Step):
+    """Groups of consecutive channels, each sorted from the largest to the smallest."""
+
+    group: int
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Return the input with sorted groups."""
+        return sort_groups(inputs, self.group)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
