@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from functools import singledispatch
+from functools import reduce, singledispatch
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from lipbench.norm import Norm
 from lipbench.norms import upper_norm
 from lipbench.steps import (
     AveragePool,
+    Concatenation,
     Contraction,
     GroupSort,
     Linear,
@@ -22,7 +23,9 @@ from lipbench.steps import (
     Scale,
     Slope,
     Step,
+    Sum,
 )
+from lipbench.upwards import plus, raised
 
 _ROUNDING = 1 + 1e-12
 
@@ -30,6 +33,8 @@ _ROUNDING = 1 + 1e-12
 @singledispatch
 def constant(step: Step, norm: Norm) -> float:
     """Return an upper bound of the step's Lipschitz constant on all of space, in float64.
+
+    For a step that merges values: of how far its result moves where each of them moves by 1.
 
     Raises:
         Refused: If the kind of step has no rule in this norm.
@@ -107,6 +112,16 @@ def _repeated(most: int, norm: Norm) -> float:
 @constant.register(GroupSort)
 def _(step: GroupSort, norm: Norm) -> float:
     return 1.0
+
+
+@constant.register(Sum)
+def _(step: Sum, norm: Norm) -> float:
+    return reduce(plus, (raised(abs(coefficient)) for coefficient in step.coefficients))
+
+
+@constant.register(Concatenation)
+def _(step: Concatenation, norm: Norm) -> float:
+    return 1.0 if norm == math.inf else _repeated(len(step.inputs), norm)
 
 
 @constant.register(AveragePool)

@@ -45,7 +45,7 @@ class Network:
 
     def follows(self, step: Step) -> Linear | None:
         """Return the linear step whose result `step` reads, reshaped at most, or None."""
-        while step.inputs[0] > 0:
+        while len(step.inputs) == 1 and step.inputs[0] > 0:
             step = self.steps[step.inputs[0] - 1]
             if isinstance(step, Linear):
                 return step

@@ -8,7 +8,7 @@ Source:
     sum of n products is off by at most n·u/(1 - n·u) times the sum of their absolute values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import torch
@@ -19,6 +19,7 @@ from lipbench.bound import Refused
 from lipbench.network import Network
 from lipbench.steps import (
     AveragePool,
+    Concatenation,
     Contraction,
     GroupSort,
     Linear,
@@ -28,6 +29,7 @@ from lipbench.steps import (
     Scale,
     Slope,
     Step,
+    Sum,
 )
 
 UNIT = torch.finfo(torch.float64).eps
@@ -61,7 +63,7 @@ def enclose(network: Network, inputs: Float[Tensor, "batch *shape"]) -> Enclosed
 
 
 @singledispatch
-def _radius(step: Step, source: Enclosed) -> Tensor:
+def _radius(step: Step, *sources: Enclosed) -> Tensor:
     raise Refused(f"step {step.name!r} ({type(step).__name__}) has no analysis of its rounding.")
 
 
@@ -105,6 +107,20 @@ def _(step: GroupSort, source: Enclosed) -> Tensor:
     # The k-th largest entry moves by no more than some entry of its group.
     largest = source.radius.unflatten(1, (-1, step.group)).amax(dim=2)
     return largest.repeat_interleave(step.group, dim=1)
+
+
+@_radius.register(Sum)
+def _(step: Sum, *sources: Enclosed) -> Tensor:
+    absolute = replace(step, coefficients=tuple(map(abs, step.coefficients)), offset=0.0)
+    rounding = (len(sources) + 3) * UNIT  # Coefficients may be rounded themselves.
+    spread = absolute(*[source.radius for source in sources])
+    own = absolute(*[source.values.abs() for source in sources]) + abs(step.offset)
+    return spread * (1 + rounding) + own * rounding
+
+
+@_radius.register(Concatenation)
+def _(step: Concatenation, *sources: Enclosed) -> Tensor:
+    return step(*[source.radius for source in sources])
 
 
 @_radius.register(AveragePool)

@@ -59,15 +59,12 @@ def _hardtanh(layer: nn.Hardtanh) -> Curve:
     return Curve(lambda x: F.hardtanh(x, lo, hi), 0.0, 1.0)
 
 
-RELU = Curve(torch.relu, 0.0, 1.0, sides=(0.0, 1.0))
 ABSOLUTE = Curve(torch.abs, -1.0, 1.0, sides=(-1.0, 1.0))
-SIGMOID = Curve(torch.sigmoid, 0.0, 0.25)
-TANH = Curve(torch.tanh, 0.0, 1.0)
 
 CURVES: Mapping[type[nn.Module], Callable[[Any], Curve]] = {
-    nn.ReLU: lambda layer: RELU,
-    nn.Sigmoid: lambda layer: SIGMOID,
-    nn.Tanh: lambda layer: TANH,
+    nn.ReLU: lambda layer: Curve(torch.relu, 0.0, 1.0, sides=(0.0, 1.0)),
+    nn.Sigmoid: lambda layer: Curve(torch.sigmoid, 0.0, 0.25),
+    nn.Tanh: lambda layer: Curve(torch.tanh, 0.0, 1.0),
     nn.ReLU6: lambda layer: Curve(F.relu6, 0.0, 1.0),
     nn.Hardtanh: _hardtanh,
     nn.LeakyReLU: lambda layer: _leaky(layer.negative_slope),
@@ -85,21 +82,6 @@ CURVES: Mapping[type[nn.Module], Callable[[Any], Curve]] = {
     nn.Tanhshrink: lambda layer: Curve(F.tanhshrink, 0.0, 1.0),
 }
 """The curve of an activation layer without parameters."""
-
-FUNCTIONS: Mapping[Any, Curve] = {
-    torch.relu: RELU,
-    F.relu: RELU,
-    "relu": RELU,
-    torch.sigmoid: SIGMOID,
-    F.sigmoid: SIGMOID,
-    "sigmoid": SIGMOID,
-    torch.tanh: TANH,
-    F.tanh: TANH,
-    "tanh": TANH,
-    torch.abs: ABSOLUTE,
-    "abs": ABSOLUTE,
-}
-"""The curve of a function, or of a tensor's method, called inside a forward pass."""
 
 
 def prelu(slope: Tensor, axes: int) -> Curve:

@@ -320,6 +320,34 @@ class Padding(Step):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Sum(Step):
+    """A sum x, y, … ↦ a·x + b·y + … + offset of values of one shape."""
+
+    coefficients: tuple[float, ...]
+    """A number for each input; where the code divides, its rounded inverse."""
+    offset: float = 0.0
+
+    def __call__(self, *inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Return the sum."""
+        total = self.coefficients[0] * inputs[0]
+        for coefficient, value in zip(self.coefficients[1:], inputs[1:], strict=True):
+            total = total + coefficient * value
+        return total + self.offset
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Concatenation(Step):
+    """Values side by side along an axis."""
+
+    axis: int
+    """The axis, where 0 is that of the samples."""
+
+    def __call__(self, *inputs: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch *out"]:
+        """Return all inputs as one value."""
+        return torch.cat(inputs, dim=self.axis)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class GroupSort(Step):
     """Groups of consecutive channels, each sorted from the largest to the smallest."""
 

@@ -1,5 +1,7 @@
 """Read the forward pass of a module as a list of steps."""
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,22 +10,20 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lipbench.bound import Refused
+from lipbench.calls import NoRule, read_call
 from lipbench.derived import Derived, has_state
 from lipbench.explain import TESTED, Slopes
 from lipbench.primitives import (
     Reader,
     Site,
-    curve_step,
     is_primitive,
     layer_type,
     reader,
     refuse,
 )
-from lipbench.slopes import FUNCTIONS
-from lipbench.steps import Rearrange, Shape, Step
+from lipbench.steps import Shape
 
 _BATCH = 3
-_RESHAPES = {torch.flatten, torch.reshape, "flatten", "reshape", "view", "contiguous"}
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -56,7 +56,9 @@ def trace(module: nn.Module, input_shape: Shape, name: str = "") -> Trace:
         example = _example(module, input_shape)
         if not _is_leaf(module):
             return _Reading(module, example, name).result()
-        site = Site(name=name, input_shapes=(input_shape,), output_shape=_shape_of(module, example))
+        _refuse_without_rule(module, name)
+        output_shape = _output_shape(module, example, name)
+        site = Site(name=name, input_shapes=(input_shape,), output_shape=output_shape)
         return _read_layer(module, site)
 
 
@@ -89,31 +91,39 @@ def _example(module: nn.Module, input_shape: Shape) -> Tensor:
     return torch.zeros(_BATCH, *input_shape, dtype=like.dtype, device=like.device)
 
 
-def _shape_of(module: nn.Module, example: Tensor) -> Shape:
+def _output_shape(layer: nn.Module, example: Tensor, name: str) -> Shape:
     try:
-        return tuple(module(example).shape[1:])
+        shape = tuple(layer(example).shape)
     except (RuntimeError, ValueError) as error:
-        shape = tuple(example.shape[1:])
-        raise Refused(f"the network does not take inputs of shape {shape}: {error}") from error
+        raise _unfit(example, error) from error
+    if shape[:1] != (_BATCH,):
+        raise refuse(layer, name, "it mixes samples of a batch.")
+    return shape[1:]
+
+
+def _unfit(example: Tensor, error: Exception) -> Refused:
+    shape = tuple(example.shape[1:])
+    return Refused(f"the network does not take inputs of shape {shape}: {error}")
+
+
+def _refuse_without_rule(layer: nn.Module, name: str) -> None:
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise refuse(layer, name, "its forward hooks may change the function.")
+    if not is_primitive(layer) and not _explains(layer):
+        raise refuse(layer, name, "no rule for this class; give it explain() or replace the layer.")
 
 
 def _read_layer(layer: nn.Module, site: Site) -> Trace:
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        raise refuse(layer, site.name, "its forward hooks may change the function.")
     if is_primitive(layer):
         flags = (TESTED,) if isinstance(layer, Slopes) else ()
         derived = (_derived(layer, site, is_explanation=False),) if is_parametrized(layer) else ()
         return Trace(
             nodes=(Node(read=reader(layer, site)),), output=1, derived=derived, flags=flags
         )
-    if _explains(layer):
-        explanation = layer.explain()  # type: ignore[operator]
-        inner = trace(explanation, site.input_shapes[0], site.key("explain()"))
-        own = _derived(layer, site, is_explanation=True)
-        return replace(inner, derived=(own, *inner.derived), flags=(TESTED, *inner.flags))
-    raise refuse(
-        layer, site.name, "no rule for this class; give it explain() or replace the layer."
-    )
+    explanation = layer.explain()  # type: ignore[operator]
+    inner = trace(explanation, site.input_shapes[0], site.key("explain()"))
+    own = _derived(layer, site, is_explanation=True)
+    return replace(inner, derived=(own, *inner.derived), flags=(TESTED, *inner.flags))
 
 
 def _derived(layer: nn.Module, site: Site, *, is_explanation: bool) -> Derived:
@@ -125,31 +135,57 @@ def _derived(layer: nn.Module, site: Site, *, is_explanation: bool) -> Derived:
     )
 
 
+def _in_place(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def operate(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return operate
+
+
+class _Proxy(fx.Proxy):
+    # torch's own takes `x += y` for `x = x + y`, which leaves other names of x as they were.
+    __iadd__ = _in_place(operator.iadd)
+    __isub__ = _in_place(operator.isub)
+    __imul__ = _in_place(operator.imul)
+    __itruediv__ = _in_place(operator.itruediv)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _is_leaf(m)
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
-class _ShapeReader(fx.Interpreter):
+
+class _Evaluation(fx.Interpreter):
+    """A run of a trace that looks at shapes, and at values that are changed after they are made."""
+
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.shapes: dict[fx.Node, Shape] = {}
+        self.stale: dict[fx.Node, fx.Node] = {}
+        """Nodes that read a value which was changed in place, and the value."""
+        self._versions: dict[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        for source in n.all_input_nodes:
+            # torch counts the changes of a tensor and all its views together.
+            if source in self._versions and self.env[source]._version != self._versions[source]:
+                self.stale[n] = source
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self.shapes[n] = tuple(result.shape)
+            self.shapes[n], self._versions[n] = tuple(result.shape), result._version
         return result
 
 
-def _shapes(module: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node, Shape]:
-    shape_reader = _ShapeReader(fx.GraphModule(module, graph))
+def _evaluate(module: nn.Module, graph: fx.Graph, example: Tensor) -> _Evaluation:
+    evaluation = _Evaluation(fx.GraphModule(module, graph))
     try:
-        shape_reader.run(example, enable_io_processing=False)
+        evaluation.run(example, enable_io_processing=False)
     except (RuntimeError, ValueError) as error:
-        shape = tuple(example.shape[1:])
-        raise Refused(f"the network does not take inputs of shape {shape}: {error}") from error
-    return shape_reader.shapes
+        raise _unfit(example, error) from error
+    return evaluation
 
 
 class _Reading:
@@ -161,7 +197,8 @@ class _Reading:
             self.graph = _Tracer().trace(module)
         except Exception as error:  # Anything may go wrong when strange code meets a symbol.
             raise refuse(module, name, f"its forward cannot be traced: {error}") from error
-        self.shapes = _shapes(module, self.graph, example)
+        evaluation = _evaluate(module, self.graph, example)
+        self.shapes, self.stale = evaluation.shapes, evaluation.stale
         self.values: dict[fx.Node, int] = {}
         self.nodes: list[Node] = []
         self.derived: list[Derived] = []
@@ -170,14 +207,19 @@ class _Reading:
     def result(self) -> Trace:
         output = None
         for node in self.graph.nodes:
+            if node in self.stale:
+                name = self.stale[node].name
+                raise self._refusal(node, f"its forward reads {name!r} after it changed in place")
             if node.op == "placeholder":
                 self._read_input(node)
             elif node.op == "output":
                 output = node.args[0]
             elif node.op == "get_attr":
                 raise self._refusal(node, f"its forward uses the tensor {node.target!r} directly")
+            elif node.op == "call_module":
+                self._read_module(node)
             elif node in self.shapes:  # All else is numbers, such as sizes for a reshape.
-                self._read_tensor(node)
+                self._read_call(node)
         if not isinstance(output, fx.Node) or output not in self.values:
             raise refuse(self.module, self.name, "its forward does not return one tensor.")
         return Trace(
@@ -193,23 +235,14 @@ class _Reading:
         elif node.users:
             raise self._refusal(node, f"its forward takes a second input {node.target!r}")
 
-    def _read_tensor(self, node: fx.Node) -> None:
-        if node.op == "call_module":
-            path = str(node.target)
-            name = f"{self.name}.{path}" if self.name else path
-            self._append(node, _read_layer(self.module.get_submodule(path), self._site(node, name)))
-        elif node.target in FUNCTIONS and set(node.kwargs) <= {"inplace"}:
-            step = curve_step(FUNCTIONS[node.target], self._site(node, self._path(node)))
-            self._append(node, _one(step))
-        elif node.target in _RESHAPES:
-            self._append(node, _one(Rearrange(**self._site(node, self._path(node)).place)))
-        else:
-            called = getattr(node.target, "__name__", node.target)
-            raise self._refusal(node, f"its forward calls {called!r}, which has no rule")
-
-    def _append(self, node: fx.Node, part: Trace) -> None:
-        source = _source(node)
-        assert source is not None  # _site has seen it
+    def _read_module(self, node: fx.Node) -> None:
+        path = str(node.target)
+        layer, name = self.module.get_submodule(path), f"{self.name}.{path}".removeprefix(".")
+        _refuse_without_rule(layer, name)
+        if len(node.args) != 1 or node.kwargs or node.all_input_nodes != list(node.args):
+            raise refuse(layer, name, "it is not called with one tensor.")
+        (source,) = node.all_input_nodes
+        part = _read_layer(layer, self._site(node, name, (source,)))
         start, origin = len(self.nodes), self.values[source]
         for inner in part.nodes:
             inputs = tuple(origin if i == 0 else start + i for i in inner.inputs)
@@ -218,19 +251,29 @@ class _Reading:
         self.derived += part.derived
         self.flags += part.flags
 
-    def _site(self, node: fx.Node, name: str) -> Site:
-        source = _source(node)
-        if source not in self.values or (
-            node.op == "call_module" and (len(node.args) != 1 or node.kwargs)
-        ):
-            raise self._refusal(node, f"{node.target!r} is not called with one tensor")
-        batch, *output_shape = self.shapes[node]
-        if batch != _BATCH:
-            raise self._refusal(node, f"{node.target!r} mixes samples of a batch")
+    def _read_call(self, node: fx.Node) -> None:
+        try:
+            call = read_call(node)
+            read = call.place(self._site(node, self._path(node), call.sources))
+        except NoRule as error:
+            called = getattr(node.target, "__name__", node.target)
+            reason = f", which has no rule: {error}" if str(error) else ", which has no rule"
+            raise self._refusal(node, f"its forward calls {called!r}{reason}") from error
+        inputs = tuple(self.values[source] for source in call.sources)
+        self.nodes.append(Node(read=read, inputs=inputs))
+        self.values[node] = len(self.nodes)
+
+    def _site(self, node: fx.Node, name: str, sources: tuple[fx.Node, ...]) -> Site:
+        for source in sources:
+            if source not in self.values:
+                reason = f"{node.name!r} reads {source.name!r}, which is no value of the network"
+                raise self._refusal(node, reason)
+        if self.shapes[node][:1] != (_BATCH,):
+            raise self._refusal(node, f"{node.name!r} mixes samples of a batch")
         return Site(
             name=name,
-            input_shapes=(self.shapes[source][1:],),
-            output_shape=tuple(output_shape),
+            input_shapes=tuple(self.shapes[source][1:] for source in sources),
+            output_shape=self.shapes[node][1:],
         )
 
     def _path(self, node: fx.Node) -> str:
@@ -244,12 +287,3 @@ class _Reading:
         path = stack[-1] if stack else ""
         name = ".".join(part for part in (self.name, path) if part)
         return refuse(self.module.get_submodule(path), name, f"{reason}.")
-
-
-def _source(node: fx.Node) -> fx.Node | None:
-    found = node.args[0] if node.args else None
-    return found if isinstance(found, fx.Node) else None
-
-
-def _one(step: Step) -> Trace:
-    return Trace(nodes=(Node(read=lambda tensors: step),), output=1)

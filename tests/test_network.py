@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from written import Written
 
 from lipbench.bound import Refused
 from lipbench.network import as_network, walk
@@ -24,9 +25,18 @@ class Functional(nn.Module):
         return self.second(F.relu(self.first(x))).tanh()
 
 
-class Doubling(nn.Module):
+class Squaring(nn.Module):
     def forward(self, x):
-        return x * 2
+        return x * x
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
 
 
 class Branching(nn.Module):
@@ -91,6 +101,12 @@ def test_a_slope_behind_normalisation_follows_no_layer():
     assert network.follows(network.steps[2]) is None
 
 
+def test_a_sum_and_what_is_behind_it_follow_no_layer():
+    network = as_network(Written(lambda self, x: (self.f(x) + x).relu(), f=nn.Linear(2, 2)), (2,))
+    assert not network.is_chain
+    assert [network.follows(step) for step in network.steps[1:]] == [None, None]
+
+
 def test_a_single_layer_is_a_network():
     assert [x.weight_name for x in as_network(nn.Linear(2, 3), (2,)).layers] == ["weight"]
 
@@ -129,7 +145,13 @@ def test_stacked_parameters_give_what_each_gives_alone():
     [
         (nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), r"layer '1' \(Softmax\)"),
         (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), r"layer '1' \(LayerNorm\)"),
-        (nn.Sequential(nn.Linear(4, 4), Doubling()), r"layer '1' \(Doubling\).*'mul'"),
+        (nn.Sequential(nn.Linear(4, 4), Squaring()), r"layer '1' \(Squaring\).*'mul'"),
+        (nn.Sequential(Attending()), r"layer '0.attention' \(MultiheadAttention\): no rule"),
+        (nn.MultiheadAttention(4, 1), r"\(MultiheadAttention\): no rule"),
+        (nn.Sequential(nn.LSTM(4, 4)), r"layer '0' \(LSTM\): no rule"),
+        (nn.Sequential(nn.ConstantPad1d(1, 1.0)), r"layer '0' \(ConstantPad1d\): no rule"),
+        (nn.ZeroPad2d(1), r"\(ZeroPad2d\): it mixes samples"),
+        (nn.Sequential(nn.ZeroPad2d(1)), r"\(ZeroPad2d\): '_0' mixes samples"),
         (nn.Sequential(Branching()), "cannot be traced"),
         (nn.Sequential(Changed(4, 4)), r"layer '0' \(Changed\)"),
         (nn.Sequential(nn.BatchNorm1d(4)), r"layer '0' \(BatchNorm1d\).*model.eval"),
@@ -185,15 +207,63 @@ def test_the_walk_leaves_the_module_as_it_was(convolutional):
 
 
 def test_a_function_read_wrongly_is_refused():
-    """A layer whose output the trace cannot see to depend on its last call gives no bound."""
+    """A forward that does something else than when it was traced gives no bound."""
 
-    class Sneaky(nn.Module):
+    class Fickle(nn.Module):
+        calls = 0
+
         def forward(self, x):
-            y = F.relu(x, inplace=True)
-            return x if y is not None else y
+            self.calls += 1
+            return x.relu() if self.calls == 1 else x.tanh()
 
     with pytest.raises(Refused, match="compute another function"):
-        as_network(nn.Sequential(Sneaky()), (3,))
+        as_network(nn.Sequential(Fickle()), (3,))
+
+
+class Overwriting(nn.Module):
+    """Adds to its input, in place, what is 0 at all inputs that a comparison would try."""
+
+    def forward(self, x):
+        y = x
+        y += F.relu(x - 1e6)
+        return x
+
+
+class Remembering(nn.Module):
+    def forward(self, x):
+        y = F.relu(x.view(x.size(0), -1), inplace=True)
+        return x if y is not None else y
+
+
+class Skipping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.clip = nn.Hardtanh(-1e6, 1e6, inplace=True)
+
+    def forward(self, x):
+        return x + self.clip(x)
+
+
+@pytest.mark.parametrize("model", [Overwriting(), Remembering(), Skipping()], ids=repr)
+def test_a_value_read_after_it_changed_in_place_is_refused(model):
+    """The trace has its old value, the module its new one."""
+    with pytest.raises(Refused, match=rf"{type(model).__name__}.*after it changed in place"):
+        as_network(model, (3,))
+
+
+def test_a_value_that_nothing_reads_again_may_change_in_place():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.relu = nn.Linear(3, 3), nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            y = self.relu(self.layer(x))
+            y += x
+            return self.relu(y)
+
+    network = as_network(Block(), (3,))
+    assert [step.inputs for step in network.steps] == [(0,), (1,), (2, 0), (3,)]
 
 
 def test_normalise_needs_positive_deviations():

@@ -1,0 +1,228 @@
+"""Which functions and methods the network walker understands inside a forward pass."""
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from lipbench import combination, steps
+from lipbench.combination import Combination
+from lipbench.primitives import Reader, Site, curve_step, reader
+from lipbench.slopes import ABSOLUTE, Curve
+
+Argument = Any
+"""A value of the network, as a node of its trace, or a constant written in the code."""
+
+
+class NoRule(Exception):
+    """A call is not understood; the message, if there is one, says why."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A step that has no place in the network yet."""
+
+    sources: tuple[fx.Node, ...]
+    """The values that it reads."""
+    place: Callable[[Site], Reader]
+    """Returns the step at its place; raises `NoRule` if the shapes there have no rule."""
+
+
+Rule = Callable[..., Call]
+"""Takes the arguments of a call under the names that torch gives them."""
+
+
+def read_call(node: fx.Node) -> Call:
+    """Return what a call computes.
+
+    Raises:
+        NoRule: If the function has no rule, or none for these arguments.
+    """
+    rule = _RULES.get(node.target)
+    if rule is None:
+        raise NoRule
+    try:
+        return rule(*node.args, **node.kwargs)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NoRule(error) from error
+
+
+def _source(value: Argument) -> fx.Node:
+    if not isinstance(value, fx.Node):
+        raise NoRule(f"{value!r} is no value of the network")
+    return value
+
+
+def _refuse_values(*settings: Argument) -> None:
+    found: list[fx.Node] = []
+    fx.node.map_arg(settings, found.append)
+    if found:
+        raise NoRule(f"its setting {found[0].name!r} is computed, and no constant")
+
+
+def _like(layer: Callable[..., nn.Module]) -> Rule:
+    """Return the rule of a function that does the same as a layer with its other arguments."""
+
+    def rule(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
+        _refuse_values(args, kwargs)
+        made = layer(*args, **kwargs)
+        return Call((_source(input),), lambda site: reader(made, site))
+
+    return rule
+
+
+def _curved(curve: Curve) -> Rule:
+    """Return the rule of an elementwise function that is no layer."""
+
+    def rule(input: Argument) -> Call:
+        def place(site: Site) -> Reader:
+            step = curve_step(curve, site)
+            return lambda tensors: step
+
+        return Call((_source(input),), place)
+
+    return rule
+
+
+def _max_pool(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    # The function and the layer take their last two arguments in different orders.
+    def layer(
+        kernel_size: Argument,
+        stride: Argument = None,
+        padding: Argument = 0,
+        dilation: Argument = 1,
+        ceil_mode: Argument = False,
+        return_indices: Argument = False,
+    ) -> nn.Module:
+        return kind(kernel_size, stride or None, padding, dilation, return_indices, ceil_mode)
+
+    return layer
+
+
+def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
+    return nn.Dropout(p).train(training)
+
+
+def _combined(combine: Callable[..., Combination]) -> Rule:
+    def rule(*args: Argument, **kwargs: Argument) -> Call:
+        found = combine(*args, **kwargs)
+
+        def place(site: Site) -> Reader:
+            if any(shape != site.output_shape for shape in site.input_shapes):
+                raise NoRule("the values differ in shape")
+            coefficients = tuple(coefficient for coefficient, _ in found.terms)
+            step = steps.Sum(**site.place, coefficients=coefficients, offset=found.offset)
+            return lambda tensors: step
+
+        return Call(tuple(node for _, node in found.terms), place)
+
+    return rule
+
+
+def _concatenate(tensors: Argument, dim: Argument = 0) -> Call:
+    _refuse_values(dim)
+
+    def place(site: Site) -> Reader:
+        axis = dim % (len(site.output_shape) + 1)
+        step = steps.Concatenation(**site.place, axis=axis)
+        return lambda tensors: step
+
+    return Call(tuple(map(_source, tensors)), place)
+
+
+def _reshape(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
+    def place(site: Site) -> Reader:
+        if math.prod(site.input_shapes[0]) != math.prod(site.output_shape):
+            raise NoRule("it reads the numbers as another type")
+        step = steps.Rearrange(**site.place)
+        return lambda tensors: step
+
+    return Call((_source(input),), place)
+
+
+def _mean(
+    input: Argument, dim: Argument = None, keepdim: Argument = False, *, dtype: Argument = None
+) -> Call:
+    _refuse_values(dim, keepdim)
+    axes = (dim,) if isinstance(dim, int) else tuple(dim or ())
+
+    def place(site: Site) -> Reader:
+        number = len(site.input_shapes[0]) + 1
+        if dtype is not None or not axes or 0 in [axis % number for axis in axes]:
+            raise NoRule("only a mean over axes of one sample has one")
+        step = steps.AveragePool(**site.place, pool=lambda values: values.mean(axes, keepdim))
+        return lambda tensors: step
+
+    return Call((_source(input),), place)
+
+
+def _forms(rules: Mapping[str, Rule]) -> dict[Any, Rule]:
+    """Return rules by function of torch and method of a tensor, also those that work in place."""
+    found: dict[Any, Rule] = {}
+    for name, rule in rules.items():
+        for form in (name, f"{name}_"):
+            homes = [home for home in (torch, F) if hasattr(home, form)]
+            found |= {getattr(home, form): rule for home in homes}
+            if hasattr(torch.Tensor, form):
+                found[form] = rule
+    return found
+
+
+_OPERATORS: dict[Any, Rule] = {
+    operator.add: _combined(combination.add),
+    operator.iadd: _combined(combination.add),
+    operator.sub: _combined(combination.subtract),
+    operator.isub: _combined(combination.subtract),
+    operator.mul: _combined(combination.multiply),
+    operator.imul: _combined(combination.multiply),
+    operator.truediv: _combined(combination.divide),
+    operator.itruediv: _combined(combination.divide),
+    operator.neg: _combined(combination.negate),
+    operator.pos: _combined(combination.keep),
+}
+_NAMED: dict[str, Rule] = {
+    "add": _combined(combination.add),
+    "sub": _combined(combination.subtract),
+    "mul": _combined(combination.multiply),
+    "div": _combined(combination.divide),
+    "neg": _combined(combination.negate),
+    "cat": _concatenate,
+    "concat": _concatenate,
+    "flatten": _reshape,
+    "reshape": _reshape,
+    "view": _reshape,
+    "contiguous": _reshape,
+    "mean": _mean,
+    "max_pool1d": _like(_max_pool(nn.MaxPool1d)),
+    "max_pool2d": _like(_max_pool(nn.MaxPool2d)),
+    "avg_pool1d": _like(nn.AvgPool1d),
+    "avg_pool2d": _like(nn.AvgPool2d),
+    "adaptive_avg_pool1d": _like(nn.AdaptiveAvgPool1d),
+    "adaptive_avg_pool2d": _like(nn.AdaptiveAvgPool2d),
+    "dropout": _like(_dropout),
+    "abs": _curved(ABSOLUTE),
+    "relu": _like(nn.ReLU),
+    "relu6": _like(nn.ReLU6),
+    "leaky_relu": _like(nn.LeakyReLU),
+    "elu": _like(nn.ELU),
+    "selu": _like(nn.SELU),
+    "celu": _like(nn.CELU),
+    "gelu": _like(nn.GELU),
+    "silu": _like(nn.SiLU),
+    "mish": _like(nn.Mish),
+    "sigmoid": _like(nn.Sigmoid),
+    "logsigmoid": _like(nn.LogSigmoid),
+    "hardsigmoid": _like(nn.Hardsigmoid),
+    "tanh": _like(nn.Tanh),
+    "hardtanh": _like(nn.Hardtanh),
+    "tanhshrink": _like(nn.Tanhshrink),
+    "softplus": _like(nn.Softplus),
+    "softsign": _like(nn.Softsign),
+    "hardswish": _like(nn.Hardswish),
+}
+_RULES = _OPERATORS | _forms(_NAMED)
