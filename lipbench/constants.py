@@ -1,7 +1,6 @@
 """Certified Lipschitz constants of single steps, in norms 1, 2 and infinity."""
 
 import math
-from collections.abc import Iterable
 from functools import reduce, singledispatch
 
 import torch
@@ -40,17 +39,6 @@ def constant(step: Step, norm: Norm) -> float:
         Refused: If the kind of step has no rule in this norm.
     """
     raise Refused(f"step {step.name!r} ({type(step).__name__}) has no constant in norm {norm}.")
-
-
-def product_of(constants: Iterable[float]) -> float:
-    """Return the product, rounded upwards; 0 if a factor is 0."""
-    product = 1.0
-    for factor in constants:
-        if factor == 0:
-            return 0.0
-        # Multiplying by 1 is exact: a chain of 1-Lipschitz steps stays at 1.
-        product = product if factor == 1 else math.nextafter(product * factor, math.inf)
-    return product
 
 
 @constant.register(Linear)

@@ -275,13 +275,16 @@ def _outputs(module: nn.Module, inputs: Tensor, chunk: int = 8192) -> Tensor:
 def _input_scale(network: Network | Refused) -> float | None:
     """Return the smallest std of a normalisation before the first layer, None without one.
 
-    A constant in the units that the first layer sees is the one in pixel units times it.
+    A constant in the units that the first layer sees is the one in pixel units times it, if all
+    that the network reads is normalised.
     """
     if isinstance(network, Refused):
         return None
-    for step in _before_first_layer(network):
+    for number, step in enumerate(_before_first_layer(network)):
         if isinstance(step, Scale):
-            return 1 / float(step.factor.abs().max())
+            behind = network.steps[number + 1 :]
+            read = [network.output, *(i for later in behind for i in later.inputs)]
+            return 1 / float(step.factor.abs().max()) if min(read) > number else None
     return None
 
 

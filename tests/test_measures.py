@@ -8,10 +8,14 @@ import pytest
 import runs
 import torch
 from runs import places, results
+from written import Written
 
 import lipbench
 from lipbench.checkpoints import read_tensors
 from lipbench.data import split
+from lipbench.measures import _input_scale
+from lipbench.network import as_network
+from lipbench.normalise import Normalise
 from lipbench.rows import read_rows
 
 EPSILONS = [0.05, 0.2, 0.5]
@@ -216,3 +220,11 @@ def test_a_normalisation_in_the_network_is_said_in_pixel_units(tmp_path):
 
 def test_without_normalisation_there_is_no_scale(folder):
     assert not [row for row in results(folder) if row.metric == "input_scale"]
+
+
+def test_a_normalisation_that_a_branch_goes_round_is_no_change_of_units():
+    layers = {"normalise": Normalise([0.5], [0.25]), "layer": torch.nn.Linear(3, 3)}
+    behind = Written(lambda self, x: self.layer(self.normalise(x)), **layers)
+    beside = Written(lambda self, x: self.layer(self.normalise(x)) + x, **layers)
+    scales = [_input_scale(as_network(model, (1, 3))) for model in (behind, beside)]
+    assert scales == [0.25, None]

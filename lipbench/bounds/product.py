@@ -1,4 +1,4 @@
-"""The product of layer norms."""
+"""The product of layer norms, and what takes its place where a network branches."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.constants import constant, product_of
+from lipbench.composition import composed
+from lipbench.constants import constant
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
@@ -17,6 +18,8 @@ from lipbench.threat import Box
 class Product(Bound):
     """Multiply certified constants of all steps: valid on all of space, cheap, and loose.
 
+    Where branches meet, their constants are added, or taken as one vector if they are concatenated.
+
     Source:
         Szegedy et al., Intriguing properties of neural networks (ICLR 2014),
         https://arxiv.org/abs/1312.6199, section 4.3.
@@ -24,10 +27,6 @@ class Product(Bound):
 
     side: ClassVar[Side] = "upper"
     norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
-
-    def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
-        """Return why there is no product: the steps must form a chain."""
-        return None if network.is_chain else "the network branches; a product needs a chain."
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the singular values take."""
@@ -44,7 +43,7 @@ class Product(Bound):
         """Return the product; its certificate is the constant of each step."""
         constants = tuple(constant(step, norm) for step in network.steps)
         return Lipschitz(
-            value=product_of(constants),
+            value=composed(network, constants, norm),
             side="upper",
             norm=norm,
             domain=domain,
