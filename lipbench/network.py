@@ -110,6 +110,7 @@ def as_network(
         dtype: Numbers to compute in; what is certified needs float64.
     """
     _refuse_strange_numbers(module)
+    _refuse_remade_weights(module)
     module = copy.deepcopy(module).to("cpu", dtype)
     graph = walk(module, input_shape)
     params = {name: tensor.detach() for name, tensor in module.named_parameters()}
@@ -133,6 +134,19 @@ def _refuse_strange_numbers(module: nn.Module) -> None:
                 raise refuse(layer, path, f"its {name} is complex; only real numbers have a rule.")
             if not tensor.isfinite().all():
                 raise refuse(layer, path, f"its {name} has entries that are NaN or infinite.")
+
+
+def _refuse_remade_weights(module: nn.Module) -> None:
+    # Before the copy, which such a layer does not survive.
+    for path, layer in module.named_modules():
+        for hook in layer._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils"):
+                raise refuse(
+                    layer,
+                    path,
+                    f"its weight is made anew by {type(hook).__name__}, a hook; take the same from "
+                    "torch.nn.utils.parametrizations, or remove the hook first.",
+                )
 
 
 def _compare(network: Network, module: nn.Module, dtype: torch.dtype) -> None:

@@ -1,5 +1,7 @@
 """The walker: which modules are read, how, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -192,6 +194,43 @@ def test_a_spectral_norm_layer_is_read_with_its_effective_weight():
     layer = parametrizations.spectral_norm(nn.Linear(4, 4)).eval()
     found = as_network(nn.Sequential(layer), (4,)).layers[0].weight
     torch.testing.assert_close(found.float(), layer.weight.detach(), rtol=1e-5, atol=1e-6)
+
+
+PARAMETRISED = {
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRISED)
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 3), (4,)),
+        (nn.Conv1d(2, 3, 3), (2, 5)),
+        (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 4, 4)),
+        (nn.ConvTranspose1d(2, 3, 3), (2, 4)),
+        (nn.ConvTranspose2d(2, 3, 3, stride=2), (2, 3, 3)),
+    ],
+    ids=repr,
+)
+def test_a_parametrised_layer_is_read_with_its_effective_weight(name, layer, shape):
+    torch.manual_seed(0)
+    made = PARAMETRISED[name](copy.deepcopy(layer)).double().eval()
+    network = as_network(nn.Sequential(made), shape)
+    with torch.no_grad():
+        torch.testing.assert_close(network.layers[0].weight, made.weight)
+        inputs = torch.randn(5, *shape, dtype=torch.float64)
+        torch.testing.assert_close(network(inputs), made(inputs))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("old", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_a_hook_remakes_is_refused_with_the_way_out(old):
+    model = nn.Sequential(nn.Linear(4, 4), old(nn.Linear(4, 4))).eval()
+    with pytest.raises(Refused, match=r"layer '1' \(Linear\).*torch\.nn\.utils\.parametrizations"):
+        as_network(model, (4,))
 
 
 def test_train_mode_alone_is_no_refusal():
