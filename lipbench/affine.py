@@ -42,9 +42,9 @@ class Matrix:
         return Matrix(values=values, radius=self.radius + other.radius + own)
 
     def scaled(self, factor: Float[Tensor, "rows 1"]) -> "Matrix":
-        """Return the rows times factors that are off by a few roundings, unless they are 0 or 1."""
+        """Return the rows times factors that are off by a few roundings, unless 0, 1 or -1."""
         values = self.values * factor
-        own = torch.where((factor == 0) | (factor == 1), 0.0, 8 * UNIT * values.abs())
+        own = torch.where((factor == 0) | (factor.abs() == 1), 0.0, 8 * UNIT * values.abs())
         return Matrix(values=values, radius=self.radius * factor.abs() * (1 + UNIT) + own)
 
     def times(self, matrix: Float[Tensor, "results rows"]) -> "Matrix":

@@ -8,7 +8,8 @@ the architecture: skips, convolutions and pooling need no rules of their own in 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import partial, singledispatch
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -20,14 +21,18 @@ from lipbench.network import Network
 from lipbench.rounding import UNIT
 from lipbench.steps import (
     AveragePool,
+    Concatenation,
     Contraction,
     Elementwise,
+    GroupSort,
     Linear,
     MaxPool,
+    Padding,
     Rearrange,
     Scale,
     Slope,
     Step,
+    Sum,
 )
 
 Ends = tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]]
@@ -115,6 +120,8 @@ def neurons(network: Network) -> int:
             count += math.prod(step.output_shape)
         elif isinstance(step, MaxPool):
             count += math.prod(step.output_shape) * (math.prod(step.window) - 1)
+        elif isinstance(step, GroupSort):
+            count += math.prod(step.output_shape) * (step.group - 1) // 2
         elif isinstance(step, Contraction):
             count += len(step.diagonal)
     return count
@@ -231,6 +238,48 @@ def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
     return straight.plus(neurons.each(lambda part: part.among(places, len(lo))))
 
 
+@_unrolled.register(Sum)
+def _(step: Sum, unroller: _Unroller, *values: Affine) -> Affine:
+    total = _weighted(values[0], step.coefficients[0])
+    for value, coefficient in zip(values[1:], step.coefficients[1:], strict=True):
+        total = total.plus(_weighted(value, coefficient))
+    offset = torch.full_like(total.offset.values, step.offset)
+    return replace(total, offset=total.offset.plus(Matrix.exact(offset)))
+
+
+@_unrolled.register(Concatenation)
+def _(step: Concatenation, unroller: _Unroller, *values: Affine) -> Affine:
+    ends = list(accumulate(map(len, values), initial=0))
+    numbers = [
+        torch.arange(start, stop).reshape(shape)
+        for (start, stop), shape in zip(pairwise(ends), step.input_shapes, strict=True)
+    ]
+    places = torch.cat(numbers, dim=step.axis - 1).flatten().argsort()
+    return _assembled(values, [places[start:stop] for start, stop in pairwise(ends)])
+
+
+@_unrolled.register(Padding)
+def _(step: Padding, unroller: _Unroller, value: Affine) -> Affine:
+    # Which entry is copied to each place, from 1; 0 where nothing is.
+    numbers = torch.arange(1, len(value) + 1, dtype=torch.float64).reshape(1, *step.input_shape)
+    copied = step.pad(numbers).flatten().long()
+    mask = (copied > 0).to(torch.float64).unsqueeze(1)
+    return value.rows((copied - 1).clamp_min(0)).each(lambda part: part.scaled(mask))
+
+
+@_unrolled.register(GroupSort)
+def _(step: GroupSort, unroller: _Unroller, value: Affine) -> Affine:
+    numbers = torch.arange(len(value)).reshape(-1, step.group, *step.input_shape[1:])
+    places = [numbers[:, place].flatten() for place in range(step.group)]
+    members = [value.rows(rows) for rows in places]
+    for last in range(step.group - 1, 0, -1):  # bubbles, the smallest to the end
+        for place in range(last):
+            one, other = members[place : place + 2]
+            rise = _bend(step.name, unroller, other.plus(one.negative))
+            members[place : place + 2] = one.plus(rise), other.plus(rise.negative)
+    return _assembled(members, places)
+
+
 @_unrolled.register(MaxPool)
 def _(step: MaxPool, unroller: _Unroller, value: Affine) -> Affine:
     windows = _windows(step)
@@ -255,10 +304,30 @@ def _(step: Contraction, unroller: _Unroller, value: Affine) -> Affine:
 
 def _larger(name: str, unroller: _Unroller, one: Affine, other: Affine) -> Affine:
     """Return max(a, b) = a + relu(b - a)."""
-    rise = other.plus(one.negative)
-    zero = torch.zeros(len(one), dtype=torch.float64)
+    return one.plus(_bend(name, unroller, other.plus(one.negative)))
+
+
+def _bend(name: str, unroller: _Unroller, value: Affine) -> Affine:
+    """Return relu of every number."""
+    zero = torch.zeros(len(value), dtype=torch.float64)
     ends = zero, zero + 1
-    return one.plus(unroller.neurons(name, rise, torch.relu, ends, ends))
+    return unroller.neurons(name, value, torch.relu, ends, ends)
+
+
+def _weighted(value: Affine, coefficient: float) -> Affine:
+    factor = torch.full_like(value.offset.values, coefficient)
+    return value.each(lambda part: part.scaled(factor))
+
+
+def _assembled(values: Sequence[Affine], places: Sequence[Tensor]) -> Affine:
+    """Return numbers put to places of their own in one list."""
+    count = sum(map(len, values))
+    total: Affine | None = None
+    for value, own in zip(values, places, strict=True):
+        spread = value.each(partial(Matrix.among, places=own, count=count))
+        total = spread if total is None else total.plus(spread)
+    assert total is not None
+    return total
 
 
 def _windows(step: MaxPool) -> Int[Tensor, "outputs taps"]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from nets import MAXIMUM, random_network
 from torch import nn
 
+from lipbench import GroupSort, MaxMin
 from lipbench.affine import Matrix
 from lipbench.bound import Refused
 from lipbench.explain import Residual
@@ -44,7 +45,27 @@ def residual():
     return nn.Sequential(nn.Linear(5, 6), explained, nn.Tanh(), nn.Linear(6, 2)).double(), (5,)
 
 
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(4, 3, 2)
+        self.sort, self.pad = MaxMin(), nn.ReflectionPad2d((1, 0, 0, 2))
+
+    def forward(self, x):
+        y = x - 0.5 * torch.relu(self.first(x)) + 1
+        z = torch.cat([self.sort(y), torch.abs(x) / 3], dim=1)
+        return self.second(self.pad(z)).flatten(1)
+
+
+def groups():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), GroupSort(3), nn.Linear(6, 2)).double(), (4,)
+
+
 CASES = {
+    "branching": lambda: (Branching().double(), (2, 4, 4)),
+    "groups": groups,
     "dense": lambda: (random_network(0, (5, 7, 3), nn.Sigmoid).double(), (5,)),
     "convolutional": convolutional,
     "residual": residual,
@@ -120,6 +141,19 @@ def test_merged_layers_stay_within_their_radius(seed):
             exact = sum(second[i][k] * first[k][j] for k in range(4))
             error = abs(exact - Fraction(float(part.values[i, j])))
             assert error <= Fraction(float(part.radius[i, j])) <= Fraction(1, 10**13)
+
+
+def test_a_sum_with_itself_is_exact():
+    """x + relu(x) + 2 relu(-x) is 2|x|; on paper 2."""
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            return x + torch.relu(x) + 3 * torch.relu(-x)
+
+    unrolled = unroll(as_network(Twice(), (1,)))
+    points = torch.tensor([[-3.0], [2.0]], dtype=torch.float64)
+    assert unrolled(points).flatten().tolist() == [6.0, 4.0]
+    assert [len(block) for block in unrolled.blocks] == [1, 1]
 
 
 def test_differences_of_outputs():
