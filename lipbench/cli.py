@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from lipbench import heap
 from lipbench.exits import ExitCode
 from lipbench.registry import PluginError, did_you_mean
 from lipbench.streams import Unbroken
@@ -40,6 +41,7 @@ def main() -> NoReturn:
     """Run the command line and exit."""
     sys.stdout, sys.stderr = Unbroken(sys.stdout), Unbroken(sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
+    heap.keep()
     code = call(sys.argv[1:])
     sys.stdout.flush()
     sys.exit(code)
