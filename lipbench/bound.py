@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lipbench.network import Network
 
 Side = Literal["lower", "upper", "exact", "estimate"]
+EXACT_WITHIN = 1e-9
+"""Share of an exact value by which it may exceed the truth; it is never below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,13 @@ class Lipschitz:
     """A witness (lower) or certificate (upper) in float64 that the core can re-check."""
     flags: tuple[str, ...] = ()
     """Remarks for the row, such as `unverified`."""
+
+    @property
+    def least(self) -> float:
+        """Return what the value proves from below, 0 if nothing."""
+        if self.side == "exact":
+            return self.value * (1 - EXACT_WITHIN)
+        return self.value if self.side == "lower" else 0.0
 
 
 class Refused(Exception):

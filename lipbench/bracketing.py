@@ -99,7 +99,7 @@ def bracket(
     if violations:
         raise Unsound(" ".join(violation.message for violation in violations))
     return Bracket(
-        lower=max((v.value for v in values if v.side in ("lower", "exact")), default=0.0),
+        lower=max((value.least for value in values), default=0.0),
         upper=min((v.value for v in values if v.side in ("upper", "exact")), default=math.inf),
         bounds=tuple(bounds),
         refused=refused,

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 
+from lipbench.bound import EXACT_WITHIN
 from lipbench.norm import Norm
 from lipbench.polyhedra import Empty, Interior
 from lipbench.regions import Decision, Region, Regions
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
 
-SAME = 1e-9
+SAME = EXACT_WITHIN / 2
 """Relative distance of the two sides at which a value counts as exact."""
 
 

@@ -24,7 +24,7 @@ from lipbench.norm import Norm
 from lipbench.rounding import UNIT
 from lipbench.unrolled import Unrolled
 
-Slopes = Sequence[tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]]]
+Slopes = Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]]
 """Least and largest slope of the neurons of each block."""
 
 

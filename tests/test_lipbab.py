@@ -25,6 +25,8 @@ from torch import nn
 
 import lipbench
 from lipbench.bound import Bound, Refused
+from lipbench.claims import refutations
+from lipbench.method import Claim
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
@@ -61,6 +63,15 @@ def test_a_hand_computed_network_in_every_norm(model, features, constant, norm):
     assert value.value == pytest.approx(constant, rel=ROUNDING)
 
 
+def test_an_exact_value_proves_no_more_than_the_truth_from_below():
+    """It is rounded upwards, and a claim of the very constant is not refuted."""
+    value = found(ABSOLUTE, 1)
+    assert value.least < 1 < value.value
+    assert refutations(Claim(norm=L2, constant=1.0), [value]) == []
+    assert refutations(Claim(norm=L2, constant=1 - 1e-6), [value])
+    assert lipbench.bracket(ABSOLUTE, input_shape=(1,)).lower <= 1
+
+
 def test_a_linear_network_is_its_norm():
     for norm, constant in zip(NORMS, (7, 5, 4), strict=True):
         assert found(LINEAR, 2, norm).value == pytest.approx(constant, rel=ROUNDING)
@@ -85,19 +96,25 @@ def test_the_domain_decides():
 
 def largest_of_patterns(model, norm, inputs):
     # The naive twin: of many inputs, each with its own matrix.
-    best = 0.0
+    best, values, signs = 0.0, inputs, []
+    for layer in model:
+        values = layer(values)
+        signs += [values > 0] if isinstance(layer, nn.Linear) else []
+    patterns = torch.cat(signs, dim=1)
+    firsts = {tuple(row): number for number, row in enumerate(patterns.tolist())}
     weights = [layer.weight.detach() for layer in model[::2]]
-    for point in inputs:
+    unit = torch.ones((), dtype=torch.float64)
+    for point in inputs[list(firsts.values())]:
         matrix, value = weights[0], model[0](point)
         for number, layer in enumerate(model[2::2], 1):
-            slope = torch.where(value > 0, 1.0, model[2 * number - 1].negative_slope)
+            slope = torch.where(value > 0, 1.0, model[2 * number - 1].negative_slope * unit)
             matrix = weights[number] @ (slope.unsqueeze(1) * matrix)
             value = layer(model[2 * number - 1](value))
         best = max(best, float(torch.linalg.matrix_norm(matrix, float(norm))))
     return best
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     st.integers(0, 1000),
     st.sampled_from([(1, 5, 1), (2, 4, 2), (2, 3, 3, 2)]),
@@ -118,7 +135,7 @@ def test_a_dense_grid_finds_the_same(seed, widths, slope, norm):
         assert seen == pytest.approx(value.value, rel=ROUNDING)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.integers(0, 1000), st.sampled_from(NORMS))
 def test_it_lies_between_all_other_bounds(seed, norm):
     model = random_network(seed, (3, 5, 4, 2), nn.ReLU)
@@ -132,11 +149,11 @@ def test_it_lies_between_all_other_bounds(seed, norm):
             assert exact.value <= bound.value * (1 + ROUNDING)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.integers(0, 1000), st.sampled_from(NORMS))
 def test_a_larger_domain_has_no_smaller_constant(seed, norm):
     model = random_network(seed, (2, 5, 2), nn.ReLU)
-    domains = [(0.0, 0.5), (0.0, 1.0), (-3.0, 3.0), None]
+    domains = [(0.0, 0.5), (-3.0, 3.0), None]
     values = [found(model, 2, norm, domain).value for domain in domains]
     for inner, outer in pairwise(values):
         assert inner <= outer * (1 + ROUNDING)
@@ -163,8 +180,8 @@ def test_a_diagonal_between_layers_changes_nothing():
 
 
 def test_a_search_that_is_cut_short_gives_an_upper_bound():
-    model = random_network(0, (4, 8, 8, 3), nn.ReLU)
-    whole, cut = found(model, 4), found(model, 4, nodes=5)
+    model = random_network(0, (3, 6, 6, 2), nn.ReLU)
+    whole, cut = found(model, 3), found(model, 3, nodes=5)
     assert (whole.side, cut.side) == ("exact", "upper")
     assert whole.value <= cut.value
 
