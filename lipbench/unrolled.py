@@ -102,8 +102,10 @@ def unroll(network: Network, largest: int = LARGEST) -> Unrolled:
     values = [identity]
     with torch.no_grad():
         for step in network.steps:
-            values.append(_unrolled(step, unroller, *[values[i] for i in step.inputs]))
-            unroller.count(values[-1], step)
+            read = [values[i] for i in step.inputs]
+            columns = sum(part.values.shape[1] for value in read for part in value.parts.values())
+            unroller.reserve(math.prod(step.output_shape) * columns, step.name)
+            values.append(_unrolled(step, unroller, *read))
     return Unrolled(
         inputs=size,
         blocks=tuple(unroller.blocks),
@@ -135,17 +137,23 @@ class _Unroller:
         self.largest = largest
         self.entries = 0
 
-    def count(self, value: Affine, step: Step) -> None:
-        self.entries += sum(part.values.numel() for part in value.parts.values())
+    def reserve(self, entries: int, name: str) -> None:
+        """Take room for matrices, before there are any.
+
+        Raises:
+            Refused: If there is none.
+        """
+        self.entries += entries
         if self.entries > self.largest:
             raise Refused(
-                f"step {step.name!r}: the network as matrices has more than {self.largest} entries."
+                f"step {name!r}: the network as matrices has more than {self.largest} entries."
             )
 
     def neurons(
         self, name: str, reads: Affine, function: Elementwise, slopes: Ends, sides: Ends | None
     ) -> Affine:
         """Return new neurons as affine numbers: themselves."""
+        self.reserve(len(reads) ** 2, name)
         lo, hi = slopes
         self.blocks.append(
             Block(name=name, reads=reads, function=function, lo=lo, hi=hi, sides=sides)

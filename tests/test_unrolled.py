@@ -1,5 +1,6 @@
 """A network as matrices between neurons is the same function, and knows its own rounding."""
 
+import resource
 from fractions import Fraction
 
 import pytest
@@ -168,6 +169,16 @@ def test_what_is_too_large_is_refused_by_name():
     network = as_network(nn.Sequential(nn.Linear(5, 7), nn.ReLU()), (5,))
     with pytest.raises(Refused, match=r"step '0': .* more than 10 entries"):
         unroll(network, largest=10)
+
+
+def test_a_large_network_is_refused_before_its_matrices_are_made():
+    """25,088 neurons behind a convolution of MNIST's size: 5 GB for a matrix of their own."""
+    model = nn.Sequential(nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.Flatten())
+    network = as_network(model, (1, 28, 28))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Refused, match=r"step '1': .* more than 67108864 entries"):
+        unroll(network)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
 
 
 def test_the_maximum_of_two_numbers_is_one_neuron():
