@@ -82,20 +82,22 @@ def covered(
     """
     proofs = dict(empty)
     leaves = {*closed, *proofs}
-    left = [regions.whole()]
+    left: list[tuple[Region, ...]] = [(regions.whole(),)]
     while left:
-        region = left.pop()
+        *around, region = left.pop()
         if region.path in leaves:
             leaves.remove(region.path)
             proof = proofs.get(region.path)
             if proof is not None and regions.excludes(region, proof):
                 continue
-            if regions.bound(region) <= value or regions.bound(region, sharp=True) <= value:
+            # A bound of a region holds for its parts, whose own may be a little larger.
+            whole = [region, *reversed(around)]
+            if any(regions.bound(one, sharp) <= value for one in whole for sharp in (False, True)):
                 continue
             return False
         if region.is_leaf or not leaves:
             return False
-        left += regions.halves(region)
+        left += [(*around, region, half) for half in regions.halves(region)]
     return not leaves
 
 

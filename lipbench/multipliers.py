@@ -49,8 +49,8 @@ def propose(
 
     Args:
         network: The network; it has neurons.
-        groups: Number of the group of each neuron, whose members share a multiplier up to the
-            factors of `start`; None gives each its own.
+        groups: Number of the group of each neuron, whose members share a multiplier; None gives
+            each its own.
         tolerance: Gap at which to stop.
         iterations: Most Newton steps.
     """

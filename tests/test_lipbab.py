@@ -186,6 +186,13 @@ def test_a_search_that_is_cut_short_gives_an_upper_bound():
     assert whole.value <= cut.value
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 3, 5, 8, 13, 21, 34])
+def test_wherever_a_search_is_cut_its_bound_is_proved(nodes):
+    """A part may have a larger bound of its own than the whole, whose bound then counts."""
+    model = random_network(1, (3, 6, 5, 2), nn.ReLU)
+    assert found(model, 3, nodes=nodes).value >= found(model, 3).value * (1 - ROUNDING)
+
+
 def test_what_has_no_two_sides_is_refused_by_name():
     with pytest.raises(Refused, match="step '1' is not linear on both sides of 0"):
         found(random_network(0, (2, 3, 2), nn.Sigmoid), 2)
