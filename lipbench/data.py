@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from lipbench.dataset import Dataset, Raw, Task
+from lipbench.losses import cross_entropy
 from lipbench.threat import Box
 
 
@@ -26,7 +26,7 @@ class Batch:
     def losses(self, outputs: Float[Tensor, "batch outputs"]) -> Float[Tensor, " batch"]:
         """Return the loss of each sample: cross entropy in nats, or squared error."""
         if self.task == "classification":
-            return F.cross_entropy(outputs, self.targets, reduction="none")
+            return cross_entropy(outputs, self.targets)
         return (outputs - self.targets).square().sum(dim=1)
 
     def loss(self, outputs: Float[Tensor, "batch outputs"]) -> Float[Tensor, ""]:

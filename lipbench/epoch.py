@@ -13,15 +13,16 @@ from lipbench.ensemble import Ensemble, Progress
 from lipbench.method import Method, Scalars
 from lipbench.net import Net
 from lipbench.replay import Graph, Replayer
+from lipbench.traced import Traced
 from lipbench.trees import Tree, stack
 
 
 def training_step(ensemble: Ensemble) -> Replayer:
-    """Return the step of all trials, which a GPU replays where that is faster."""
-    # Only a stackable method promises that its step is nothing but tensor code.
-    can_replay = ensemble.device.type == "cuda" and ensemble.method.stackable
+    """Return the step of all trials, which is replayed where that is faster."""
     step = ensemble.mapped(lambda *arguments: _step(ensemble, *arguments))
-    return Replayer(step, ensemble.meter, Graph if can_replay else None)
+    record = Graph if ensemble.device.type == "cuda" else Traced
+    # Only a stackable method promises that its step is nothing but tensor code.
+    return Replayer(step, ensemble.meter, record if ensemble.method.stackable else None)
 
 
 def train_epoch(
@@ -48,7 +49,7 @@ def train_epoch(
     seen = 0
     for start in range(0, len(data.train), training.batch_size):
         rows = order[:, start : start + training.batch_size]
-        inputs, targets = data.train.inputs[rows], data.train.targets[rows]
+        inputs, targets = _gather(data.train.inputs, rows), data.train.targets[rows]
         for _ in range(ensemble.method.replays):
             draws = _draws(ensemble, progress, inputs, targets, rows)
             before = (progress.params, progress.moments, progress.state)
@@ -63,6 +64,11 @@ def train_epoch(
     progress.forwards += ensemble.meter.forwards
     progress.gradients += ensemble.meter.gradients
     return losses / seen, correct / seen
+
+
+def _gather(samples: Tensor, rows: Int[Tensor, "trials batch"]) -> Tensor:
+    # Whole rows are copied at once, which samples[rows] does not do.
+    return samples.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def _begin(ensemble: Ensemble, progress: Progress) -> None:

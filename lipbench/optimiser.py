@@ -53,12 +53,11 @@ class Optimizer:
     ) -> tuple[Params, Moments]:
         """Return parameters and moments after one step with the learning rate `lr`."""
         if self.name == "sgd":
-            velocity = {
-                name: self.momentum * moments["velocity"][name] + gradients[name] for name in params
-            }
-            return {name: params[name] - lr * velocity[name] for name in params}, {
-                "velocity": velocity
-            }
+            # One pass over the memory each: what these updates cost is to read and write.
+            before = moments["velocity"]
+            velocity = {n: torch.add(gradients[n], before[n], alpha=self.momentum) for n in params}
+            moved = {n: torch.addcmul(params[n], velocity[n], lr, value=-1) for n in params}
+            return moved, {"velocity": velocity}
         first = {n: torch.lerp(gradients[n], moments["first"][n], self.beta1) for n in params}
         second = {
             n: torch.lerp(gradients[n].square(), moments["second"][n], self.beta2) for n in params

@@ -1,6 +1,7 @@
-"""A step that is recorded once on a GPU and replayed from then on, where that is faster."""
+"""A step that is recorded once and replayed from then on, where that is faster."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor
 from lipbench.net import Meter
 from lipbench.trees import Tree, leaves, tree_map
 
+_PATIENCE = 12
+"""Calls of one shape before it is recorded: a recording takes as long as dozens of small steps."""
 _WARM_UP = 3
 """Calls before a recording, in which libraries set up what they must not set up during it."""
-_REPEATS = 10
+_REPEATS = 3
 
 Function = Callable[..., Tree]
 
@@ -55,11 +58,11 @@ def refill(places: Tree, values: Tree) -> None:
 
 
 class Replayer:
-    """Calls a function of trees of tensors; a GPU replays what it did the first time.
+    """Calls a function of trees of tensors, and then replays what it did.
 
-    To launch the kernels of a small network takes longer than to run them, and a recording
-    launches all at once. It is used only if it gave the same bits as the function, on the first
-    arguments of their shapes, and took less time. What cannot be recorded is called as it is.
+    To ask for the operations of a small network takes longer than to compute them, and a recording
+    asks for all at once. It is used only if it gave the same bits as the function, on the arguments
+    it was made with, and took less time. What cannot be recorded is called as it is.
 
     The function must be pure: tensors in, tensors out, no value looked at, no random numbers.
     What a call returns may be overwritten by the next one.
@@ -79,6 +82,7 @@ class Replayer:
             record: How to record it; None calls it as it is.
         """
         self._function, self._meter, self._record = function, meter, record
+        self._calls: Counter[Any] = Counter()
         self._recordings: dict[Any, tuple[Function, Meter] | None] = {}
 
     def __call__(self, *arguments: Tree) -> Tree:
@@ -86,9 +90,10 @@ class Replayer:
         if self._record is None:
             return self._function(*arguments)
         shapes = tuple((value.shape, value.dtype) for value in leaves(arguments))
-        if shapes not in self._recordings:
+        self._calls[shapes] += 1
+        if self._calls[shapes] == _PATIENCE:
             self._recordings[shapes] = self._recorded(arguments)
-        found = self._recordings[shapes]
+        found = self._recordings.get(shapes)
         if found is None:
             return self._function(*arguments)
         recording, counts = found
@@ -109,9 +114,10 @@ class Replayer:
                 return None
             if _seconds(recording, arguments) >= _seconds(self._function, arguments):
                 return None
-        except RuntimeError:  # as CUDA's errors are, one for too little memory among them
-            with suppress(RuntimeError):
-                torch.cuda.synchronize()
+        except Exception:  # the function did not raise it: it ran before
+            if torch.cuda.is_available():
+                with suppress(RuntimeError):
+                    torch.cuda.synchronize()
             return None
         finally:
             self._meter.forwards, self._meter.gradients = before

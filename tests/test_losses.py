@@ -1,9 +1,10 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lipbench.losses import error_odds, lead, margin, scale_free_error_odds
+from lipbench.losses import cross_entropy, error_odds, lead, margin, scale_free_error_odds
 
 
 @st.composite
@@ -28,6 +29,34 @@ def test_margin_is_the_best_wrong_logit_minus_the_own_one(answer):
         for row, own in zip(logits.tolist(), labels.tolist(), strict=True)
     ]
     assert naive == margin(logits, labels).tolist()
+
+
+def slope(loss, logits, labels):
+    return torch.func.grad(lambda z: loss(z, labels).sum())(logits)
+
+
+@given(answers(), st.sampled_from([1e-3, 1.0, 1e3]))
+def test_cross_entropy_is_that_of_torch(answer, scale):
+    logits, labels = answer
+    logits = scale * logits
+
+    def theirs(*a):
+        return F.cross_entropy(*a, reduction="none")
+
+    torch.testing.assert_close(cross_entropy(logits, labels), theirs(logits, labels))
+    torch.testing.assert_close(
+        slope(cross_entropy, logits, labels), slope(theirs, logits, labels), rtol=1e-6, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("lead", [30.0, 200.0])
+def test_cross_entropy_of_a_sure_answer_keeps_its_digits(lead):
+    """In float32, where the sum of exponentials of the logits themselves would overflow."""
+    logits = torch.tensor([[lead, 0.0, -1.0]])
+    right, wrong = torch.tensor([0]), torch.tensor([1])
+    assert 0 <= float(cross_entropy(logits, right)) < 1e-6
+    assert float(cross_entropy(logits, wrong)) == pytest.approx(lead, rel=1e-6)
+    assert slope(cross_entropy, logits, wrong)[0].tolist() == pytest.approx([1, -1, 0], abs=1e-6)
 
 
 @given(answers())

@@ -1,4 +1,4 @@
-"""A replayed step against the step itself. Without a GPU, a rerun on fixed memory stands for it."""
+"""A replayed step against the step itself. Without a GPU, a rerun stands for what that records."""
 
 from copy import copy
 from functools import partial
@@ -31,6 +31,7 @@ class Rerun:
 
 
 def always(monkeypatch):
+    monkeypatch.setattr("lipbench.replay._PATIENCE", 1)
     # A rerun is never faster, and would not be used.
     times = iter(range(10**6))
     monkeypatch.setattr("lipbench.replay._seconds", lambda function, arguments: next(times))
@@ -85,23 +86,45 @@ def test_what_is_no_faster_is_called(monkeypatch):
             calls.append(1)
             return super().__call__(*arguments)
 
+    monkeypatch.setattr("lipbench.replay._PATIENCE", 1)
     monkeypatch.setattr("lipbench.replay._seconds", lambda function, arguments: 1.0)
     assert results(Slow) == results(None)
     assert len(calls) == len(set(SIZES))  # compared once for each shape, and never used
+
+
+def test_a_shape_is_recorded_once_it_was_met_often(monkeypatch):
+    always(monkeypatch)
+    monkeypatch.setattr("lipbench.replay._PATIENCE", 3)
+    met = []
+
+    class Noted(Rerun):
+        def __init__(self, meter, function, arguments):
+            met.append(len(arguments[1]))
+            super().__init__(meter, function, arguments)
+
+    assert results(Noted) == results(None)
+    assert met == [4]  # which come four times, and two samples once
 
 
 def the_entry(variant):
     return an_entry(**VARIANTS[variant])
 
 
+@pytest.mark.parametrize("recording", ["rerun", "traced"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_trainer_that_replays_ends_with_the_same_bits(variant, monkeypatch):
+def test_a_trainer_that_replays_ends_with_the_same_bits(variant, recording, monkeypatch):
     always(monkeypatch)
     trained = []
-    for record in (None, Rerun):
+    for replays in (False, True):
         trainer = a_trainer(the_entry(variant), digits(train=72), seeds=(0, 1))
-        trainer.step._record = record and partial(record, trainer.ensemble.meter)
+        if not replays:
+            trainer.step._record = None
+        elif recording == "rerun":
+            trainer.step._record = partial(Rerun, trainer.ensemble.meter)
         trained.append(trainer.run(trainer.begin()))
+        recordings = trainer.step._recordings.values()
+        assert all(one is not None for one in recordings)
+        assert len(recordings) == 2 * replays  # the last batch is smaller
     for plain, replayed in zip(*trained, strict=True):
         assert same(plain.checkpoints["last"].params, replayed.checkpoints["last"].params)
         assert plain.history == replayed.history
@@ -110,9 +133,10 @@ def test_a_trainer_that_replays_ends_with_the_same_bits(variant, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_gpu_replays_the_step(variant):
+def test_a_gpu_replays_the_step(variant, monkeypatch):
     data = digits(train=72, device="cuda")
     trained = []
+    monkeypatch.setattr("lipbench.replay._PATIENCE", 1)
     for record in (None, Graph):
         trainer = a_trainer(the_entry(variant), data, seeds=(0, 1))
         trainer.step._record = record

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from lipbench.adversary import Attack
 from lipbench.data import Data
+from lipbench.ensemble import Progress
+from lipbench.epoch import train_epoch
 from lipbench.judge import judge
 from lipbench.method import Method
 from lipbench.model import Model
-from lipbench.net import Net
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
@@ -19,7 +20,7 @@ from lipbench.settings import MethodEntry, TrainingSettings
 from lipbench.speed import plain
 from lipbench.threat import Threat
 from lipbench.trainer import Trainer
-from lipbench.trial import Outcome, Trial
+from lipbench.trial import Trial
 
 
 def trainer(data: Data, *, trials: int, epochs: int, pairs: int | None = None) -> Trainer:
@@ -48,17 +49,21 @@ def trainer(data: Data, *, trials: int, epochs: int, pairs: int | None = None) -
     return Trainer([Trial(entry=entry, seed=seed) for seed in range(trials)], model, data)
 
 
-def networks(stack: Trainer, outcomes: list[Outcome]) -> list[nn.Module]:
-    """Return the networks after the last epoch.
+def train(stack: Trainer, progress: Progress) -> list[nn.Module]:
+    """Take all steps of a training and none of the measurements between its epochs.
+
+    Returns:
+        The networks.
 
     Raises:
         ArithmeticError: If one diverged.
     """
-    for outcome in outcomes:
-        if outcome.state != "done":
-            raise ArithmeticError(f"a network of the comparison diverged: {outcome.message}.")
-    last = [outcome.checkpoints["last"] for outcome in outcomes]
-    return [Net(stack.ensemble.skeleton, one.params, one.buffers).module() for one in last]
+    while progress.epoch < stack.training.epochs:
+        losses, _ = train_epoch(stack.ensemble, progress, stack.step)
+        progress.epoch += 1
+    if not losses.isfinite().all():
+        raise ArithmeticError("a network of the comparison diverged.")
+    return [net.module() for net in stack.ensemble.nets(progress)]
 
 
 def robust_accuracy(

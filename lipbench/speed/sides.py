@@ -25,7 +25,7 @@ class Recipe(Protocol):
 def _ours(samples: Samples, *, trials: int, epochs: int, pairs: int | None) -> Training:
     stack = ours.trainer(samples.data, trials=trials, epochs=epochs, pairs=pairs)
     progress = stack.begin()
-    return lambda: ours.networks(stack, stack.run(progress))
+    return lambda: ours.train(stack, progress)
 
 
 def _plain(samples: Samples, *, trials: int, epochs: int, pairs: int | None) -> Training:
