@@ -64,6 +64,15 @@ class Bound(ABC):
     def cost(self, network: "Network", norm: Norm, domain: Box | None) -> float:
         """Return roughly how many seconds one core needs; it orders bounds, no more."""
 
+    def within(
+        self, network: "Network", norm: Norm, domain: Box | None, seconds: float
+    ) -> "Bound | None":
+        """Return the bound with budgets that fit into a time by its own estimate, or None.
+
+        It counts: the same time gives the same budgets on every machine.
+        """
+        return self if self.cost(network, norm, domain) <= seconds else None
+
     @abstractmethod
     def compute(
         self,

@@ -68,7 +68,8 @@ def bracket(
         norm: 1, 2 or infinity, for inputs and outputs alike.
         domain: Smallest and largest entry of the inputs that count; None is all of space.
         time_limit: Seconds after which no further bound is begun. Bounds are begun in order of
-            their estimated cost, one that would pass the limit by its own estimate is not.
+            their estimated cost; one that would pass the limit by its own estimate searches less,
+            or is not begun.
         inputs: Data near which lower bounds search; None lets them sample.
 
     Raises:
@@ -85,11 +86,12 @@ def bracket(
     begin = time.perf_counter()
     for name, bound in _installed(network, measure, box, refused):
         start = time.perf_counter()
-        if start - begin + bound.cost(network, measure, box) > time_limit:
+        fitting = bound.within(network, measure, box, time_limit - (start - begin))
+        if fitting is None:
             refused[name] = f"it would pass the time limit of {time_limit} s."
             continue
         try:
-            value = bound.compute(network, measure, box, tuple(values), inputs)
+            value = fitting.compute(network, measure, box, tuple(values), inputs)
         except Refused as error:
             refused[name] = str(error)
             continue

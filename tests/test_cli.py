@@ -104,7 +104,7 @@ def test_the_package_tells_its_names_and_refuses_others():
         lipbench.brakcet  # noqa: B018
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "status", "table", "ls", "data", "env"])
+@pytest.mark.parametrize("verb", ["plan", "run", "status", "table", "ls", "data", "env", "audit"])
 def test_every_verb_explains_itself(lip, verb):
     code, out, _ = lip(verb, "--help")
 

@@ -261,3 +261,15 @@ def test_signs_are_enumerated_where_all_regions_exist():
         for bits in product([0, 1], repeat=5)
     )
     assert found(model, 6).value == pytest.approx(expected, rel=ROUNDING)
+
+
+def test_a_search_has_as_many_nodes_as_a_time_allows():
+    """Of a budget, by its own estimate; a search that is cut short still is a sound bound."""
+    network = as_network(random_network(0, (3, 8, 2), nn.ReLU), (3,))
+    search = load("lipbench.bounds", "lipbab", Bound)()
+    assert search.within(network, L2, None, 1e6) == search
+    few = search.within(network, L2, None, 0.05)
+    assert 0 < few.nodes < search.nodes
+    assert few.cost(network, L2, None) <= 0.05
+    assert search.within(network, L2, None, 0.0) is None
+    assert few.compute(network, L2, None).value >= search.compute(network, L2, None).value

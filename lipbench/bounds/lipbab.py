@@ -1,6 +1,6 @@
 """The exact constant of a small piecewise linear network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from lipbench.norm import Norm
 from lipbench.threat import Box
 from lipbench.unrolled import neurons
 
-_SECONDS_PER_NODE = 4e-3
+_SECONDS_PER_NODE = 5e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,13 @@ class LipBaB(Bound):
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the search takes if it does not end before."""
         return _SECONDS_PER_NODE * min(self.nodes, 2 ** min(neurons(network), 30))
+
+    def within(
+        self, network: Network, norm: Norm, domain: Box | None, seconds: float
+    ) -> "LipBaB | None":
+        """Return the search with fewer regions, None if not even one can be looked at."""
+        nodes = min(self.nodes, int(seconds / _SECONDS_PER_NODE)) if seconds > 0 else 0
+        return replace(self, nodes=nodes) if nodes else None
 
     def compute(
         self,

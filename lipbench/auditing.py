@@ -1,0 +1,272 @@
+"""Audit a network, whoever trained it: what is proved of it, and what is refuted."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
+from lipbench.bound import Lipschitz
+from lipbench.bracketing import Bracket, Unsound, bracket
+from lipbench.certified import certified_accuracy, certified_radius, margins
+from lipbench.data import Batch
+from lipbench.judge import BATCH_SIZE, judge_epsilons, self_check
+from lipbench.method import Claim
+from lipbench.network import Network, as_network
+from lipbench.norm import Norm
+from lipbench.registry import load
+from lipbench.seeds import stream
+from lipbench.soundness import broken_certificates
+from lipbench.threat import Box
+
+Verdict = Literal["refuted", "proved", "open"]
+
+EPSILONS = {Norm(1): (1.0, 4.0), Norm(2): (0.25, 0.5, 1.0), Norm(math.inf): (0.01, 0.03, 0.1)}
+"""Radii in pixel units at which accuracy is measured if none are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """Samples of a data set, in pixel units."""
+
+    name: str
+    inputs: Float[Tensor, "samples *shape"]
+    labels: Int[Tensor, " samples"]
+    box: Box | None
+    """Smallest and largest entry of a valid input, which holds attacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Accuracy at one radius: certified ≤ true robust accuracy ≤ attacked."""
+
+    epsilon: float
+    attacked: float | None
+    """Share of samples that no attack broke; None if none could be made."""
+    certified: float | None
+    """Share that provably cannot be broken; None without a bound on all of space."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """What the network makes of a data set."""
+
+    data: str
+    samples: int
+    clean: float
+    at: tuple[Robustness, ...]
+    remarks: tuple[str, ...] = ()
+    """Why something is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Witness:
+    """Two inputs that expand by more than a claim allows."""
+
+    u: Float[Tensor, "*shape"]
+    v: Float[Tensor, "*shape"]
+    quotient: float
+    """‖f(u) - f(v)‖ / ‖u - v‖ at least, all rounding accounted for."""
+    found_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What was found out about a network."""
+
+    norm: Norm
+    domain: Box | None
+    bracket: Bracket
+    claim: Claim | None
+    verdict: Verdict | None
+    """Of the claim, if there is one."""
+    witness: Witness | None
+    """Of the refutation; None if a whole search refuted the claim and no pair was found."""
+    accuracy: Accuracy | None
+
+
+def audit(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    norm: float | int = 2,
+    domain: Box | None = None,
+    claims: float | int | None = None,
+    tolerance: float | int = 0.0,
+    data: Labelled | None = None,
+    epsilons: Sequence[float | int] | None = None,
+    time_limit: float | int = 60,
+    seed: int = 0,
+) -> Audit:
+    """Return bounds of a network's Lipschitz constant, and what they say of a claim and of data.
+
+    Args:
+        model: The network in evaluation mode; if it normalises its inputs, with that as a layer.
+        input_shape: Shape of one input, without the batch.
+        norm: 1, 2 or infinity, for inputs, outputs, and the balls of attacks.
+        domain: Smallest and largest entry of the inputs that count; None is all of space.
+        claims: A constant that the network is said not to exceed.
+        tolerance: Share of it by which it may be exceeded.
+        data: Samples to measure accuracy on.
+        epsilons: Radii in pixel units; None takes those of `EPSILONS`.
+        time_limit: Seconds after which no further bound is begun.
+        seed: Fixes everything random.
+
+    Raises:
+        Refused: If the network has a layer without a rule, or a weight that is no number.
+        Unsound: If two numbers that are found cannot both be true.
+        ValueError: If an argument is none of those.
+    """
+    kind = Norm(float(norm))
+    if claims is not None and not (claims >= 0 and math.isfinite(claims)):
+        raise ValueError(f"a claimed constant is a number of at least 0, got {claims}.")
+    if not tolerance >= 0:
+        raise ValueError(f"a tolerance is at least 0, got {tolerance}.")
+    if any(not (e >= 0 and math.isfinite(e)) for e in epsilons or ()):
+        raise ValueError(f"a radius is finite and at least 0, got {list(epsilons or ())}.")
+    inputs = None if data is None else data.inputs
+    found = bracket(model, input_shape, kind, domain, time_limit, inputs)
+    claim = None
+    if claims is not None:
+        claim = Claim(norm=kind, constant=float(claims), domain=domain, tolerance=float(tolerance))
+    verdict = None if claim is None else _verdict(found, claim)
+    accuracy = None
+    if data is not None:
+        network = as_network(model, tuple(input_shape))
+        radii = [float(e) for e in (EPSILONS[kind] if epsilons is None else epsilons)]
+        accuracy = _accuracy(model, network, data, kind, domain, radii, found.upper, seed)
+    return Audit(
+        norm=kind,
+        domain=domain,
+        bracket=found,
+        claim=claim,
+        verdict=verdict,
+        witness=_witness(found) if verdict == "refuted" else None,
+        accuracy=accuracy,
+    )
+
+
+def _verdict(found: Bracket, claim: Claim) -> Verdict:
+    allowed = claim.constant * (1 + claim.tolerance)
+    if found.lower > allowed:
+        return "refuted"
+    return "proved" if found.upper <= allowed else "open"
+
+
+def _witness(found: Bracket) -> Witness | None:
+    """Return the pair that expands most, of those that prove a lower bound."""
+    pairs = [one for one in found.bounds if one.side == "lower" and {"u", "v"} <= set(one.proof)]
+    if not pairs:
+        return None
+    best = max(pairs, key=lambda one: one.value)
+    return Witness(u=best.proof["u"], v=best.proof["v"], quotient=best.value, found_by=best.name)
+
+
+def _accuracy(
+    model: nn.Module,
+    network: Network,
+    data: Labelled,
+    norm: Norm,
+    domain: Box | None,
+    epsilons: Sequence[float],
+    upper: float,
+    seed: int,
+) -> Accuracy:
+    outputs, classes = math.prod(network.output_shape), int(data.labels.max()) + 1
+    if outputs < classes:
+        raise ValueError(f"the network has {outputs} outputs and {data.name} {classes} classes.")
+    with torch.no_grad():
+        parts = zip(data.inputs.split(BATCH_SIZE), data.labels.split(BATCH_SIZE), strict=True)
+        correct = torch.cat([Batch(x, y).correct(model(x)) for x, y in parts])
+    remarks: list[str] = []
+    radius = None
+    if domain is not None:
+        remarks.append("certified accuracy needs bounds on all of space: leave the domain out.")
+    elif math.isfinite(upper):
+        constant = Lipschitz(value=upper, side="upper", norm=norm, domain=None)
+        radius = certified_radius(margins(network, data.inputs, data.labels), constant)
+    attacked: list[float | None] = [None] * len(epsilons)
+    attack: Any = load("lipbench.attacks", "pgd", Attack)
+    if norm not in attack.norms:
+        remarks.append(f"pgd attacks in the norms 2 and inf, not in norm {norm}.")
+    elif epsilons:
+        try:
+            attacked = list(_attacked(attack(), model, network, data, norm, epsilons, radius, seed))
+        except (AttackInvalid, NonFiniteLogits) as error:
+            remarks.append(f"the attack found nothing that counts: {error}")
+    certified = [None if radius is None else certified_accuracy(radius, e) for e in epsilons]
+    return Accuracy(
+        data=data.name,
+        samples=len(data.labels),
+        clean=float(correct.double().mean()),
+        at=tuple(
+            Robustness(epsilon=e, attacked=a, certified=c)
+            for e, a, c in zip(epsilons, attacked, certified, strict=True)
+        ),
+        remarks=tuple(remarks),
+    )
+
+
+def _attacked(
+    attack: Attack,
+    model: nn.Module,
+    network: Network,
+    data: Labelled,
+    norm: Norm,
+    epsilons: Sequence[float],
+    radius: Tensor | None,
+    seed: int,
+) -> Sequence[float]:
+    """Return the share of samples that are left at each radius.
+
+    Raises:
+        Unsound: If one of them is certified and was broken.
+    """
+    sample = (data.inputs, data.labels, norm)
+    self_check(attack, model, *sample, data.box, stream(seed, "attack", "pgd", "check"))
+    rng = stream(seed, "attack", "pgd", str(norm))
+    results = judge_epsilons(attack, model, *sample, epsilons, data.box, rng)
+    for result in results if radius is not None else ():
+        assert radius is not None
+        broken = broken_certificates(network, *sample[:2], result.inputs, radius, norm)
+        if broken:
+            raise Unsound(" ".join(one.message for one in broken))
+    return [float((~result.success).double().mean()) for result in results]
+
+
+def labelled(name: str, input_shape: tuple[int, ...], size: int, like: Tensor) -> Labelled:
+    """Return the first test samples of an installed data set, in the shape that a network takes.
+
+    Args:
+        name: The data set.
+        input_shape: Shape of one input, as many numbers as the data have.
+        size: How many samples at most.
+        like: A tensor of the network, whose type and device the inputs take.
+
+    Raises:
+        DataMissing: If it cannot be had.
+        PluginError: If there is no such data set.
+        ValueError: If it has no classes, or inputs of another size.
+    """
+    from lipbench.dataset import Dataset
+    from lipbench.loading import load as load_data
+
+    dataset = load("lipbench.datasets", name, Dataset)()
+    if dataset.task != "classification":
+        raise ValueError(f"{name} has no classes: accuracy needs a data set that does.")
+    if math.prod(dataset.input_shape) != math.prod(input_shape):
+        raise ValueError(
+            f"inputs of {name} have shape {tuple(dataset.input_shape)}, which is not "
+            f"{tuple(input_shape)} in another order."
+        )
+    data = load_data(dataset, like.device, like.dtype)
+    return Labelled(
+        name=name,
+        inputs=data.test.inputs[:size].reshape(-1, *input_shape),
+        labels=data.test.targets[:size],
+        box=data.box,
+    )

@@ -1,0 +1,160 @@
+"""What an audit found, as text for people and as a report for programs."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lipbench.auditing import Accuracy, Audit
+
+_NORMS = {1.0: "l1", 2.0: "l2", math.inf: "l-infinity"}
+
+
+def text(audit: Audit, subject: str) -> str:
+    """Return the findings about `subject`, the number of each side named."""
+    from tabulate import tabulate
+
+    found = audit.bracket
+    bounds = [
+        (one.name, one.side, f"{one.value:.6g}", f"{one.seconds:.2f}", ", ".join(one.flags))
+        for one in sorted(found.bounds, key=lambda one: one.value)
+    ]
+    heads = ("bound", "side", "value", "seconds", "remarks")
+    parts = [
+        f"{subject}\n{_bracket(audit)}",
+        tabulate(bounds, headers=heads, disable_numparse=True) if bounds else "",
+        "\n".join(f"{name} refused: {reason}" for name, reason in found.refused.items()),
+        _claim(audit),
+        "" if audit.accuracy is None else _accuracy(audit.accuracy, _NORMS[audit.norm]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def report(audit: Audit, network: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the findings as values for JSON; infinite bounds and missing numbers are None.
+
+    Args:
+        audit: What was found.
+        network: Where the network comes from, taken over as it is.
+    """
+    found = audit.bracket
+    return {
+        "network": dict(network),
+        "norm": str(audit.norm),
+        "domain": None if audit.domain is None else list(audit.domain),
+        "lipschitz_lower": found.lower,
+        "lipschitz_upper": _finite(found.upper),
+        "bounds": [
+            {
+                "name": one.name,
+                "side": one.side,
+                "value": _finite(one.value),
+                "seconds": one.seconds,
+                "flags": list(one.flags),
+            }
+            for one in found.bounds
+        ],
+        "refused": dict(found.refused),
+        "claim": _claim_report(audit),
+        "accuracy": None if audit.accuracy is None else _accuracy_report(audit.accuracy),
+    }
+
+
+def proofs(audit: Audit) -> dict[str, Tensor]:
+    """Return the witnesses and certificates of all bounds, named bound/part."""
+    return {
+        f"{one.name}/{part}": tensor
+        for one in audit.bracket.bounds
+        for part, tensor in one.proof.items()
+    }
+
+
+def _bracket(audit: Audit) -> str:
+    found = audit.bracket
+    where = "all of space" if audit.domain is None else "[{:g}, {:g}]".format(*audit.domain)
+    line = (
+        f"Lipschitz constant in norm {audit.norm} on {where}: "
+        f"at least {found.lower:.6g}, at most {found.upper:.6g}"
+    )
+    tight = found.lower > 0 and math.isfinite(found.upper)
+    return f"{line} (ratio {found.upper / found.lower:.3g})" if tight else line
+
+
+def _claim(audit: Audit) -> str:
+    claim = audit.claim
+    if claim is None:
+        return ""
+    slack = f" with a tolerance of {claim.tolerance:g}" if claim.tolerance else ""
+    head = f"claim: at most {claim.constant:.9g}{slack}: {audit.verdict}"
+    if audit.verdict == "proved":
+        return f"{head}, by an upper bound of {audit.bracket.upper:.9g}"
+    if audit.verdict == "open":
+        return f"{head}: the constant lies between the bounds, and the claim does, too"
+    if audit.witness is None:
+        return f"{head}, by a search that proves {audit.bracket.lower:.9g}"
+    distance = audit.norm.length((audit.witness.u - audit.witness.v).unsqueeze(0))
+    return (
+        f"{head}, by two inputs {float(distance):.4g} apart whose outputs are at least "
+        f"{audit.witness.quotient:.9g} times as far apart ({audit.witness.found_by})"
+    )
+
+
+def _accuracy(accuracy: Accuracy, norm: str) -> str:
+    from tabulate import tabulate
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.2f}"
+
+    rows = [
+        (f"{one.epsilon:g}", percent(one.certified), percent(one.attacked)) for one in accuracy.at
+    ]
+    heads = (f"{norm} radius", "certified %", "attacked %")
+    lines = [
+        f"accuracy on {accuracy.samples} test samples of {accuracy.data}: "
+        f"clean {percent(accuracy.clean)} %",
+        *([tabulate(rows, headers=heads, disable_numparse=True)] if rows else []),
+        *accuracy.remarks,
+    ]
+    return "\n".join(lines)
+
+
+def _claim_report(audit: Audit) -> dict[str, Any] | None:
+    claim, witness = audit.claim, audit.witness
+    if claim is None:
+        return None
+    found: dict[str, Any] = {
+        "constant": claim.constant,
+        "tolerance": claim.tolerance,
+        "verdict": audit.verdict,
+        "witness": None,
+    }
+    if witness is not None:
+        found["witness"] = {
+            "found_by": witness.found_by,
+            "quotient": witness.quotient,
+            "u": witness.u.tolist(),
+            "v": witness.v.tolist(),
+        }
+    return found
+
+
+def _accuracy_report(accuracy: Accuracy) -> dict[str, Any]:
+    return {
+        "data": accuracy.data,
+        "samples": accuracy.samples,
+        "clean_accuracy": accuracy.clean,
+        "at": [
+            {
+                "epsilon": one.epsilon,
+                "robust_accuracy": one.attacked,
+                "certified_accuracy": one.certified,
+            }
+            for one in accuracy.at
+        ],
+        "remarks": list(accuracy.remarks),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

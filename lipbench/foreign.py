@@ -1,0 +1,185 @@
+"""A network that this project did not train: code by its name, weights from a file."""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lipbench.normalise import Normalise
+from lipbench.registry import did_you_mean
+
+
+class NotLoaded(Exception):
+    """There is no such network, or its weights do not fit; the message says what to do."""
+
+
+def load(target: str, weights: Path | None = None) -> nn.Module:
+    """Return the network that `target` names, in evaluation mode.
+
+    Args:
+        target: `package.module:name` or `file.py:name`, where the name is that of a module, of
+            its class, or of a function without arguments that returns it. It is imported, so its
+            code runs; the current folder is searched first.
+        weights: Its state_dict, as safetensors or as `torch.save` wrote it. Code that is hidden
+            in the latter is refused. None leaves the network as it was made.
+
+    Raises:
+        NotLoaded: If anything of that cannot be had.
+    """
+    place, colon, name = target.partition(":")
+    if not (place and colon and name):
+        raise NotLoaded(f"a network is named as package.module:make_net, got {target!r}.")
+    found: Any = _imported(place)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            hint = did_you_mean(part, [one for one in dir(found) if not one.startswith("_")])
+            raise NotLoaded(f"{place} has no {name!r}{hint or '.'}")
+        found = getattr(found, part)
+    model = found if isinstance(found, nn.Module) else _made(target, found)
+    if weights is not None:
+        _fill(model, weights)
+    return model.eval()
+
+
+def normalised(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
+    """Return the network behind a layer that takes pixel units to those it was trained in.
+
+    Raises:
+        NotLoaded: If the numbers are no means and deviations.
+    """
+    try:
+        layer = Normalise(mean, std)
+    except ValueError as error:
+        raise NotLoaded(str(error)) from error
+    like = next(model.parameters(), None)
+    return nn.Sequential(layer if like is None else layer.to(like), model).eval()
+
+
+def like(model: nn.Module) -> Tensor:
+    """Return a tensor of the type and on the device that inputs of the network have."""
+    return next(model.parameters(), torch.empty(0)).detach()
+
+
+def describe(
+    model: nn.Module, target: str, weights: Path | None, input_shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """Return where a network comes from, and how large it is, as values for JSON."""
+    return {
+        "code": target,
+        "weights": None if weights is None else str(weights),
+        "sha256": None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "input_shape": list(input_shape),
+        "parameters": sum(value.numel() for value in model.parameters()),
+    }
+
+
+def title(facts: Mapping[str, Any]) -> str:
+    """Return what `describe` gives as a line."""
+    source = f" with {facts['weights']}" if facts["weights"] else ""
+    shape = "x".join(map(str, facts["input_shape"]))
+    return f"{facts['code']}{source}, input {shape}, {facts['parameters']:,} parameters"
+
+
+def _imported(place: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        if place.endswith(".py"):
+            return _from_file(Path(place))
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise NotLoaded(
+            f"{place} cannot be imported: {error}. Give the name of an installed package, of a "
+            f"module in {here}, or the path of a file that ends in .py."
+        ) from error
+    except Exception as error:
+        raise NotLoaded(
+            f"{place} raised {type(error).__name__} on import: {error} (-v shows where)."
+        ) from error
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise NotLoaded(f"there is no file {path}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # As after an import, which pickled classes and dataclasses rely on.
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _made(target: str, make: Any) -> nn.Module:
+    if not callable(make):
+        raise NotLoaded(f"{target} is a {type(make).__name__}, no torch.nn.Module and no function.")
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise NotLoaded(
+            f"{target} is called without arguments, but: {error}. Write a function that gives them."
+        ) from error
+    except ValueError:  # a built-in that does not tell
+        pass
+    try:
+        made = make()
+    except Exception as error:
+        raise NotLoaded(
+            f"{target}() raised {type(error).__name__}: {error} (-v shows where)."
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise NotLoaded(f"{target}() returns a {type(made).__name__}, no torch.nn.Module.")
+    return made
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    state = _read(path)
+    wanted = model.state_dict()
+    problems = [f"it lacks {name!r}" for name in wanted if name not in state]
+    for name, value in state.items():
+        if name not in wanted:
+            problems.append(f"the network has no {name!r}{did_you_mean(name, wanted)}")
+        elif value.shape != wanted[name].shape:
+            shapes = f"{tuple(value.shape)} and not {tuple(wanted[name].shape)}"
+            problems.append(f"{name!r} has shape {shapes}")
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise NotLoaded(f"{path} does not fit the network: {'; '.join(problems[:5])}{more}.")
+    # Assigned, so that weights in float64 stay what they are.
+    model.load_state_dict(state, assign=True)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise NotLoaded(f"there is no file {path}.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise NotLoaded(f"{path} is no whole safetensors file: {error}.") from error
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise NotLoaded(
+            f"{path} holds more than tensors, and what it holds could run code: save "
+            "model.state_dict() alone, best with safetensors.torch.save_file."
+        ) from error
+    except Exception as error:
+        raise NotLoaded(f"{path} cannot be read as weights: {error}.") from error
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise NotLoaded(f"{path} holds no state_dict: save model.state_dict().")
+    return dict(found)

@@ -1,0 +1,322 @@
+"""`lipbench audit` and its parts on networks of strangers."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lipbench import foreign
+from lipbench.auditing import Labelled, audit, labelled
+from lipbench.bound import Lipschitz
+from lipbench.checkpoints import read_tensors
+from lipbench.cli import call
+from lipbench.exits import ExitCode
+from lipbench.network import as_network
+from lipbench.norm import Norm
+from lipbench.soundness import recheck
+
+NETS = '''
+import torch
+from torch import nn
+
+
+class Ramp(nn.Module):
+    """The absolute value, whose constant is 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(1, 2, bias=False)
+        self.last = nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+            self.last.weight.fill_(1)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))
+
+
+def digits():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def trained_mode():
+    return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
+
+
+def softmax():
+    return nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))
+
+
+def needy(width):
+    return nn.Linear(width, 1)
+
+
+def broken():
+    raise RuntimeError("no such layer")
+
+
+number = 3
+made = digits()
+'''
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    (tmp_path / "nets.py").write_text(NETS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "nets", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def lip(capsys):
+    def run(*arguments):
+        code = call(["audit", *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict", "code"),
+    [("0.9", "refuted", ExitCode.UNSOUND), ("2.1", "proved", ExitCode.DONE)],
+)
+def test_a_claim_is_refuted_with_a_pair_or_proved(lip, here, claim, verdict, code):
+    got, out, err = lip("nets:Ramp", "--input-shape", "1", "--claims", claim)
+    assert (got, err) == (code, "")
+    assert f"claim: at most {claim}: {verdict}" in out
+    report = json.loads((here / "audit.json").read_text())
+    assert report["claim"]["verdict"] == verdict
+    assert report["lipschitz_lower"] <= 1 <= report["lipschitz_upper"]
+    witness = report["claim"]["witness"]
+    if verdict == "refuted":
+        u, v = torch.tensor(witness["u"]), torch.tensor(witness["v"])
+        assert float((u.abs() - v.abs()).norm() / (u - v).norm()) > 0.9
+        assert 0.9 < witness["quotient"] <= 1
+    else:
+        assert witness is None
+
+
+def test_a_claim_between_the_bounds_is_open():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4))
+    found = audit(model, (4,))
+    middle = (found.bracket.lower + found.bracket.upper) / 2
+    assert audit(model, (4,), claims=middle).verdict == "open"
+
+
+def test_the_edge_of_a_claim():
+    """Of a linear network whose constant is 5: what rounding adds is for the tolerance."""
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 5.0]]))
+    assert audit(model, (2,), claims=5, tolerance=1e-9).verdict == "proved"
+    assert audit(model, (2,), claims=5 * (1 - 1e-6)).verdict == "refuted"
+    assert audit(model, (2,), claims=5 * (1 - 1e-6), tolerance=1e-5).verdict == "proved"
+
+
+def test_the_stored_proofs_can_be_checked_again(lip, here):
+    lip("nets:Ramp", "--input-shape", "1", "--norm", "inf", "-o", "found/one.json")
+    tensors, _ = read_tensors(here / "found" / "one.safetensors")
+    report = json.loads((here / "found" / "one.json").read_text())
+    network = as_network(foreign.load("nets:Ramp"), (1,))
+    assert len(report["bounds"]) >= 4, report["refused"]
+    for one in report["bounds"]:
+        own = {
+            n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(one["name"] + "/")
+        }
+        value = Lipschitz(
+            value=one["value"], side=one["side"], norm=Norm(math.inf), domain=None, proof=own
+        )
+        assert recheck(network, value) == []
+
+
+def test_accuracy_is_bracketed_at_every_radius(lip, here):
+    options = ("--data", "digits", "--epsilon", "0.01", "--epsilon", "0.5", "--size", "100")
+    code, out, _ = lip("nets:digits", "--input-shape", "64", *options)
+    assert code == ExitCode.DONE
+    assert "accuracy on 100 test samples of digits" in out
+    accuracy = json.loads((here / "audit.json").read_text())["accuracy"]
+    small, large = accuracy["at"]
+    assert (small["epsilon"], large["epsilon"]) == (0.01, 0.5)
+    for one in (small, large):
+        assert (
+            0 <= one["certified_accuracy"] <= one["robust_accuracy"] <= accuracy["clean_accuracy"]
+        )
+    assert small["certified_accuracy"] > 0
+    assert large["robust_accuracy"] < accuracy["clean_accuracy"]
+
+
+def test_the_margin_of_a_linear_classifier_is_certified_exactly():
+    """Radius |2x| / (√2·√2) = |x|: attack and certificate meet between the samples."""
+    model = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+    x = torch.tensor([[-0.35], [0.15], [0.25], [0.45]])
+    data = Labelled(name="line", inputs=x, labels=(x[:, 0] > 0).long(), box=None)
+    found = audit(model, (1,), data=data, epsilons=[0.2, 0.3, 0.4])
+    assert found.accuracy is not None
+    assert [one.attacked for one in found.accuracy.at] == [0.75, 0.5, 0.25]
+    assert [one.certified for one in found.accuracy.at] == [0.75, 0.5, 0.25]
+
+
+def test_a_box_certifies_nothing_and_says_so(lip):
+    code, out, _ = lip(
+        *("nets:digits", "--input-shape", "64", "--domain", "0,1", "--data", "digits"),
+        *("--size", "50"),
+    )
+    assert code == ExitCode.DONE
+    assert "on [0, 1]:" in out
+    assert "certified accuracy needs bounds on all of space" in out
+
+
+def test_no_attack_in_norm_1_and_it_says_so(lip):
+    code, out, _ = lip(
+        *("nets:digits", "--input-shape", "64", "--norm", "1", "--data", "digits", "--size", "50"),
+        *("--time-limit", "1"),
+    )
+    assert code == ExitCode.DONE
+    assert "pgd attacks in the norms 2 and inf, not in norm 1" in out
+
+
+def test_normalisation_counts(lip, here):
+    lip("nets:Ramp", "--input-shape", "1,1,1", "--mean", "0.5", "--std", "0.25")
+    report = json.loads((here / "audit.json").read_text())
+    assert report["lipschitz_lower"] == pytest.approx(4)
+
+
+def test_json_on_request_is_the_report_and_nothing_else(lip, here):
+    _, out, _ = lip("nets:Ramp", "--input-shape", "1", "--json")
+    assert json.loads(out) == json.loads((here / "audit.json").read_text())
+
+
+def test_a_module_an_instance_and_a_file_are_networks():
+    for target in ("nets:made", "nets:digits", "nets.py:Ramp"):
+        assert not foreign.load(target).training
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nets", "named as package.module:make_net, got 'nets'"),
+        ("nets:", "named as package.module:make_net"),
+        ("net:Ramp", "net cannot be imported: No module named 'net'"),
+        ("none.py:Ramp", "there is no file none.py"),
+        ("nets:digit", "nets has no 'digit'; did you mean 'digits'?"),
+        ("nets:needy", "missing a required argument: 'width'"),
+        ("nets:broken", "nets:broken() raised RuntimeError: no such layer"),
+        ("nets:number", "is a int, no torch.nn.Module and no function"),
+        ("nets:torch.zeros", "raised TypeError"),
+    ],
+)
+def test_what_is_no_network_is_bad_usage(lip, target, message):
+    code, out, err = lip(target, "--input-shape", "1")
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--input-shape", "1,x"), "no list of whole numbers"),
+        (("--input-shape", "0"), "every length is at least 1"),
+        (("--input-shape", "64", "--domain", "1,0"), "no pair LO,HI"),
+        (("--input-shape", "64", "--domain", "1"), "no pair LO,HI"),
+        (("--input-shape", "64", "--mean", "0.5"), "given together or not at all"),
+        (("--input-shape", "64", "--mean", "0.5", "--std", "0"), "one positive std per mean"),
+        (("--input-shape", "64", "--claims", "-1"), "a number of at least 0, got -1"),
+        (("--input-shape", "64", "--claims", "nan"), "a number of at least 0, got nan"),
+        (("--input-shape", "64", "--data", "digit"), "did you mean 'digits'?"),
+        (("--input-shape", "63", "--data", "digits"), "inputs of digits have shape (1, 8, 8)"),
+        (("--input-shape", "63"), "63"),
+        (("--input-shape", "64", "--data", "half_max_abs"), "has no classes"),
+        (("--input-shape", "64", "--weights", "none.pt"), "there is no file none.pt"),
+    ],
+)
+def test_what_does_not_fit_is_bad_usage(lip, here, options, message):
+    code, out, err = lip("nets:digits", *options)
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (here / "audit.json").exists()
+
+
+def test_a_layer_without_a_rule_is_named(lip):
+    code, _, err = lip("nets:softmax", "--input-shape", "2")
+    assert code == ExitCode.USAGE
+    assert "Softmax" in err
+
+
+def test_a_network_is_audited_in_evaluation_mode(lip):
+    code, out, _ = lip("nets:trained_mode", "--input-shape", "2")
+    assert code == ExitCode.DONE
+    assert "at least" in out
+
+
+def test_too_few_outputs_are_told():
+    data = labelled("digits", (64,), 10, torch.zeros(0))
+    with pytest.raises(ValueError, match="2 outputs and digits 10 classes"):
+        audit(nn.Linear(64, 2), (64,), data=data)
+
+
+def doubled():
+    state = foreign.load("nets:Ramp").state_dict()
+    return {name: 2 * value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "nested", "float64"])
+def test_weights_come_from_a_file(lip, here, kind):
+    state = doubled()
+    path = here / ("w.safetensors" if kind in ("safetensors", "float64") else "w.pt")
+    if kind == "float64":
+        state = {name: value.double() for name, value in state.items()}
+    if path.suffix == ".pt":
+        torch.save({"state_dict": state} if kind == "nested" else state, path)
+    else:
+        save_file(state, path)
+    lip("nets:Ramp", "--input-shape", "1", "--weights", str(path))
+    report = json.loads((here / "audit.json").read_text())
+    assert report["lipschitz_lower"] == pytest.approx(4)
+    assert report["network"]["weights"] == str(path)
+    assert len(report["network"]["sha256"]) == 64
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("this code ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"first.weight": torch.zeros(2, 1)}, "it lacks 'last.weight'"),
+        (
+            {"first.weight": torch.zeros(2, 2)},
+            "has shape (2, 2) and not (2, 1)",
+        ),
+        ({"frist.weight": torch.zeros(2, 1)}, "no 'frist.weight'; did you mean 'first.weight'?"),
+        ([1, 2], "holds no state_dict"),
+        (Harmful(), "could run code"),
+    ],
+)
+def test_weights_that_do_not_fit_are_told(lip, here, content, message):
+    torch.save(content, here / "w.pt")
+    code, out, err = lip("nets:Ramp", "--input-shape", "1", "--weights", "w.pt")
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert message in err
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_a_damaged_file_is_told(lip, here, name):
+    (here / name).write_bytes(b"not weights")
+    code, out, err = lip("nets:Ramp", "--input-shape", "1", "--weights", name)
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert name in err
+    assert "Traceback" not in err
