@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lipbench.affine import Affine, Matrix
@@ -93,10 +93,15 @@ class Centred:
         return float(found) * (1 + 1e-12 * max(outputs.shape))
 
     @property
-    def bent(self) -> "Centred":
-        """Return the same without the neurons whose slopes are one number: nothing reads them."""
+    def is_read(self) -> Bool[Tensor, " neurons"]:
+        """Return which neurons anything reads: not those whose slopes are one number."""
         read = (self.matrix.values != 0) | (self.matrix.radius != 0)
-        kept = read[:, self.inputs :].any(dim=0)
+        return read[:, self.inputs :].any(dim=0)
+
+    @property
+    def bent(self) -> "Centred":
+        """Return the same without the neurons that nothing reads."""
+        kept = self.is_read
         rows = torch.cat([kept, kept.new_ones(self.outputs)])
         columns = torch.cat([kept.new_ones(self.inputs), kept])
         return Centred(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
-from lipbench.centred import Centred, centre
+from lipbench.centred import Centred
 from lipbench.certify import certify
+from lipbench.intervals import centred_on
 from lipbench.multipliers import propose
 from lipbench.network import Network
 from lipbench.norm import Norm
@@ -25,7 +26,7 @@ def relaxed_bound(
     Raises:
         Refused: If the network cannot be unrolled.
     """
-    centred = centre(unroll(network))
+    centred = centred_on(unroll(network), domain)
     groups = _blocks(centred) if by_block else None
     if not centred.neurons:
         return certified(network, domain, centred, torch.empty(0, dtype=torch.float64), 0.0)
@@ -51,7 +52,7 @@ def certified(
 def recertified(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored multipliers prove, computed from the network anew."""
     multipliers, square = value.proof["multipliers"], float(value.proof["square"])
-    centred = centre(unroll(network))
+    centred = centred_on(unroll(network), value.domain)
     if multipliers.shape != (centred.neurons,):
         return math.inf
     return _proved(centred, multipliers, square)[0]

@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
-from lipbench.centred import centre
+from lipbench.boxed import boxed_norm
 from lipbench.composition import composed
 from lipbench.constants import constant
 from lipbench.enumerated import enumerated_problem
+from lipbench.intervals import centred_on
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.relaxed import recertified
@@ -105,7 +106,11 @@ def recheck(network: Network, value: Lipschitz) -> list[Violation]:
         problem = enumerated_problem(network, value)
         return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
     if value.side == "upper" and "reach" in value.proof:
-        return _below(value, centre(unroll(network)).reach(value.norm)[-1], "its blocks")
+        centred = centred_on(unroll(network), value.domain)
+        return _below(value, centred.reach(value.norm)[-1], "its blocks")
+    if value.side == "upper" and "entries" in value.proof:
+        proved, _ = boxed_norm(unroll(network), value.norm, value.domain)
+        return _below(value, proved, "bounds of its derivatives")
     if value.side == "upper" and "multipliers" in value.proof:
         return _below(value, recertified(network, value), "its multipliers")
     if value.side == "estimate" or "unverified" in value.flags:

@@ -1,6 +1,6 @@
 """Multipliers in closed form, layer by layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Refused, Side
 from lipbench.centred import centre
+from lipbench.intervals import slopes
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.relaxed import certified
@@ -48,8 +49,15 @@ class ECLipsEFast(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the multipliers."""
         unrolled = unroll(network)
-        multipliers, square = _closed_form(unrolled)
-        return certified(network, domain, centre(unrolled), multipliers, square)
+        if domain is None:
+            multipliers, square = _closed_form(unrolled)
+            return certified(network, domain, centre(unrolled), multipliers, square)
+        local = slopes(unrolled, domain)
+        blocks = zip(unrolled.blocks, local, strict=True)
+        narrow = tuple(replace(block, lo=lo, hi=hi) for block, (lo, hi) in blocks)
+        multipliers, square = _closed_form(replace(unrolled, blocks=narrow))
+        centred = centre(unrolled, local)
+        return certified(network, domain, centred.bent, multipliers[centred.is_read], square)
 
 
 def _closed_form(network: Unrolled) -> tuple[Tensor, float]:

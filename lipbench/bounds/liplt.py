@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.centred import centre
+from lipbench.intervals import centred_on
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
@@ -19,7 +19,8 @@ class LipLT(Bound):
     """Bound the linear share of the network as a whole, and only the rest layer by layer.
 
     For slopes in [0, 1] it equals the bound of Combettes and Pesquet, which is a sum over all ways
-    to cut the network. It is never worse than the product of dense layers' norms.
+    to cut the network. It is never worse than the product of dense layers' norms. On a box, ReLUs
+    and their like have the slopes that they can have there.
 
     Source:
         Fazlyab, Entesari, Roy, Chellappa, Certified Robustness via Dynamic Margin Maximization
@@ -42,7 +43,7 @@ class LipLT(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the constant of each block of neurons."""
-        reach = centre(unroll(network)).reach(norm)
+        reach = centred_on(unroll(network), domain).reach(norm)
         return Lipschitz(
             value=reach[-1],
             side="upper",
