@@ -19,20 +19,30 @@ Source:
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from lipbench.steps import Convolution
 
+Norms = Callable[[Complex[Tensor, "batch out in"]], Float[Tensor, " batch"]]
+"""Upper bounds of the l2 norms of matrices."""
+
 _CHUNK = 2**22  # Complex entries whose singular values are computed at once.
 
 
-def largest_symbol_norm(step: Convolution) -> float:
-    """Return an upper bound of ‖W‖₂, up to rounding; exact for most circular convolutions."""
+def largest_symbol_norm(step: Convolution, norms: Norms | None = None) -> float:
+    """Return an upper bound of ‖W‖₂, up to rounding; exact for most circular convolutions.
+
+    Args:
+        step: The convolution.
+        norms: How to bound the norm of the symbol; None takes its largest singular value.
+    """
     if step.padding_mode in ("reflect", "replicate"):
-        return largest_symbol_norm(_behind_padding(step)) * math.sqrt(_most_copies(step))
+        return largest_symbol_norm(_behind_padding(step), norms) * math.sqrt(_most_copies(step))
     periods, strides, repeats = [], [], 1.0
     for axis in range(step.weight.ndim - 2):
         period, stride, repeat = _axis(step, axis)
@@ -40,10 +50,25 @@ def largest_symbol_norm(step: Convolution) -> float:
         strides.append(stride)
         repeats *= repeat
     largest = max(
-        _largest(_periodic(weight, step.dilation, periods), strides)
+        _largest(_periodic(weight, step.dilation, periods), strides, norms or _singular)
         for weight in step.weight.chunk(step.groups)
     )
     return largest * math.sqrt(repeats)
+
+
+def repetition(step: Convolution) -> float:
+    """Return by how much more than its taps on an endless grid a convolution can expand.
+
+    It is 1 beside zeros: every other kind of padding may show an entry to the taps several times.
+    """
+    if step.padding_mode in ("reflect", "replicate"):
+        return math.sqrt(_most_copies(step))
+    axes = range(step.weight.ndim - 2)
+    return math.sqrt(math.prod(_axis(step, axis)[2] for axis in axes))
+
+
+def _singular(blocks: Tensor) -> Tensor:
+    return torch.linalg.svdvals(blocks)[:, 0]
 
 
 def _behind_padding(step: Convolution) -> Convolution:
@@ -86,8 +111,8 @@ def _periodic(weight: Tensor, dilation: tuple[int, ...], periods: list[int]) -> 
     return weight
 
 
-def _largest(kernel: Tensor, strides: list[int]) -> float:
-    """Return the largest singular value over all frequencies of a periodic kernel."""
+def _largest(kernel: Tensor, strides: list[int], norms: Norms) -> float:
+    """Return the largest norm over all frequencies of a periodic kernel."""
     axes = len(strides)
     symbol = torch.fft.fftn(kernel, dim=tuple(range(2, kernel.ndim)))
     # Frequencies that differ by a multiple of 2π/stride are aliases: they move into the columns.
@@ -101,5 +126,5 @@ def _largest(kernel: Tensor, strides: list[int]) -> float:
     symbol = symbol.narrow(axes - 1, 0, symbol.shape[axes - 1] // 2 + 1)
     blocks = symbol.reshape(math.prod(symbol.shape[:axes]), kernel.shape[0], -1)
     chunk = max(1, _CHUNK // blocks[0].numel())
-    values = [float(torch.linalg.svdvals(part).max()) for part in blocks.split(chunk)]
+    values = [float(norms(part).max()) for part in blocks.split(chunk)]
     return max(values) / math.sqrt(math.prod(strides))

@@ -1,0 +1,61 @@
+"""Gram iteration: l2 norms from above by squaring, which doubles the digits with each step.
+
+Both norms of a Gram matrix, the Frobenius norm and the largest absolute row sum, are at least its
+largest eigenvalue; after T squarings the 2^T-th root of what they exceed it by is left.
+
+Source:
+    Delattre, Barthélemy, Araujo, Allauzen, Efficient Bound of Lipschitz Constant for Convolutional
+    Layers by Gram Iteration (ICML 2023), https://arxiv.org/abs/2305.16173. Delattre,
+    Barthélemy, Allauzen, Spectral Norm of Convolutional Layers with Circular and Zero Paddings
+    (2024), https://arxiv.org/abs/2402.00240, for kernels on an endless grid.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def gram_norms(matrices: Tensor, iterations: int) -> Float[Tensor, " batch"]:
+    """Return upper bounds of the l2 norms of real or complex float64 matrices, up to rounding.
+
+    They fall with the number of iterations; without any they are Frobenius norms.
+    """
+    squared = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    log = torch.zeros(len(matrices), dtype=torch.float64)
+    for _ in range(iterations):
+        size = _positive(torch.linalg.matrix_norm(squared))
+        squared = squared / size.view(-1, 1, 1)
+        # (cG)(cG)* is c² times GG*, and its norm the square of that of G.
+        log = 2 * (log + size.log())
+        squared = squared @ squared.mH
+    size = torch.linalg.matrix_norm(squared)
+    power = 0.5**iterations
+    return torch.where(size > 0, (power * (_positive(size).log() + log)).exp(), 0.0)
+
+
+def kernel_norm(kernel: Float[Tensor, "out in *taps"], iterations: int) -> float:
+    """Return an upper bound of a convolution's l2 norm at any size of image, up to rounding.
+
+    Args:
+        kernel: The float64 taps, which see every entry of an endless grid once.
+        iterations: At least 1; the taps along each axis double with each.
+    """
+    squared = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.transpose(0, 1)
+    convolve, log = _CONVOLVE[kernel.ndim - 2], 0.0
+    for _ in range(iterations):
+        size = float(torch.linalg.vector_norm(squared))
+        if size == 0:
+            return 0.0
+        squared, log = squared / size, 2 * (log + math.log(size))
+        squared = convolve(squared, squared, padding=[k - 1 for k in squared.shape[2:]])
+    rows = float(squared.abs().flatten(1).sum(dim=1).max())
+    return math.exp(0.5**iterations * (math.log(rows) + log))
+
+
+def _positive(size: Tensor) -> Tensor:
+    return torch.where(size > 0, size, torch.ones_like(size))

@@ -1,0 +1,160 @@
+"""Layer norms by Gram iteration and from samples, against dense matrices and values by hand."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from convolutions import exact, random_convolution, settings_of_convolutions, step_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import random_network
+from torch import nn
+
+from lipbench.bound import Bound
+from lipbench.gram import gram_norms, kernel_norm
+from lipbench.network import as_network
+from lipbench.norm import Norm
+from lipbench.norms import upper_norm
+from lipbench.registry import load
+from lipbench.soundness import crossings, recheck
+
+L2 = Norm(2)
+BOUNDS = ["gram", "gram_lattice", "lipbound"]
+
+
+def bound(name, **options):
+    return load("lipbench.bounds", name, Bound)(**options)
+
+
+def network_of(layer, *shape):
+    return as_network(nn.Sequential(layer), shape)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "expected"), [(0, 5**0.5), (1, 17**0.25), (2, 257**0.125), (3, 65537**0.0625)]
+)
+def test_gram_iteration_of_a_diagonal_by_hand(iterations, expected):
+    matrix = torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64)).unsqueeze(0)
+    assert float(gram_norms(matrix, iterations)) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("iterations", range(4))
+def test_gram_iteration_of_an_identity_by_hand(iterations):
+    found = gram_norms(torch.eye(4, dtype=torch.float64).unsqueeze(0), iterations)
+    assert float(found) == pytest.approx(4 ** (0.5 ** (iterations + 1)))
+
+
+def test_zero_is_no_obstacle():
+    assert gram_norms(torch.zeros(2, 3, 4, dtype=torch.float64), 3).tolist() == [0, 0]
+    assert kernel_norm(torch.zeros(2, 2, 3, 3, dtype=torch.float64), 3) == 0
+
+
+@given(
+    st.integers(0, 999), st.integers(1, 6), st.integers(1, 6), st.sampled_from([1e-150, 1, 1e150])
+)
+def test_gram_iteration_falls_to_the_norm_at_any_scale(seed, rows, columns, scale):
+    rng = torch.Generator().manual_seed(seed)
+    real, imaginary = torch.randn(2, 3, rows, columns, generator=rng, dtype=torch.float64)
+    matrices = scale * torch.complex(real, imaginary)
+    norms = torch.linalg.matrix_norm(matrices, 2)
+    found = [gram_norms(matrices, count) for count in (0, 1, 3, 6, 12)]
+    for earlier, later in pairwise(found):
+        assert (later <= earlier * (1 + 1e-12)).all()
+        assert (later >= norms * (1 - 1e-12)).all()
+    torch.testing.assert_close(found[-1], norms, rtol=1e-3, atol=0)
+
+
+def test_the_smallest_kernel_needs_an_iteration():
+    """Row sums of [[1], [1]] are 1 and its norm is the root of 2: no Gram matrix, no bound."""
+    kernel = torch.ones(2, 1, 1, 1, dtype=torch.float64)
+    assert kernel_norm(kernel, 1) == pytest.approx(2**0.5)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        bound("gram_lattice", iterations=0)
+
+
+def test_a_difference_filter_by_hand():
+    """The taps -1, 1 double what alternates, on an endless grid."""
+    layer = nn.Conv1d(1, 1, 2, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[[-1.0, 1.0]]]))
+    found = kernel_norm(layer.weight.detach(), 1)
+    assert found == pytest.approx(2)  # (1 + 2 + 1)^(1/2)
+    assert bound("lipbound", samples=2000).compute(network_of(layer, 1, 9), L2, None).value == (
+        pytest.approx(2, rel=1e-3)
+    )
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("mode", ["circular", "replicate", "reflect"])
+def test_padding_with_copies_counts(name, mode):
+    """Two taps of 1 per axis expand by 2 between zeros, and by more where rows come twice."""
+    layer = nn.Conv2d(1, 1, 2, padding=1, padding_mode=mode, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(1)
+    step = step_of(layer, 1, 2, 2)
+    assert exact(step, L2) > 2.01
+    assert bound(name)._norm(step) >= exact(step, L2)
+
+
+def test_what_lies_between_the_samples_counts():
+    """The taps -1, 0, 1 expand most at a frequency that five samples miss."""
+    layer = nn.Conv1d(1, 1, 3, padding=1, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[[-1.0, 0.0, 1.0]]]))
+    step = step_of(layer, 1, 30)
+    sampled = 2 * math.sin(2 * math.pi / 5)
+    assert exact(step, L2) > 1.9 > sampled - 0.01
+    assert bound("lipbound", samples=5)._norm(step) == pytest.approx(sampled / 0.6**0.5)
+
+
+@settings(max_examples=60)
+@given(settings_of_convolutions, st.sampled_from(BOUNDS))
+def test_no_convolution_exceeds_a_bound(chosen, name):
+    step = random_convolution(**chosen)
+    assert bound(name)._norm(step) >= exact(step, L2) * (1 - 1e-12)
+
+
+@settings(max_examples=20)
+@given(settings_of_convolutions)
+def test_gram_iteration_on_the_grid_falls_to_the_largest_singular_value(chosen):
+    step = random_convolution(**chosen)
+    many = bound("gram", iterations=14)._norm(step)
+    assert many == pytest.approx(upper_norm(step, L2), rel=1e-3)
+
+
+def test_a_transposed_convolution_has_the_norm_of_its_adjoint():
+    torch.manual_seed(0)
+    step = step_of(nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1), 3, 5, 5)
+    for name in BOUNDS:
+        assert bound(name)._norm(step) >= exact(step, L2)
+
+
+def test_too_few_samples_are_refused():
+    network = network_of(nn.Conv2d(1, 1, 5), 1, 8, 8)
+    reason = bound("lipbound", samples=4).refuses(network, L2, None)
+    assert reason == "layer '0' has 5 taps along an axis: raise samples."
+    assert bound("lipbound", samples=5).refuses(network, L2, None) is None
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_network_is_the_product_of_its_layers(name, seed):
+    torch.manual_seed(seed)
+    images = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
+    for model, shape in ((images, (2, 8, 8)), (random_network(seed, (5, 7, 3), nn.ReLU), (5,))):
+        network = as_network(model, shape)
+        found = bound(name).compute(network, L2, None)
+        product = bound("product").compute(network, L2, None)
+        lower = bound("jacobian").compute(network, L2, None)
+        assert recheck(network, found) == []
+        assert not crossings([lower, found])
+        assert product.value <= found.value * (1 + 1e-9) <= 4 * product.value
+        assert math.prod(found.proof["constants"].tolist()) == pytest.approx(found.value)
