@@ -122,6 +122,8 @@ def _installed(
         reason = bound.refuses(network, norm, domain)
         if norm not in bound.norms:
             reason = f"it has no rule for norm {norm}."
+        if bound.side == "estimate":
+            reason = "it is an estimate, and bounds nothing."
         if reason is None:
             found.append((name, bound))
         else:
