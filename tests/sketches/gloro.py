@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch.nn import functional as F
 
 from lipbench.method import Method, Strength
 from lipbench.norms import converged_norm, power_iteration
@@ -48,12 +47,12 @@ class GloRo(Method):
         state = {**state, "rights": rights, "buffers": buffers}
         if self.form == "margin":
             raised = outputs + gaps.take_along_dim(batch.targets.unsqueeze(1), dim=0)
-            return F.cross_entropy(raised, batch.targets), state
+            return batch.loss(raised), state
         own = outputs.argmax(dim=1, keepdim=True)
         rivals = outputs + gaps.take_along_dim(own, dim=0)
         rivals = rivals.scatter(1, own, -torch.inf)
         extended = torch.cat([outputs, rivals.amax(dim=1, keepdim=True)], dim=1)
-        return F.cross_entropy(extended, batch.targets), state
+        return batch.loss(extended), state
 
     def end_epoch(self, net, summary, state, h):
         grown = min(1.0, summary.epoch / (self.growth * summary.epochs))
