@@ -11,6 +11,10 @@ from lipbench.rows import Row
 SELECTION = "selection"
 """Flag of the rows that were measured with the attack that chose the checkpoints."""
 
+GAP = "lipschitz_ratio"
+"""Metric of the smallest upper Lipschitz bound over the largest lower one."""
+MEDIAN_RADIUS = "certified_radius_quantile[0.5]"
+
 Printed = Literal["train", "test", "noise", "attack", "strength"]
 
 
@@ -60,13 +64,14 @@ def choose(rows: Sequence[Row]) -> tuple[Column, ...]:
     """Return the columns for the rows of one benchmark and one checkpoint.
 
     Train, test, noise, the l2 attack and the strengths as in the CLIP paper's Table 1; then the
-    l∞ attack, certified accuracy, and the Lipschitz constant from both sides. Of several attacks
+    l∞ attack, certified accuracy, the radius within which half of the samples are certified, and
+    the Lipschitz constant from both sides with the ratio of these. Of several attacks
     the one that chose the checkpoints is taken if its rows say so, else the first; a column that
     nothing was measured for is left out.
     """
     found = [*_accuracies(rows), *_attack(rows, 2.0), *_strengths(rows)]
-    found += [*_attack(rows, float("inf")), *_certified(rows), *_lipschitz(rows)]
-    return tuple(found)
+    found += [*_attack(rows, float("inf")), *_certified(rows), *_radius(rows)]
+    return (*found, *lipschitz_columns(rows), *_gap(rows))
 
 
 def _accuracies(rows: Sequence[Row]) -> list[Column]:
@@ -157,7 +162,20 @@ def _certified(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
-def _lipschitz(rows: Sequence[Row]) -> list[Column]:
+def _radius(rows: Sequence[Row]) -> list[Column]:
+    norms = [row.norm for row in rows if row.metric == MEDIAN_RADIUS]
+    if not norms:
+        return []
+    return [Column(heading="Radius", metric=MEDIAN_RADIUS, norm=norms[0], side="lower")]
+
+
+def _gap(rows: Sequence[Row]) -> list[Column]:
+    norms = [row.norm for row in rows if row.metric == GAP]
+    return [Column(heading="Ratio", metric=GAP, norm=norms[0])] if norms else []
+
+
+def lipschitz_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of the lower and the upper bounds, in l2 if there are any."""
     rows = [row for row in rows if row.metric == "lipschitz"]
     norms = list(dict.fromkeys(row.norm for row in rows))
     if not norms:

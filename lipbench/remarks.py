@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import inf, isfinite
 
 from lipbench.blocks import Block, Line
-from lipbench.columns import SELECTION, Column
+from lipbench.columns import GAP, MEDIAN_RADIUS, SELECTION, Column
 from lipbench.paper import CITATION
 
 _BLIND = 1000.0
@@ -67,6 +67,10 @@ def legend(block: Block) -> list[str]:
         found.append("Accuracy under attack is an upper bound on robust accuracy.")
     if "certified_accuracy" in metrics:
         found.append("Certified accuracy is a lower bound on robust accuracy.")
+    if MEDIAN_RADIUS in metrics:
+        found.append("Radius: within it half of the test samples are certified; negative if not.")
+    if GAP in metrics:
+        found.append("Ratio: upper over lower Lipschitz bound; 1 if the constant is known.")
     if any(line.failed for line in block.lines):
         found.append("k/n: k of n seeds have finished; the others enter no mean.")
     if any(entry.best for entry in entries):

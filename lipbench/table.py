@@ -8,6 +8,7 @@ from typing import Literal
 from lipbench.blocks import Block, Entry, Line
 from lipbench.columns import Column, choose
 from lipbench.comparison import with_best
+from lipbench.gaps import gap_rows
 from lipbench.labels import labels, parse, target
 from lipbench.paper import printed_row
 from lipbench.remarks import warnings
@@ -81,9 +82,9 @@ def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Blo
     if checkpoint == "chosen" and checkpoint not in there and "last" in there:
         checkpoint = "last"
     usable = [row for row in rows if row.checkpoint == checkpoint and _is_number(row)]
-    columns = choose(usable)
     of_method = _by_method(rows)
-    usable_of = _by_method(usable)
+    usable_of = {method: [*own, *gap_rows(own)] for method, own in _by_method(usable).items()}
+    columns = choose([row for own in usable_of.values() for row in own])
     methods = list(of_method)
     lines = [
         _line(label, of_method[method], checkpoint, usable_of.get(method, []), columns, paper)

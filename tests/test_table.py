@@ -66,6 +66,7 @@ def test_the_columns_are_those_of_the_paper_and_then_ours():
         ("Certified", 2.0, 0.25, ""),
         ("Lipschitz lower", 2.0, None, ""),
         ("Lipschitz upper", 2.0, None, ""),
+        ("Ratio", 2.0, None, ""),
     ]
 
 
@@ -101,7 +102,7 @@ def test_failed_seeds_are_counted_and_never_averaged():
 def test_a_method_of_which_all_seeds_failed_shows_dashes():
     rows = three_seeds() + [failure("oom", seed=s, method="clip", params=TARGET) for s in range(3)]
     line = table_text_of(rows, "markdown").splitlines()[5]
-    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["CLIP (.95)", "0/3", *"-" * 8]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["CLIP (.95)", "0/3", *"-" * 9]
 
 
 def test_a_benchmark_without_any_number_still_lists_its_methods():
@@ -131,6 +132,32 @@ def test_of_several_valid_bounds_of_one_network_the_tightest_counts():
         a_row(value=3.0, domain="all", estimator="unsure", flags=("unverified",), **more),
     ]
     assert entry(the_block(rows), "Lipschitz upper").mean == 40.0
+
+
+def test_the_ratio_is_that_of_the_tightest_bounds_of_each_seed():
+    more = {"metric": "lipschitz", "side": "upper", "norm": 2.0, "domain": "all"}
+    rows = [
+        *measurements(lower=2.0, upper=50.0),
+        a_row(value=40.0, estimator="sharper", **more),
+        *measurements(seed=1, lower=0.0, upper=50.0),
+        *measurements(seed=2, lower=5.0, upper=5.0),
+    ]
+    assert entry(the_block(rows), "Ratio").values == {0: 20.0, 2: 1.0}
+    assert "Ratio: upper over lower Lipschitz bound" in table_text_of(rows, "plain")
+
+
+def test_without_a_lower_bound_there_is_no_ratio():
+    rows = [row for row in measurements() if (row.metric, row.side) != ("lipschitz", "lower")]
+    assert "Ratio" not in [column.heading for column in the_block(rows).columns]
+
+
+def test_the_median_radius_is_that_of_the_best_certificate():
+    more = {"metric": "certified_radius_quantile[0.5]", "side": "lower", "norm": 2.0}
+    rows = [
+        *measurements(),
+        *(a_row(value=v, estimator=e, **more) for v, e in [(0.1, "a"), (0.3, "b")]),
+    ]
+    assert entry(the_block(rows), "Radius").mean == 0.3
 
 
 def test_a_gap_of_more_than_a_thousand_is_called_possibly_blind():
