@@ -61,8 +61,7 @@ def normalised(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]
         layer = Normalise(mean, std)
     except ValueError as error:
         raise NotLoaded(str(error)) from error
-    like = next(model.parameters(), None)
-    return nn.Sequential(layer if like is None else layer.to(like), model).eval()
+    return nn.Sequential(layer.to(like(model)), model).eval()
 
 
 def like(model: nn.Module) -> Tensor:
@@ -112,12 +111,13 @@ def _imported(place: str) -> Any:
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise NotLoaded(f"there is no file {path}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Not its own name, which may be that of a module that others import.
+    name = f"audited_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # As after an import, which pickled classes and dataclasses rely on.
-    sys.modules[path.stem] = module
+    sys.modules[name] = module  # as after an import, which dataclasses rely on
     spec.loader.exec_module(module)
     return module
 

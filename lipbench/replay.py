@@ -13,7 +13,7 @@ from lipbench.net import Meter
 from lipbench.trees import Tree, leaves, tree_map
 
 _PATIENCE = 12
-"""Calls of one shape before it is recorded: a recording takes as long as dozens of small steps."""
+"""Calls of one shape before it is recorded: a recording takes as long as a dozen steps or more."""
 _WARM_UP = 3
 """Calls before a recording, in which libraries set up what they must not set up during it."""
 _REPEATS = 3

