@@ -1,14 +1,14 @@
 """Checks that numbers which must not cross do not, and that proofs still hold."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lipbench.bound import Lipschitz
+from lipbench.bound import Lipschitz, Side
 from lipbench.boxed import boxed_norm
 from lipbench.composition import composed
 from lipbench.constants import constant
@@ -98,21 +98,9 @@ def recheck(network: Network, value: Lipschitz) -> list[Violation]:
     A lower bound is rechecked by its witness, a product by the constant of each step. A value
     without a proof, or with one of another kind, is a violation unless flagged `unverified`.
     """
-    if value.side == "lower" and {"u", "v"} <= set(value.proof):
-        return _recheck_witness(network, value)
-    if value.side == "upper" and "constants" in value.proof:
-        return _recheck_product(network, value)
-    if "closed" in value.proof:
-        problem = enumerated_problem(network, value)
-        return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
-    if value.side == "upper" and "reach" in value.proof:
-        centred = centred_on(unroll(network), value.domain)
-        return _below(value, centred.reach(value.norm)[-1], "its blocks")
-    if value.side == "upper" and "entries" in value.proof:
-        proved, _ = boxed_norm(unroll(network), value.norm, value.domain)
-        return _below(value, proved, "bounds of its derivatives")
-    if value.side == "upper" and "multipliers" in value.proof:
-        return _below(value, recertified(network, value), "its multipliers")
+    for kind, (sides, check) in _CHECKS.items():
+        if kind in value.proof and value.side in sides:
+            return check(network, value)
     if value.side == "estimate" or "unverified" in value.flags:
         return []
     return [Violation(message=f"{_name(value)} has no proof that can be rechecked.")]
@@ -130,18 +118,46 @@ def _recheck_witness(network: Network, value: Lipschitz) -> list[Violation]:
     return found
 
 
-def _recheck_product(network: Network, value: Lipschitz) -> list[Violation]:
+def _proved_by_steps(network: Network, value: Lipschitz) -> float:
     constants = [constant(step, value.norm) for step in network.steps]
-    product = composed(network, constants, value.norm)
-    if product <= value.value * (1 + TOLERANCE) and math.isfinite(product):
-        return []
-    return [Violation(message=f"{_name(value)}, but the constants multiply to {product:.9g}.")]
+    return composed(network, constants, value.norm)
 
 
-def _below(value: Lipschitz, proved: float, what: str) -> list[Violation]:
-    if proved <= value.value * (1 + TOLERANCE) and math.isfinite(proved):
-        return []
-    return [Violation(message=f"{_name(value)}, but {what} prove {proved:.9g}.")]
+def _recheck_regions(network: Network, value: Lipschitz) -> list[Violation]:
+    problem = enumerated_problem(network, value)
+    return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
+
+
+def _proved_by_blocks(network: Network, value: Lipschitz) -> float:
+    return centred_on(unroll(network), value.domain).reach(value.norm)[-1]
+
+
+def _proved_by_derivatives(network: Network, value: Lipschitz) -> float:
+    return boxed_norm(unroll(network), value.norm, value.domain)[0]
+
+
+def _proved(what: str, prove: Callable[[Network, Lipschitz], float]) -> "Check":
+    """Return the check that what is proved anew is no more than the value."""
+
+    def check(network: Network, value: Lipschitz) -> list[Violation]:
+        proved = prove(network, value)
+        if proved <= value.value * (1 + TOLERANCE) and math.isfinite(proved):
+            return []
+        return [Violation(message=f"{_name(value)}, but {what} prove {proved:.9g}.")]
+
+    return check
+
+
+Check = Callable[[Network, Lipschitz], list[Violation]]
+_CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
+    "u": (("lower",), _recheck_witness),
+    "closed": (("upper", "exact"), _recheck_regions),
+    "constants": (("upper",), _proved("the constants of its steps", _proved_by_steps)),
+    "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
+    "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
+    "multipliers": (("upper",), _proved("its multipliers", recertified)),
+}
+"""By an entry of the proof: the sides that it can prove, and how that is checked."""
 
 
 def misclassified(

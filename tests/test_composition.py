@@ -109,7 +109,7 @@ def test_the_certificate_of_a_branching_network_is_rechecked():
     assert recheck(network, found) == []
     # What a plain product of the steps' constants would be for a sum that counted as 1.
     (violation,) = recheck(network, replace(found, value=2.0))
-    assert "the constants multiply to 3" in violation.message
+    assert "the constants of its steps prove 3" in violation.message
 
 
 CURVES = [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.LeakyReLU(2.0)]

@@ -67,7 +67,7 @@ def test_a_lowered_upper_bound_is_caught(network):
     assert [*crossings([lower, product]), *recheck(network, product)] == []
     lowered = replace(product, value=lower.value * 0.999)
     assert len(crossings([lower, lowered])) == 1
-    assert "constants multiply to" in recheck(network, lowered)[0].message
+    assert "the constants of its steps prove" in recheck(network, lowered)[0].message
 
 
 def test_a_raised_lower_bound_is_caught(network):
