@@ -203,7 +203,7 @@ def _ascend_behind(
     difference = (torch.where(rows, b, 0.0) @ stem.weight).view_as(pairs.total)
     beta = _as_rows(torch.where(moves, beta, 1.0), pairs.difference)
     total.add_(pairs.total)
-    difference.add_(beta * pairs.difference)
+    difference = torch.addcmul(difference, beta, pairs.difference)
     return Pairs(total, difference, lengths), values.sqrt()
 
 

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +62,15 @@ def run(
     """
     stem = Path(config).stem if isinstance(config, str | Path) else "lipbench"
     folder = Path(out) if out is not None else Path("results") / stem
-    make = partial(plan, config, folder, only, device=device, stacked=stacked)
-    whole = make()
+    whole = plan(config, folder, only, device=device, stacked=stacked)
     probe(folder)
     for place in (folder, folder / "env"):
         clean(place)
     with reporter(progress, len(whole.selected)) as report:
         this = _Run(whole, folder, device or whole.config.device, retry, report)
         if this.has_work:
-            this = this.with_plan(make(measure=True))
+            again = plan(whole.config, folder, only, device=device, stacked=stacked, measure=True)
+            this = this.with_plan(again)
         write_plan(folder, this.whole.planned())
         update_json(folder / "config.resolved.json", resolved(whole.config))
         this.announce()

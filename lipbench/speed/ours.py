@@ -22,6 +22,9 @@ from lipbench.threat import Threat
 from lipbench.trainer import Trainer
 from lipbench.trial import Trial
 
+_STARTS = 2
+"""The second drives towards another class: that finds more than to go on towards the first one."""
+
 
 def trainer(data: Data, *, trials: int, epochs: int, pairs: int | None = None) -> Trainer:
     """Return what trains one stack by the protocol of the yardsticks, seeds 0, 1, ...
@@ -77,14 +80,18 @@ def robust_accuracy(
 ) -> float:
     """Return the accuracy under `pgd` in the norm inf, as the judge finds it.
 
-    The worst of two ascents counts, of the margin and of cross entropy, whose steps fall linearly
-    to zero and are `step_size` long on average. Epsilon and `step_size` are in pixel units.
+    The worst of four ascents counts: of the margin and of cross entropy, each from two starts. Each
+    loss has `steps` steps, which fall linearly to zero from either start and on the whole go as far
+    as steps of `step_size`, half as many and twice as long. Epsilon and `step_size` are in pixel
+    units.
     """
+    from_each = -(-steps // _STARTS)
     settings: dict[str, Any] = {
-        "steps": steps,
-        "starts": 1,
-        "losses": ("cross_entropy", "margin"),
-        "rel_step": 2 * step_size / epsilon,
+        "steps": from_each,
+        "starts": _STARTS,
+        "losses": ("margin", "cross_entropy"),
+        # The mean of lengths that fall linearly is half the first one.
+        "rel_step": 2 * step_size * steps / from_each / epsilon,
     }
     attack = load("lipbench.attacks", "pgd", Attack)(**settings)
     radii = torch.full((len(inputs),), epsilon, dtype=torch.float64, device=inputs.device)
