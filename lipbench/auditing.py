@@ -10,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
-from lipbench.bound import Lipschitz
 from lipbench.bracketing import Bracket, Unsound, bracket
-from lipbench.certified import certified_accuracy, certified_radius, margins
+from lipbench.certified import certified_accuracy, certified_radius, gaps
 from lipbench.data import Batch
 from lipbench.judge import BATCH_SIZE, judge_epsilons, self_check
 from lipbench.method import Claim
@@ -138,7 +137,7 @@ def audit(
     if data is not None:
         network = as_network(model, tuple(input_shape))
         radii = [float(e) for e in (EPSILONS[kind] if epsilons is None else epsilons)]
-        accuracy = _accuracy(model, network, data, kind, domain, radii, found.upper, seed)
+        accuracy = _accuracy(model, network, data, kind, domain, radii, found, seed)
     return Audit(
         norm=kind,
         domain=domain,
@@ -173,7 +172,7 @@ def _accuracy(
     norm: Norm,
     domain: Box | None,
     epsilons: Sequence[float],
-    upper: float,
+    found: Bracket,
     seed: int,
 ) -> Accuracy:
     outputs, classes = math.prod(network.output_shape), int(data.labels.max()) + 1
@@ -186,9 +185,8 @@ def _accuracy(
     radius = None
     if domain is not None:
         remarks.append("certified accuracy needs bounds on all of space: leave the domain out.")
-    elif math.isfinite(upper):
-        constant = Lipschitz(value=upper, side="upper", norm=norm, domain=None)
-        radius = certified_radius(margins(network, data.inputs, data.labels), constant)
+    elif math.isfinite(found.upper):
+        radius = _radius(network, data, found)
     attacked: list[float | None] = [None] * len(epsilons)
     attack: Any = load("lipbench.attacks", "pgd", Attack)
     if norm not in attack.norms:
@@ -209,6 +207,14 @@ def _accuracy(
         ),
         remarks=tuple(remarks),
     )
+
+
+def _radius(network: Network, data: Labelled, found: Bracket) -> Tensor:
+    """Return for each sample the largest radius that one of the upper bounds certifies."""
+    own = gaps(network, data.inputs, data.labels)
+    uppers = [one.lipschitz for one in found.bounds if one.side in ("upper", "exact")]
+    radii = [certified_radius(own, data.labels, network, upper) for upper in uppers]
+    return torch.stack(radii).amax(dim=0)
 
 
 def _attacked(

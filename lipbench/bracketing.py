@@ -34,6 +34,18 @@ class Computed:
     flags: tuple[str, ...]
     proof: Mapping[str, Tensor] = field(repr=False)
 
+    @property
+    def lipschitz(self) -> Lipschitz:
+        """Return the value as the bound gave it."""
+        return Lipschitz(
+            value=self.value,
+            side=self.side,
+            norm=self.norm,
+            domain=self.domain,
+            proof=self.proof,
+            flags=self.flags,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:

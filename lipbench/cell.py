@@ -185,6 +185,7 @@ def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
                     "norm": str(bound.norm),
                     "domain": None if bound.domain is None else list(bound.domain),
                     "certified": certified_epsilons(cell.benchmark, float(bound.norm)),
+                    "radius": "smallest quotient of a gap and the constant of the difference",
                     # A search may start from what the bounds before it found.
                     "after": list(earlier),
                 },

@@ -13,7 +13,7 @@ from lipbench.anatomy import samples_at_once
 from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Refused
 from lipbench.cell import Cell, Evaluation, certified_epsilons
-from lipbench.certified import certified_accuracy, certified_radius, margins, radius_quantiles
+from lipbench.certified import certified_accuracy, certified_radius, gaps, radius_quantiles
 from lipbench.claims import claim_row
 from lipbench.columns import SELECTION
 from lipbench.data import Batch, Data, Split
@@ -245,8 +245,8 @@ def _certify(subject: Subject, value: Lipschitz, row: Row, measured: Measured) -
     """Add certified accuracy at the radii of the attacks, and quantiles of the radius."""
     assert isinstance(subject.network, Network)
     test, norm = subject.test, float(value.norm)
-    margin = margins(subject.network, test.inputs.cpu(), test.targets.cpu())
-    radius = certified_radius(margin, value)
+    own = gaps(subject.network, test.inputs.cpu(), test.targets.cpu())
+    radius = certified_radius(own, test.targets, subject.network, value)
     row = replace(row, split="test", n=len(test), side="lower", value=None)
     for epsilon in certified_epsilons(subject.cell.benchmark, norm):
         share = certified_accuracy(radius, epsilon)
@@ -256,7 +256,7 @@ def _certify(subject: Subject, value: Lipschitz, row: Row, measured: Measured) -
         metric = f"certified_radius_quantile[{level:g}]"
         measured.add(replace(row, metric=metric, value=quantile))
     place = f"{subject.checkpoint}/certified/{row.estimator}/{value.norm}"
-    measured.samples |= {f"{place}/margin": margin, f"{place}/radius": radius}
+    measured.samples |= {f"{place}/margin": own.amin(dim=1), f"{place}/radius": radius}
 
 
 _KINDS: dict[str, Callable[[Subject, Evaluation, Row], Measured]] = {

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from lipbench.bound import Lipschitz
-from lipbench.certified import certified_accuracy, certified_radius, margins, radius_quantiles
+from lipbench.bound import Bound, Lipschitz
+from lipbench.certified import certified_accuracy, certified_radius, gaps, radius_quantiles
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.registry import load
 from lipbench.rounding import enclose
 
 L2 = Norm(2.0)
@@ -29,27 +30,41 @@ def _network():
     return as_network(model, (2,))
 
 
-def test_margins_are_gaps_less_rounding(network):
+def test_gaps_are_differences_less_rounding(network):
     inputs = torch.tensor([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0]], dtype=torch.float64)
-    found = margins(network, inputs, torch.tensor([0, 0, 1]), batch_size=2)
-    expected = torch.tensor([2.0, -2.0, 0.0], dtype=torch.float64)
+    found = gaps(network, inputs, torch.tensor([0, 0, 1]), batch_size=2)
+    assert found[[0, 1, 2], [0, 0, 1]].tolist() == [math.inf] * 3
+    found, expected = found.amin(dim=1), torch.tensor([2.0, -2.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     assert bool((found < expected).all())
 
 
 @pytest.mark.parametrize(("p", "factor"), [(1.0, 1.0), (2.0, math.sqrt(2)), (math.inf, 2.0)])
-def test_the_radius_divides_by_the_norms_factor(p, factor):
+def test_the_radius_divides_by_the_norms_factor(network, p, factor):
     """2^(1-1/p): exactly the distance to the decision boundary of logits (x₁, x₂)."""
-    found = certified_radius(torch.tensor([2.0], dtype=torch.float64), upper(0.5, Norm(p)))
+    own = torch.tensor([[math.inf, 2.0]], dtype=torch.float64)
+    found = certified_radius(own, torch.tensor([0]), network, upper(0.5, Norm(p)))
     assert float(found[0]) == pytest.approx(2.0 / (factor * 0.5))
     assert float(found[0]) < 2.0 / (factor * 0.5)
 
 
 def test_the_radius_is_the_distance_to_the_boundary(network):
     """From (3, 1) the boundary x₁ = x₂ is at distance √2 in l2."""
-    inputs = torch.tensor([[3.0, 1.0]])
-    radius = certified_radius(margins(network, inputs, torch.tensor([0])), upper(1.0))
+    inputs, labels = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+    radius = certified_radius(gaps(network, inputs, labels), labels, network, upper(1.0))
     assert float(radius[0]) == pytest.approx(math.sqrt(2))
+
+
+def test_the_nearest_boundary_need_not_be_that_of_the_runner_up():
+    """The gap to class 1 is smaller, and that to class 2 closes ten times as fast."""
+    model = nn.Linear(1, 3, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0], [1.0], [-10.0]]))
+    network = as_network(model, (1,))
+    value = load("lipbench.bounds", "product", Bound)().compute(network, L2, None)
+    own = torch.tensor([[math.inf, 1.0, 2.0]], dtype=torch.float64)
+    radius = certified_radius(own, torch.tensor([0]), network, value)
+    assert float(radius[0]) == pytest.approx(0.2)
 
 
 def test_a_sample_counts_only_beyond_epsilon():
@@ -57,10 +72,10 @@ def test_a_sample_counts_only_beyond_epsilon():
     assert [certified_accuracy(radius, e) for e in (0.0, 0.5, 1.0)] == [0.5, 0.25, 0.0]
 
 
-def test_a_constant_network_is_certified_everywhere_it_is_right():
-    margin = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)
-    found = certified_radius(margin, upper(0.0)).tolist()
-    assert [math.inf, 0.0, -math.inf] == found
+def test_a_constant_network_is_certified_everywhere_it_is_right(network):
+    own = torch.tensor([[math.inf, gap] for gap in (1.0, 0.0, -1.0)], dtype=torch.float64)
+    found = certified_radius(own, torch.zeros(3, dtype=torch.long), network, upper(0.0))
+    assert [math.inf, 0.0, -math.inf] == found.tolist()
 
 
 def test_quantiles_are_attained_radii():
@@ -78,9 +93,10 @@ def test_quantiles_are_attained_radii():
         upper(-1.0),
     ],
 )
-def test_only_a_global_upper_bound_certifies(value):
-    with pytest.raises(ValueError, match=r"certificate needs|at least 0"):
-        certified_radius(torch.ones(1, dtype=torch.float64), value)
+def test_only_a_global_upper_bound_certifies(network, value):
+    own, labels = torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"certificate needs|by an upper bound"):
+        certified_radius(own, labels, network, value)
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.GELU, nn.Softplus, nn.ELU])
@@ -108,13 +124,13 @@ def test_rounding_is_analysed_in_float64_only(network):
         enclose(network, torch.zeros(1, 2))
 
 
-def test_a_margin_gives_up_the_rounding_of_both_logits():
+def test_a_gap_gives_up_the_rounding_of_both_logits():
     torch.manual_seed(0)
     network = as_network(nn.Linear(500, 2), (500,))
     inputs = torch.randn(20, 500, dtype=torch.float64)
     logits = enclose(network, inputs)
     gap = logits.values[:, 0] - logits.values[:, 1]
-    found = margins(network, inputs, torch.zeros(20, dtype=torch.long))
+    found = gaps(network, inputs, torch.zeros(20, dtype=torch.long))[:, 1]
     assert bool((gap - found >= logits.radius.sum(dim=1) * (1 - 1e-3)).all())
 
 

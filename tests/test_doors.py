@@ -17,7 +17,7 @@ from training import a_method, a_model, digits, same
 
 from lipbench.adversary import Attack
 from lipbench.bound import Bound, Refused
-from lipbench.certified import certified_accuracy, certified_radius, margins
+from lipbench.certified import certified_accuracy, certified_radius, gaps
 from lipbench.checkpoints import read_progress, write_progress
 from lipbench.constants import constant
 from lipbench.discrepancy import Discrepancy
@@ -260,9 +260,9 @@ def test_batch_statistics_reach_the_saved_network():
 def test_margin_training_raises_certified_accuracy():
     def certified(method):
         net = a_trained_net(SHALLOW, method, epochs=12)
-        part = digits().test
-        margin = margins(network(net), part.inputs, part.targets)
-        return certified_accuracy(certified_radius(margin, product(net)), 0.2)
+        part, steps = digits().test, network(net)
+        own = gaps(steps, part.inputs, part.targets)
+        return certified_accuracy(certified_radius(own, part.targets, steps, product(net)), 0.2)
 
     assert certified(GloRo(epsilon=0.2)) > certified(a_method("standard")) + 0.1
 

@@ -178,14 +178,20 @@ def test_a_lower_bound_in_a_box_has_its_witness_there(place, cell, checkpoint):
         assert 0 <= float(point.min()) <= float(point.max()) <= 1
 
 
-def test_certified_accuracy_and_radii_follow_from_margins(folder, checkpoint, weights, data):
-    """A sample is certified within margin / (sqrt(2)·L), by Tsuzuku's inequality."""
+def test_certified_accuracy_and_radii_follow_from_gaps(folder, checkpoint, weights, data):
+    """A sample is certified within the smallest quotient of a gap and its constant.
+
+    The gap between classes i and j changes by ‖w_i - w_j‖·‖W‖/4, sigmoids having slopes up to 1/4.
+    """
     inputs, labels = images(data.test)
     logits = function(weights, inputs[:50])
-    own = logits[np.arange(50), labels[:50]]
-    logits[np.arange(50), labels[:50]] = -np.inf
+    labels, (_, first, _, last) = labels[:50], weights
+    gaps = logits[np.arange(50), labels][:, None] - logits
+    differences = np.linalg.norm(last[:, None] - last[None], axis=2)[labels]
+    gaps[np.arange(50), labels], differences[np.arange(50), labels] = np.inf, 1.0
+    radius = (gaps / (differences * np.linalg.norm(first, 2) / 4)).min(1)
     bound = value(folder, checkpoint, "lipschitz", estimator="product")
-    radius = (own - logits.max(1)) / (math.sqrt(2) * bound)
+    assert (radius >= gaps.min(1) / (math.sqrt(2) * bound) - 1e-9)[gaps.min(1) > 0].all()
     for epsilon in EPSILONS:
         found = value(folder, checkpoint, "certified_accuracy", epsilon=epsilon)
         assert found == pytest.approx((radius > epsilon).mean())
