@@ -6,38 +6,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from lipbench import heap
+from lipbench.audit_command import audit
+from lipbench.command import F, Quit, examples, verbose
 from lipbench.exits import ExitCode
 from lipbench.registry import PluginError, did_you_mean
 from lipbench.streams import Unbroken
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from lipbench.auditing import Audit
     from lipbench.settings import Config
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 # Everything else is imported by the verb that needs it: torch alone takes seconds.
-
-
-class Quit(click.ClickException):
-    """A mistake of the user; the message says what to do about it."""
-
-    def __init__(self, message: str, code: ExitCode = ExitCode.USAGE) -> None:
-        super().__init__(message)
-        self.code = code
-
-    def show(self, file: Any = None) -> None:
-        """Write the message to standard error."""
-        click.echo(f"lipbench: {self.format_message()}", file=file, err=True)
 
 
 def main() -> NoReturn:
@@ -100,20 +85,6 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise SystemExit(int(ExitCode.TERMINATED))
 
 
-def _verbose(command: F) -> F:
-    def remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-        if value:
-            context.find_root().obj["verbose"] = True
-
-    return click.option(
-        *("-v", "--verbose"),
-        is_flag=True,
-        expose_value=False,
-        callback=remember,
-        help="Show the traceback of an error.",
-    )(command)
-
-
 def _selection(command: F) -> F:
     return click.option(
         "--only",
@@ -137,13 +108,9 @@ _NO_STACK = click.option("--no-stack", is_flag=True, help="Train the cells one b
 _DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 
 
-def _examples(*lines: str) -> str:
-    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
-
-
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 90},
-    epilog=_examples(
+    epilog=examples(
         "lipbench plan benchmarks.toml                what would be done, and for how long",
         "lipbench run benchmarks.toml --only digits   train, evaluate, write results.csv",
         "lipbench table results/ --latex              the table of a paper",
@@ -154,18 +121,18 @@ def _examples(*lines: str) -> str:
     "above an upper one or above what is claimed, 130 and 143 interrupted.",
 )
 @click.version_option(package_name="lipbench")
-@_verbose
+@verbose
 def cli() -> None:
     """Benchmark Lipschitz training, and say of every number which side it is true from."""
 
 
-@cli.command(epilog=_examples("lipbench plan benchmarks.toml --only mnist"))
+@cli.command(epilog=examples("lipbench plan benchmarks.toml --only mnist"))
 @_CONFIG
 @_selection
 @_OUT
 @_DEVICE
 @_NO_STACK
-@_verbose
+@verbose
 def plan(
     config: Path, only: tuple[str, ...], out: Path | None, device: str | None, no_stack: bool
 ) -> None:
@@ -183,7 +150,7 @@ def plan(
 
 
 @cli.command(
-    epilog=_examples(
+    epilog=examples(
         "lipbench run benchmarks.toml --only digits -o /tmp/digits",
         "lipbench run benchmarks.toml --device cpu",
     )
@@ -200,7 +167,7 @@ def plan(
 )
 @click.option("--progress", type=click.Choice(["auto", "quiet"]), default="auto", hidden=True)
 @click.option("-q", "--quiet", is_flag=True, help="Print the last line only.")
-@_verbose
+@verbose
 def run(
     config: Path,
     only: tuple[str, ...],
@@ -232,9 +199,9 @@ def run(
     sys.exit(code)
 
 
-@cli.command(epilog=_examples("lipbench status results/benchmarks"))
+@cli.command(epilog=examples("lipbench status results/benchmarks"))
 @_DIR
-@_verbose
+@verbose
 def status(directory: Path) -> None:
     """Show how far the run in the folder DIR is."""
     from lipbench.results import status_table
@@ -243,7 +210,7 @@ def status(directory: Path) -> None:
 
 
 @cli.command(
-    epilog=_examples(
+    epilog=examples(
         "lipbench table results/benchmarks", "lipbench table results/ --latex --paper > table.tex"
     )
 )
@@ -253,7 +220,7 @@ def status(directory: Path) -> None:
 @click.option("--csv", "style", flag_value="csv", help="Means, deviations and counts of seeds.")
 @click.option("--paper", is_flag=True, help="Set the printed values of the CLIP paper beside.")
 @click.option("--checkpoint", default="chosen", help="chosen, last, or a point of a path.")
-@_verbose
+@verbose
 def table(directory: Path, style: str | None, paper: bool, checkpoint: str) -> None:
     """Print the table of a paper.
 
@@ -262,148 +229,13 @@ def table(directory: Path, style: str | None, paper: bool, checkpoint: str) -> N
     click.echo(_table_text(directory, style or "plain", checkpoint, paper).rstrip("\n"))
 
 
-def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    """Return the numbers of an option such as 1,28,28.
-
-    Raises:
-        BadParameter: If there is something else in it.
-    """
-    if value is None:
-        return None
-    kind = int if parameter.name == "input_shape" else float
-    try:
-        found = tuple(kind(part) for part in value.split(","))
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise click.BadParameter(f"{value!r} is no list of {what} such as 1,28,28.") from None
-    if kind is int and min(found) < 1:
-        raise click.BadParameter(f"every length is at least 1, got {value}.")
-    if parameter.name == "domain" and not (len(found) == 2 and found[0] < found[1]):
-        raise click.BadParameter(f"{value} is no pair LO,HI with LO < HI.")
-    return found
+cli.add_command(audit)
 
 
-@cli.command(
-    epilog=_examples(
-        "lipbench audit mypackage.nets:small --weights small.safetensors --input-shape 1,28,28",
-        "lipbench audit net.py:Net --weights net.pt --input-shape 784 --data mnist --claims 1.0",
-        "lipbench audit net.py:make --input-shape 3,32,32 --mean .49,.48,.45 --std .25,.24,.26",
-    )
-)
-@click.argument("network", metavar="MODULE:NAME")
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Its state_dict: safetensors, or what torch.save wrote. Default: as the code makes it.",
-)
-@click.option(
-    "--input-shape",
-    required=True,
-    callback=_numbers,
-    metavar="N,...",
-    help="Shape of one input, such as 1,28,28.",
-)
-@click.option("--data", "dataset", metavar="NAME", help="A data set to measure accuracy on.")
-@click.option("--claims", type=float, metavar="L", help="The constant that the network claims.")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    help="Share by which the claim may be exceeded, for rounding of the weights.",
-)
-@click.option("--norm", type=click.Choice(["1", "2", "inf"]), default="2", show_default=True)
-@click.option(
-    "--domain", callback=_numbers, metavar="LO,HI", help="A box of inputs. Default: all of space."
-)
-@click.option(
-    *("--epsilon", "epsilons"),
-    type=click.FloatRange(min=0),
-    multiple=True,
-    help="A radius for attacks and certificates, in pixel units; may be repeated.",
-)
-@click.option(
-    "--size",
-    type=click.IntRange(min=1),
-    default=1000,
-    show_default=True,
-    help="Test samples that accuracy is measured on.",
-)
-@click.option("--mean", callback=_numbers, metavar="M,...", help="What the network subtracts...")
-@click.option("--std", callback=_numbers, metavar="S,...", help="...and divides pixels by.")
-@click.option(
-    "--time-limit",
-    type=click.FloatRange(min=0),
-    default=60.0,
-    show_default=True,
-    help="Seconds after which no further bound is begun.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Fixes everything random.")
-@click.option(
-    *("-o", "--out"),
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("audit.json"),
-    show_default=True,
-    metavar="FILE",
-    help="The report; all proofs go beside it, into a file that ends in .safetensors.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the report instead of the text.")
-@_verbose
-def audit(
-    network: str,
-    weights: Path | None,
-    input_shape: tuple[int, ...],
-    dataset: str | None,
-    claims: float | None,
-    tolerance: float,
-    norm: str,
-    domain: tuple[float, ...] | None,
-    epsilons: tuple[float, ...],
-    size: int,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    time_limit: float,
-    seed: int,
-    out: Path,
-    as_json: bool,
-) -> None:
-    """Bound the Lipschitz constant of any network, and try what is claimed of it.
-
-    MODULE:NAME is imported and gives the network: package.module:make_net or file.py:Net. It is
-    put into evaluation mode. Inputs are pixels; what the network does to them first is given by
-    --mean and --std if it is no layer. The exit code is 6 if the claim is refuted.
-    """
-    from lipbench import findings, foreign
-    from lipbench.checkpoints import write_tensors
-    from lipbench.files import write_json
-
-    settings: dict[str, Any] = {
-        "norm": float(norm),
-        "domain": domain,
-        "claims": claims,
-        "tolerance": tolerance,
-        "epsilons": epsilons or None,
-        "time_limit": time_limit,
-        "seed": seed,
-    }
-    model = _foreign(network, weights, mean, std)
-    found = _audited(model, input_shape, dataset, size, settings)
-    subject = foreign.describe(model, network, weights, input_shape)
-    made = findings.report(found, subject)
-    write_json(out, made)
-    write_tensors(out.with_suffix(".safetensors"), findings.proofs(found), {"audit": out.name})
-    if as_json:
-        click.echo(json.dumps(made))
-    else:
-        click.echo(findings.text(found, foreign.title(subject)))
-        click.echo(f"\nreport: {out}, proofs: {out.with_suffix('.safetensors')}")
-    sys.exit(ExitCode.UNSOUND if found.verdict == "refuted" else ExitCode.DONE)
-
-
-@cli.command(epilog=_examples("lipbench ls methods", "lipbench ls attacks --json"))
+@cli.command(epilog=examples("lipbench ls methods", "lipbench ls attacks --json"))
 @click.argument("kind", type=click.Choice(["methods", "attacks", "bounds", "datasets", "models"]))
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
-@_verbose
+@verbose
 def ls(kind: str, as_json: bool) -> None:
     """List what is installed, and by whom."""
     from dataclasses import asdict
@@ -423,7 +255,7 @@ def data() -> None:
 
 
 @data.command("list")
-@_verbose
+@verbose
 def list_data() -> None:
     """Show which data sets are there, and where."""
     from lipbench import datafolder
@@ -436,9 +268,9 @@ def list_data() -> None:
         click.echo(f"{one.name:20} {state}{more}")
 
 
-@data.command(epilog=_examples("lipbench data fetch mnist"))
+@data.command(epilog=examples("lipbench data fetch mnist"))
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@_verbose
+@verbose
 def fetch(names: tuple[str, ...]) -> None:
     """Download data sets, all if none is named."""
     from lipbench import datafolder
@@ -450,7 +282,7 @@ def fetch(names: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@_verbose
+@verbose
 def env() -> None:
     """Print versions, processor, accelerator, threads."""
     from lipbench.environment import record
@@ -458,9 +290,7 @@ def env() -> None:
     click.echo(json.dumps(record(), indent=1, sort_keys=True))
 
 
-@cli.command(
-    epilog=_examples("lipbench speed", "lipbench speed --only pgd_linf --repeats 9 --json")
-)
+@cli.command(epilog=examples("lipbench speed", "lipbench speed --only pgd_linf --repeats 9 --json"))
 @click.option("--only", metavar="NAME", multiple=True, help="A work; may be repeated.")
 @click.option(
     "--repeats",
@@ -477,7 +307,7 @@ def env() -> None:
     help="Where both sides compute.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one object with a key for each work.")
-@_verbose
+@verbose
 def speed(only: tuple[str, ...], repeats: int, device: str, as_json: bool) -> None:
     """Measure how fast this project is.
 
@@ -506,56 +336,6 @@ def speed(only: tuple[str, ...], repeats: int, device: str, as_json: bool) -> No
     for text in problems:
         say(f"lipbench: {text}")
     sys.exit(ExitCode.INTERNAL if problems else ExitCode.DONE)
-
-
-def _foreign(
-    network: str,
-    weights: Path | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-) -> "nn.Module":
-    """Return the network to audit.
-
-    Raises:
-        Quit: If it cannot be had.
-    """
-    from lipbench import foreign
-
-    if (mean is None) != (std is None):
-        raise Quit("--mean and --std are given together or not at all.")
-    try:
-        model = foreign.load(network, weights)
-        return model if mean is None or std is None else foreign.normalised(model, mean, std)
-    except foreign.NotLoaded as error:
-        raise Quit(str(error)) from error
-
-
-def _audited(
-    model: "nn.Module",
-    input_shape: tuple[int, ...],
-    dataset: str | None,
-    size: int,
-    settings: dict[str, Any],
-) -> "Audit":
-    """Return what is found out about a network.
-
-    Raises:
-        Quit: If it is not understood, if the settings do not fit it, or if what is found
-            contradicts itself.
-    """
-    from lipbench import auditing, foreign
-    from lipbench.bound import Refused
-    from lipbench.bracketing import Unsound
-
-    try:
-        data = None
-        if dataset is not None:
-            data = auditing.labelled(dataset, input_shape, size, foreign.like(model))
-        return auditing.audit(model, input_shape, data=data, **settings)
-    except Unsound as error:
-        raise Quit(f"numbers that cannot both be true: {error}", ExitCode.UNSOUND) from error
-    except (Refused, ValueError) as error:
-        raise Quit(str(error)) from error
 
 
 def _works(only: tuple[str, ...]) -> list[str]:
