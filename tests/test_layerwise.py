@@ -51,7 +51,10 @@ def test_zero_is_no_obstacle():
 
 
 @given(
-    st.integers(0, 999), st.integers(1, 6), st.integers(1, 6), st.sampled_from([1e-150, 1, 1e150])
+    st.integers(0, 999),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.sampled_from([1e-200, 1e-150, 1, 1e200]),
 )
 def test_gram_iteration_falls_to_the_norm_at_any_scale(seed, rows, columns, scale):
     rng = torch.Generator().manual_seed(seed)
@@ -63,6 +66,12 @@ def test_gram_iteration_falls_to_the_norm_at_any_scale(seed, rows, columns, scal
         assert (later <= earlier * (1 + 1e-12)).all()
         assert (later >= norms * (1 - 1e-12)).all()
     torch.testing.assert_close(found[-1], norms, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_kernels_of_any_scale_have_a_norm(scale):
+    kernel = torch.tensor([[[-1.0, 1.0]]], dtype=torch.float64)
+    assert kernel_norm(scale * kernel, 1) == pytest.approx(2 * scale, rel=1e-12)
 
 
 def test_the_smallest_kernel_needs_an_iteration():
@@ -97,15 +106,21 @@ def test_padding_with_copies_counts(name, mode):
     assert bound(name)._norm(step) >= exact(step, L2)
 
 
-def test_what_lies_between_the_samples_counts():
-    """The taps -1, 0, 1 expand most at a frequency that five samples miss."""
-    layer = nn.Conv1d(1, 1, 3, padding=1, bias=False).double()
+@pytest.mark.parametrize("axes", [1, 2])
+def test_what_lies_between_the_samples_counts(axes):
+    """1, -0.2, 1 expand most at a frequency that five samples miss, along each axis."""
+    taps = torch.tensor([1.0, -0.2, 1.0], dtype=torch.float64)
+    layer = {1: nn.Conv1d, 2: nn.Conv2d}[axes](1, 1, 3, padding=1, bias=False).double()
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[[-1.0, 0.0, 1.0]]]))
-    step = step_of(layer, 1, 30)
-    sampled = 2 * math.sin(2 * math.pi / 5)
-    assert exact(step, L2) > 1.9 > sampled - 0.01
-    assert bound("lipbound", samples=5)._norm(step) == pytest.approx(sampled / 0.6**0.5)
+        layer.weight.copy_(taps if axes == 1 else torch.outer(taps, taps))
+    truth = (0.2 + 2 * math.cos(math.pi / 13)) ** axes  # of the 12 rows along an axis
+    step = step_of(layer, 1, *[12] * axes)
+    assert exact(step, L2) == pytest.approx(truth)
+    sampled = (0.2 + 2 * math.cos(math.pi / 5)) ** axes
+    found = bound("lipbound", samples=5)._norm(step)
+    assert found == pytest.approx(sampled / 0.6 ** (axes / 2))
+    # With the factor of one axis fewer it would be no bound.
+    assert found * 0.6**0.5 < truth < found
 
 
 @settings(max_examples=60)
