@@ -1,8 +1,10 @@
 """Layer norms by Gram iteration and from samples, against dense matrices and values by hand."""
 
 import math
+import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from convolutions import exact, random_convolution, settings_of_convolutions, step_of
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from nets import random_network
 from torch import nn
 
-from lipbench.bound import Bound
+from lipbench.bound import Bound, Refused
 from lipbench.gram import gram_norms, kernel_norm
 from lipbench.network import as_network
 from lipbench.norm import Norm
@@ -21,6 +23,23 @@ from lipbench.soundness import crossings, recheck
 
 L2 = Norm(2)
 BOUNDS = ["gram", "gram_lattice", "lipbound"]
+
+
+def sedghi(layer, *shape):
+    """Return the norm that the bound gives a layer, None if it refuses."""
+    network, own = network_of(layer, *shape), bound("sedghi")
+    reason = own.refuses(network, L2, None)
+    if reason is None:
+        return own.compute(network, L2, None).value
+    with pytest.raises(Refused, match=re.escape(reason)):
+        own.compute(network, L2, None)
+    return None
+
+
+def filled(layer, taps):
+    with torch.no_grad():
+        layer.double().weight.copy_(torch.as_tensor(taps).double().reshape(layer.weight.shape))
+    return layer
 
 
 def bound(name, **options):
@@ -143,6 +162,91 @@ def test_a_transposed_convolution_has_the_norm_of_its_adjoint():
     step = step_of(nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1), 3, 5, 5)
     for name in BOUNDS:
         assert bound(name)._norm(step) >= exact(step, L2)
+
+
+SINGLE = torch.zeros(5, 5)
+SINGLE[4, 4] = 1
+CENTRE = torch.zeros(3, 3)
+CENTRE[1, 1] = 2.5
+CIRCULAR = {"padding": 1, "padding_mode": "circular", "bias": False}
+
+
+@pytest.mark.parametrize(
+    ("layer", "taps", "shape", "expected"),
+    [
+        pytest.param(nn.Conv2d(1, 1, 3, **CIRCULAR), [1.0] * 9, (1, 5, 5), 9, id="ones"),
+        pytest.param(nn.Conv1d(1, 1, 3, **CIRCULAR), [-1.0, 1, 0], (1, 3), 3**0.5, id="row of 3"),
+        pytest.param(nn.Conv1d(1, 1, 3, **CIRCULAR), [-1.0, 1, 0], (1, 5), 1.902113, id="row of 5"),
+        pytest.param(nn.Conv1d(1, 1, 3, **CIRCULAR), [-1.0, 1, 0], (1, 4), 2, id="row of 4"),
+        pytest.param(nn.Conv2d(1, 1, 3, **CIRCULAR), CENTRE, (1, 4, 4), 2.5, id="one tap"),
+        pytest.param(
+            nn.Conv2d(2, 2, 1), [3.0, 0, 4, 0], (2, 3, 3), 5, id="a matrix, not its entries"
+        ),
+        pytest.param(
+            nn.Conv2d(2, 2, 1), [1.0, 0, 0, 1], (2, 3, 3), 1, id="a matrix, not Frobenius"
+        ),
+        pytest.param(nn.Conv1d(1, 1, 2, stride=2), [1.0, 1], (1, 6), 2**0.5, id="a stride"),
+        pytest.param(nn.Conv2d(2, 2, 1, groups=2), [0.5, 0.5], (2, 4, 4), 0.5, id="groups"),
+        pytest.param(
+            nn.Conv2d(1, 1, 5, padding=2, padding_mode="circular"),
+            SINGLE,
+            (1, 3, 3),
+            1,
+            id="taps beyond the image",
+        ),
+        pytest.param(
+            nn.Conv1d(1, 1, 3, padding=2, dilation=2, padding_mode="circular"),
+            [1.0, 1, 1],
+            (1, 8),
+            3,
+            id="dilation",
+        ),
+    ],
+)
+def test_circular_norms_by_hand(layer, taps, shape, expected):
+    layer = filled(layer, taps)
+    assert sedghi(layer, *shape) == pytest.approx(expected, rel=1e-6)
+    assert exact(step_of(layer, *shape), L2) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_transform_of_the_paper():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 3, **CIRCULAR).double()
+    symbol = np.fft.fft2(layer.weight.detach().numpy(), (6, 6)).transpose(2, 3, 0, 1)
+    expected = np.linalg.svd(symbol, compute_uv=False).max()
+    assert sedghi(layer, 3, 6, 6) == pytest.approx(expected, rel=1e-9)
+
+
+def test_beside_zeros_the_frequencies_of_the_image_bound_nothing():
+    """The taps -1, 1 expand by 2cos(π/7) = 1.802, where these frequencies give 1.732."""
+    layer = filled(nn.Conv1d(1, 1, 3, padding=1, bias=False), [-1.0, 1, 0])
+    assert exact(step_of(layer, 1, 3), L2) == pytest.approx(1.801938)
+    assert sedghi(layer, 1, 3) is None
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate"])
+def test_other_padding_is_refused_by_name(mode):
+    network = network_of(nn.Conv2d(1, 1, 3, padding=1, padding_mode=mode), 1, 3, 3)
+    reason = bound("sedghi").refuses(network, L2, None)
+    assert f"layer '0' has padding_mode '{mode}'" in reason
+
+
+def test_a_transposed_convolution_is_refused_where_it_is_cut():
+    assert sedghi(nn.ConvTranspose2d(2, 1, 3, padding=1), 2, 4, 4) is None
+    layer = nn.ConvTranspose2d(2, 1, 3, stride=2)
+    assert sedghi(layer, 2, 4, 4) >= exact(step_of(layer, 2, 4, 4), L2)
+
+
+@settings(max_examples=40)
+@given(settings_of_convolutions)
+def test_circular_norms_are_exact_where_as_much_comes_out_as_goes_in(chosen):
+    reach = (chosen["kernel"] - 1) * chosen["dilation"]
+    for padding in {chosen["padding"], reach // 2}:
+        step = random_convolution(**{**chosen, "padding": padding, "mode": "circular"})
+        found, truth = bound("sedghi")._norm(step), exact(step, L2)
+        assert found >= truth * (1 - 1e-12)
+        if 2 * padding == reach and step.input_shape[1] % chosen["stride"] == 0:
+            assert found == pytest.approx(truth, rel=1e-9)
 
 
 def test_too_few_samples_are_refused():
