@@ -11,13 +11,11 @@ Source:
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
-
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def gram_norms(matrices: Tensor, iterations: int) -> Float[Tensor, " batch"]:
@@ -53,13 +51,23 @@ def kernel_norm(kernel: Float[Tensor, "out in *taps"], iterations: int) -> float
         return 0.0
     kernel = kernel / largest
     squared = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.transpose(0, 1)
-    convolve, log = _CONVOLVE[kernel.ndim - 2], 0.0
+    # On as many frequencies as there will be taps, a kernel times itself is a matrix times itself.
+    axes, sides = kernel.ndim - 2, grown(kernel.shape[2:], iterations)
+    symbol = torch.fft.rfftn(squared, s=sides, dim=tuple(range(2, 2 + axes)))
+    symbol = symbol.permute(*range(2, 2 + axes), 0, 1)
+    log = 0.0
     for _ in range(iterations):
-        size = float(torch.linalg.vector_norm(squared))
-        squared, log = squared / size, 2 * (log + math.log(size))
-        squared = convolve(squared, squared, padding=[k - 1 for k in squared.shape[2:]])
-    rows = float(squared.abs().flatten(1).sum(dim=1).max())
+        size = float(torch.linalg.vector_norm(symbol))
+        symbol, log = symbol / size, 2 * (log + math.log(size))
+        symbol = symbol @ symbol.mH
+    grid = torch.fft.irfftn(symbol, s=sides, dim=tuple(range(axes)))
+    rows = float(grid.abs().sum(dim=(*range(axes), -1)).max())
     return math.exp(0.5**iterations * (math.log(rows) + log)) * largest
+
+
+def grown(taps: Sequence[int], iterations: int) -> tuple[int, ...]:
+    """Return how many taps a kernel has along each axis after so many products with itself."""
+    return tuple((count - 1) * 2**iterations + 1 for count in taps)
 
 
 def _positive(size: Tensor) -> Tensor:

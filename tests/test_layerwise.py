@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import random_network
 from torch import nn
+from torch.nn import functional as F
 
 from lipbench.bound import Bound, Refused
 from lipbench.gram import gram_norms, kernel_norm
@@ -85,6 +86,19 @@ def test_gram_iteration_falls_to_the_norm_at_any_scale(seed, rows, columns, scal
         assert (later <= earlier * (1 + 1e-12)).all()
         assert (later >= norms * (1 - 1e-12)).all()
     torch.testing.assert_close(found[-1], norms, rtol=1e-3, atol=0)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 999), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+def test_kernels_times_themselves_by_the_letter(seed, results, channels, iterations):
+    """The naive twin: the paper's correlations, with full padding, of the taps themselves."""
+    rng = torch.Generator().manual_seed(seed)
+    kernel = torch.randn(results, channels, 2, 3, generator=rng, dtype=torch.float64)
+    squared = kernel if results <= channels else kernel.transpose(0, 1)
+    for _ in range(iterations):
+        squared = F.conv2d(squared, squared, padding=[k - 1 for k in squared.shape[2:]])
+    expected = float(squared.abs().sum(dim=(1, 2, 3)).max()) ** (0.5**iterations)
+    assert kernel_norm(kernel, iterations) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
@@ -254,6 +268,14 @@ def test_too_few_samples_are_refused():
     reason = bound("lipbound", samples=4).refuses(network, L2, None)
     assert reason == "layer '0' has 5 taps along an axis: raise samples."
     assert bound("lipbound", samples=5).refuses(network, L2, None) is None
+
+
+def test_kernels_that_grow_too_large_are_refused():
+    """5 taps become 65 along both axes, for 32 times 32 channels."""
+    network = network_of(nn.Conv2d(32, 64, 5, padding=2), 32, 14, 14)
+    reason = bound("gram_lattice", most_entries=4_326_399).refuses(network, L2, None)
+    assert reason.startswith("layer '0': 4 iterations give a kernel of 4326400 entries")
+    assert bound("gram_lattice").refuses(network, L2, None) is None
 
 
 @pytest.mark.parametrize("name", BOUNDS)
