@@ -11,13 +11,11 @@ Source:
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
-
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def gram_norms(matrices: Tensor, iterations: int) -> Float[Tensor, " batch"]:
@@ -25,6 +23,9 @@ def gram_norms(matrices: Tensor, iterations: int) -> Float[Tensor, " batch"]:
 
     They fall with the number of iterations; without any they are Frobenius norms.
     """
+    # Squares of entries below 1e-162 would be 0.
+    largest = _positive(matrices.abs().amax(dim=(1, 2)))
+    matrices = matrices / largest.view(-1, 1, 1)
     squared = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     log = torch.zeros(len(matrices), dtype=torch.float64)
     for _ in range(iterations):
@@ -35,7 +36,7 @@ def gram_norms(matrices: Tensor, iterations: int) -> Float[Tensor, " batch"]:
         squared = squared @ squared.mH
     size = torch.linalg.matrix_norm(squared)
     power = 0.5**iterations
-    return torch.where(size > 0, (power * (_positive(size).log() + log)).exp(), 0.0)
+    return torch.where(size > 0, (power * (_positive(size).log() + log)).exp() * largest, 0.0)
 
 
 def kernel_norm(kernel: Float[Tensor, "out in *taps"], iterations: int) -> float:
@@ -45,16 +46,28 @@ def kernel_norm(kernel: Float[Tensor, "out in *taps"], iterations: int) -> float
         kernel: The float64 taps, which see every entry of an endless grid once.
         iterations: At least 1; the taps along each axis double with each.
     """
+    largest = float(kernel.abs().max())
+    if largest == 0:
+        return 0.0
+    kernel = kernel / largest
     squared = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.transpose(0, 1)
-    convolve, log = _CONVOLVE[kernel.ndim - 2], 0.0
+    # On as many frequencies as there will be taps, a kernel times itself is a matrix times itself.
+    axes, sides = kernel.ndim - 2, grown(kernel.shape[2:], iterations)
+    symbol = torch.fft.rfftn(squared, s=sides, dim=tuple(range(2, 2 + axes)))
+    symbol = symbol.permute(*range(2, 2 + axes), 0, 1)
+    log = 0.0
     for _ in range(iterations):
-        size = float(torch.linalg.vector_norm(squared))
-        if size == 0:
-            return 0.0
-        squared, log = squared / size, 2 * (log + math.log(size))
-        squared = convolve(squared, squared, padding=[k - 1 for k in squared.shape[2:]])
-    rows = float(squared.abs().flatten(1).sum(dim=1).max())
-    return math.exp(0.5**iterations * (math.log(rows) + log))
+        size = float(torch.linalg.vector_norm(symbol))
+        symbol, log = symbol / size, 2 * (log + math.log(size))
+        symbol = symbol @ symbol.mH
+    grid = torch.fft.irfftn(symbol, s=sides, dim=tuple(range(axes)))
+    rows = float(grid.abs().sum(dim=(*range(axes), -1)).max())
+    return math.exp(0.5**iterations * (math.log(rows) + log)) * largest
+
+
+def grown(taps: Sequence[int], iterations: int) -> tuple[int, ...]:
+    """Return how many taps a kernel has along each axis after so many products with itself."""
+    return tuple((count - 1) * 2**iterations + 1 for count in taps)
 
 
 def _positive(size: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ values is multiplied by 1 + 1e-12·n, n the longest sum in it, which is thousand
 LAPACK, an FFT or a plain sum can be wrong by.
 """
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,6 +20,16 @@ from lipbench.symbol import largest_symbol_norm
 
 class NotConverged(Exception):
     """An iteration has not reached its tolerance; the message says how far it came."""
+
+    def __init__(self, message: str, value: float = 0.0) -> None:
+        """Keep what was reached.
+
+        Args:
+            message: What is to be done.
+            value: The norm from below, as far as it is known.
+        """
+        super().__init__(message)
+        self.value = value
 
 
 class Singular(NamedTuple):
@@ -116,7 +127,8 @@ def converged_norm(
         basis.append(rest / beta)
     raise NotConverged(
         f"the norm of {step.name!r} has relative residual {residual / top:.2g} after "
-        f"{count} products, more than {tolerance:.2g}: raise iterations or the tolerance."
+        f"{count} products, more than {tolerance:.2g}: raise iterations or the tolerance.",
+        math.sqrt(top),
     )
 
 

@@ -19,6 +19,7 @@ from lipbench.norm import Norm
 from lipbench.relaxed import recertified
 from lipbench.rounding import enclose
 from lipbench.threat import Box
+from lipbench.tight import reproved
 from lipbench.unrolled import unroll
 from lipbench.witness import proved_quotients
 
@@ -153,6 +154,7 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "u": (("lower",), _recheck_witness),
     "closed": (("upper", "exact"), _recheck_regions),
     "constants": (("upper",), _proved("the constants of its steps", _proved_by_steps)),
+    "claims": (("upper",), _proved("the norms claimed of its layers", reproved)),
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
     "multipliers": (("upper",), _proved("its multipliers", recertified)),

@@ -1,16 +1,17 @@
 """Convolution norms by Gram iteration of the kernels themselves."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.gram import gram_norms, kernel_norm
+from lipbench.gram import gram_norms, grown, kernel_norm
 from lipbench.layerwise import convolution, layerwise
 from lipbench.network import Network
 from lipbench.norm import Norm
-from lipbench.steps import Linear
+from lipbench.steps import Convolution, Linear
 from lipbench.symbol import repetition
 from lipbench.threat import Box
 
@@ -28,6 +29,8 @@ class GramLattice(Bound):
 
     iterations: int = 4
     """Each doubles the taps along an axis."""
+    most_entries: int = 2**26
+    """Largest kernel after the last iteration."""
 
     side: ClassVar[Side] = "upper"
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2)})
@@ -36,14 +39,32 @@ class GramLattice(Bound):
         if self.iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
 
-    def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
-        """Return roughly the seconds that the correlations take."""
-        size = 0
+    def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
+        """Return which kernel grows too large, or None."""
         for layer in network.layers:
-            width = min(layer.weight.shape[:2])
-            taps = layer.weight[0, 0].numel() * 4**self.iterations if layer.weight.ndim > 2 else 1
-            size += width**2 * taps * layer.weight.numel()
-        return 2e-3 + 1e-10 * size
+            kernel = convolution(layer)
+            if kernel is not None and (entries := self._entries(kernel)) > self.most_entries:
+                return (
+                    f"layer {layer.name!r}: {self.iterations} iterations give a kernel of "
+                    f"{entries} entries, more than {self.most_entries}: lower iterations or raise "
+                    "most_entries."
+                )
+        return None
+
+    def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
+        """Return roughly the seconds that the products take."""
+        seconds = 2e-3
+        for layer in network.layers:
+            kernel = convolution(layer)
+            seconds += 1e-7 * layer.weight.numel()
+            if kernel is not None:
+                products = kernel.groups * self._entries(kernel) * min(kernel.weight.shape[:2])
+                seconds += 4e-10 * (self.iterations + 1) * products
+        return seconds
+
+    def _entries(self, kernel: Convolution) -> int:
+        width = min(kernel.weight.shape[0] // kernel.groups, kernel.weight.shape[1])
+        return width**2 * math.prod(grown(kernel.weight.shape[2:], self.iterations))
 
     def compute(
         self,

@@ -1,0 +1,79 @@
+"""Convolution norms on the frequencies of the image itself."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.layerwise import convolution, layerwise
+from lipbench.network import Network
+from lipbench.norm import Norm
+from lipbench.steps import Convolution, Linear
+from lipbench.symbol import largest_symbol_norm
+from lipbench.threat import Box
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sedghi(Bound):
+    """Multiply layer norms, those of circular convolutions from a transform of the kernel.
+
+    They are exact where a circular convolution gives as many rows as it reads and its stride
+    divides them, and upper bounds for other circular ones and without padding, which is a part of
+    a circular one. Beside zeros, copies or reflections the singular values on the image's own
+    frequencies bound nothing, so that these are refused.
+
+    Source:
+        Sedghi, Gupta, Long, The Singular Values of Convolutional Layers (ICLR 2019),
+        https://arxiv.org/abs/1805.10408.
+    """
+
+    side: ClassVar[Side] = "upper"
+    norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2)})
+
+    def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
+        """Return which convolution has another padding, or None."""
+        for layer in network.layers:
+            kernel = convolution(layer)
+            if kernel is not None and (reason := _stranger(kernel)):
+                return reason
+        return None
+
+    def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
+        """Return roughly the seconds that the singular values take."""
+        return 1e-3 + 1e-7 * sum(layer.weight.numel() for layer in network.layers)
+
+    def compute(
+        self,
+        network: Network,
+        norm: Norm,
+        domain: Box | None,
+        known: tuple[Lipschitz, ...] = (),
+        inputs: Tensor | None = None,
+    ) -> Lipschitz:
+        """Return the product; its certificate is the constant of each step.
+
+        Raises:
+            Refused: If a convolution's padding is not circular.
+        """
+        return layerwise(network, domain, self._norm)
+
+    def _norm(self, step: Linear) -> float:
+        kernel = convolution(step)
+        if kernel is None:
+            return float(torch.linalg.matrix_norm(step.weight, ord=2))
+        if reason := _stranger(kernel):
+            raise Refused(reason)
+        return largest_symbol_norm(kernel)
+
+
+def _stranger(kernel: Convolution) -> str | None:
+    """Return why a convolution is no part of a circular one on its image, None if it is."""
+    padded = any(max(pair) > 0 for pair in kernel.padding)
+    if not padded or kernel.padding_mode == "circular":
+        return None
+    return (
+        f"layer {kernel.name!r} has padding_mode {kernel.padding_mode!r}: on the image's own "
+        "frequencies only circular padding has a bound."
+    )
