@@ -13,6 +13,7 @@ from lipbench.boxed import boxed_norm
 from lipbench.composition import composed
 from lipbench.constants import constant
 from lipbench.enumerated import enumerated_problem
+from lipbench.factored import refactored
 from lipbench.intervals import centred_on
 from lipbench.network import Network
 from lipbench.norm import Norm
@@ -157,6 +158,7 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "claims": (("upper",), _proved("the norms claimed of its layers", reproved)),
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
+    "factors": (("upper",), _proved("the norms of its factors", refactored)),
     "multipliers": (("upper",), _proved("its multipliers", recertified)),
 }
 """By an entry of the proof: the sides that it can prove, and how that is checked."""

@@ -20,7 +20,7 @@ from lipbench.soundness import crossings, recheck
 from lipbench.unrolled import unroll
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
-UPPER = ["fastlip", "liplt", "eclipse_fast", "lipsdp_layer", "lipsdp_neuron"]
+UPPER = ["fastlip", "liplt", "seqlip", "eclipse_fast", "eclipse", "lipsdp_layer", "lipsdp_neuron"]
 ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Hardtanh]
 
 

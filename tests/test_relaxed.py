@@ -33,7 +33,7 @@ from lipbench.unrolled import unroll
 
 L2 = Norm(2.0)
 TIGHT = 1e-6  # the interior-point method stops a little above the optimum
-RELAXED = ["liplt", "eclipse_fast", "lipsdp_layer", "lipsdp_neuron"]
+RELAXED = ["liplt", "eclipse_fast", "eclipse", "lipsdp_layer", "lipsdp_neuron"]
 
 # LipLT, ECLipsE-Fast and LipSDP-Neuron of networks whose constants can be derived on paper.
 HAND = [
