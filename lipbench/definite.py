@@ -4,11 +4,11 @@
 that. Image row after image row the matrix has a band, so that its factors are cheap. Whoever
 proposes s need not be trusted.
 
-With M = s²I - WᵀW as it was computed and L the computed factor, M = LLᵀ + E, where the entries of
-|E| are at most γ|L||L|ᵀ. The rows of L have squared lengths near the diagonal entries of M, at most
+With M = s²I - WᵀW as it was computed and L the computed factor, M = LLᵀ + E, where |E| is at most
+γ|L||L|ᵀ entry by entry. The rows of L have squared lengths near the diagonal entries of M, at most
 m, and LLᵀ has no more than min(n, 2b + 1) entries in a row, n the size of M and b its band; so
-‖E‖ ≤ γ·m·min(n, 2b + 1). With the error of M itself, no more than γ'‖|W|‖², this is what s² falls
-short of a proof.
+‖E‖ ≤ γ·m·min(n, 2b + 1). M itself is off by γ'·r·c at most, r and c the largest row and column
+sums of |W|. The proof holds for s² plus both.
 
 Source:
     Rump, Verification of Positive Definiteness (BIT Numerical Mathematics 46, 2006),
@@ -30,7 +30,7 @@ from torch import Tensor
 from lipbench.norm import Norm
 from lipbench.norms import upper_norm
 from lipbench.rounding import UNIT
-from lipbench.steps import Convolution
+from lipbench.steps import Convolution, Linear
 
 _LEAST = 1e-100  # Squares of what is smaller beside taps of 1 may underflow.
 
@@ -133,17 +133,22 @@ def _proved(step: Convolution, claim: float) -> float:
     size, reach, largest = len(band), band.shape[1] - 1, float(band[:, 0].max())
     if not _is_definite(band):
         return math.inf
-    taps = step.weight[0, 0].numel()
-    terms = max(step.weight.shape[:2]) * taps**2
-    one = step.weight.new_ones
-    absolute = step.absolute()
-    rows = float(absolute.apply(one(1, *step.input_shape)).max())
-    columns = float(absolute.adjoint(one(1, *step.output_shape)).max())
+    rows, columns = _sums(step.absolute())
+    # What reads one entry, or one result: each of these meets all taps of another.
+    reads = max(_sums(replace(step, weight=torch.ones_like(step.weight))))
+    terms = 2 * (reads + 2) * step.weight[0, 0].numel()
     # UNIT is twice the unit roundoff, and the terms are doubled once more: room for other orders
     # of the sums, for reciprocals of the diagonal, and for the rounding of this line.
     of_factors = 2 * (reach + 4) * UNIT * largest * min(size, 2 * reach + 1)
     of_matrix = 2 * (terms + 4) * UNIT * rows * columns
     return math.sqrt((square + of_factors + of_matrix) * (1 + 8 * UNIT)) * (1 + UNIT)
+
+
+def _sums(step: Linear) -> tuple[float, float]:
+    """Return the largest row and column sum of a matrix that is nowhere negative."""
+    one = step.weight.new_ones
+    rows, columns = step.apply(one(1, *step.input_shape)), step.adjoint(one(1, *step.output_shape))
+    return float(rows.max()), float(columns.max())
 
 
 def _is_definite(band: Float[Tensor, "size reach"]) -> bool:

@@ -150,19 +150,26 @@ def test_what_is_no_claim_is_not_proved(claim):
     assert proved_norm(step_of(nn.Conv1d(1, 1, 3), 1, 5), claim) == math.inf
 
 
-def test_the_claim_is_raised_by_more_than_the_factors_can_be_wrong_by():
+@pytest.mark.parametrize(
+    ("layer", "shape", "terms"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8), 4 * 9),
+        (nn.Conv1d(1, 1, 2, padding=2000, padding_mode="replicate"), (1, 3), 4000),
+    ],
+    ids=["many taps", "many copies"],
+)
+def test_a_claim_is_raised_by_more_than_its_proof_can_be_wrong_by(layer, shape, terms):
     """Of the factors (b + 2)u‖|L||L|ᵀ‖, and of the matrix as many roundings as it has terms."""
-    torch.manual_seed(0)
-    step = step_of(nn.Conv2d(3, 4, 3, padding=1).double(), 3, 8, 8)
+    step = step_of(filled(layer, torch.linspace(-1, 0.8, layer.weight.numel())), *shape)
     matrix = matrix_of(step.apply, step.input_shape)
-    matrix = matrix.reshape(-1, 3, 64).mT.flatten(1)  # channels last
+    matrix = matrix.reshape(-1, shape[0], math.prod(shape[1:])).mT.flatten(1)  # channels last
     claim = float(converged_norm(step).value) * (1 + 1e-9)
     gram = matrix.T @ matrix
     factor = torch.linalg.cholesky(claim**2 * torch.eye(len(gram), dtype=torch.float64) - gram)
     rows, columns = gram.nonzero().T
     band, unit = int((rows - columns).max()), torch.finfo(torch.float64).eps / 2
     of_factors = (band + 2) * unit * torch.linalg.matrix_norm(factor.abs() @ factor.abs().T, 2)
-    of_matrix = 4 * 9 * unit * torch.linalg.matrix_norm(matrix.abs(), 2) ** 2
+    of_matrix = terms * unit * torch.linalg.matrix_norm(matrix.abs(), 2) ** 2
     raised = proved_norm(step, claim) ** 2 - claim**2
     assert float(of_factors + of_matrix) < raised < 1e-9 * claim**2
 
