@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lipbench import registry
 from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.incumbent import INCUMBENT, incumbent
 from lipbench.network import Network, as_network
 from lipbench.norm import Norm
 from lipbench.soundness import crossings, recheck
@@ -56,7 +57,8 @@ class Bracket:
     upper: float
     """The smallest upper bound; infinite if there is none."""
     bounds: tuple[Computed, ...]
-    """What each bound found, in the order of computation."""
+    """What each bound found, in the order of computation; a search for an upper bound may prove a
+    lower one beside it, which is called `name:incumbent`."""
     refused: Mapping[str, str]
     """Why each other installed bound has no value."""
 
@@ -109,6 +111,12 @@ def bracket(
             continue
         values.append(value)
         bounds.append(_computed(name, value, time.perf_counter() - start))
+        start = time.perf_counter()
+        beside = incumbent(network, value)
+        if beside is not None:
+            values.append(beside)
+            seconds = time.perf_counter() - start
+            bounds.append(_computed(f"{name}:{INCUMBENT}", beside, seconds))
     violations = [*crossings(values), *(v for value in values for v in recheck(network, value))]
     if violations:
         raise Unsound(" ".join(violation.message for violation in violations))

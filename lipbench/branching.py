@@ -11,17 +11,14 @@ Source:
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 
 from lipbench.bound import EXACT_WITHIN
-from lipbench.norm import Norm
 from lipbench.polyhedra import Empty, Interior
 from lipbench.regions import Decision, Region, Regions
-from lipbench.threat import Box
-from lipbench.unrolled import Unrolled
 
 SAME = EXACT_WITHIN / 2
 """Relative distance of the two sides at which a value counts as exact."""
@@ -39,6 +36,8 @@ class Explored:
     """Regions that cover the domain, together with the empty ones."""
     empty: tuple[tuple[tuple[Decision, ...], Empty], ...]
     """Regions without interior, with their proofs."""
+    inside: tuple[tuple[Fraction, ...], ...]
+    """Points in regions that the search has met, many of which it has not decided."""
 
     @property
     def is_exact(self) -> bool:
@@ -46,15 +45,17 @@ class Explored:
         return self.upper <= self.lower * (1 + SAME)
 
 
-def explore(network: Unrolled, norm: Norm, domain: Box | None, nodes: int) -> Explored:
+def explore(regions: Regions, nodes: int, starts: Iterable[tuple[Fraction, ...]] = ()) -> Explored:
     """Return bounds from both sides, exact if the search ended within a number of nodes.
 
-    Raises:
-        Refused: If a neuron is no piecewise linear function with one bend at 0, or the network is
-            known up to rounding only.
+    Args:
+        regions: The regions of the network.
+        nodes: Most of them that are looked at.
+        starts: Points where the network is known to be steep.
     """
-    regions = Regions(network, norm, domain)
     search = _Search(regions)
+    for point in starts:
+        search.visit(point)
     search.consider(regions.whole(), math.inf)
     for _ in range(nodes):
         if not search.queue or search.upper <= search.lower * (1 + SAME / 2):
@@ -66,6 +67,7 @@ def explore(network: Unrolled, norm: Norm, domain: Box | None, nodes: int) -> Ex
         point=search.point,
         closed=tuple(region.path for region in search.closed + [q[2] for q in search.queue]),
         empty=tuple(search.empty),
+        inside=tuple(proof.point for proof in search.inside.values()),
     )
 
 
@@ -111,6 +113,7 @@ class _Search:
         self.empty: list[tuple[tuple[Decision, ...], Empty]] = []
         self.lower, self.settled = 0.0, 0.0
         self.point: tuple[Fraction, ...] | None = None
+        self.inside: dict[int, Interior] = {}
         self._order = count()
 
     @property
@@ -118,12 +121,19 @@ class _Search:
         """Return the largest bound of what is left."""
         return -self.queue[0][0] if self.queue else 0.0
 
+    def visit(self, point: tuple[Fraction, ...]) -> None:
+        """Raise the lower bound to the slope at a point, if that is larger."""
+        region = self.regions.around(point)
+        if region is not None:
+            self._raise(self.regions.least(region), point)
+
     def consider(self, region: Region, upper: float) -> None:
         """Put a region into the queue, whose bound is at most that of what it is a part of."""
-        if region.is_leaf and isinstance(region.proof, Interior):
-            least = self.regions.least(region)
-            if least > self.lower:
-                self.lower, self.point = least, region.proof.point
+        if isinstance(region.proof, Interior):
+            # Parts of a region may share its proof.
+            self.inside[id(region.proof)] = region.proof
+            if region.is_leaf:
+                self._raise(self.regions.least(region), region.proof.point)
         is_sharp = region.is_leaf or not self.regions.has_sharp_bound
         self._put(region, min(upper, self.regions.bound(region)), sharp=is_sharp)
 
@@ -142,6 +152,10 @@ class _Search:
                     self.empty.append((child.path, child.proof))
                 else:
                     self.consider(child, upper)
+
+    def _raise(self, least: float, point: tuple[Fraction, ...]) -> None:
+        if least > self.lower:
+            self.lower, self.point = least, point
 
     def _put(self, region: Region, upper: float, *, sharp: bool) -> None:
         heapq.heappush(self.queue, (-upper, next(self._order), region, sharp))

@@ -1,36 +1,64 @@
 """Exact constants: found by branch and bound, stored as tensors, and checked again."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.branching import SAME, Explored, covered, explore
+from lipbench.expansion import most_expanded
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.pieces import Pieces
 from lipbench.polyhedra import Empty
 from lipbench.regions import Decision, Regions
 from lipbench.threat import Box
-from lipbench.unrolled import unroll
+from lipbench.unrolled import Unrolled, unroll
 
 _SLACK = 1 + 1e-12
+_BEST = 4
 
 
-def enumerated_bound(network: Network, norm: Norm, domain: Box | None, nodes: int) -> Lipschitz:
+def enumerated_bound(
+    network: Network,
+    norm: Norm,
+    domain: Box | None,
+    nodes: int,
+    programs: int = 0,
+    starts: Float[Tensor, "starts *shape"] | None = None,
+) -> Lipschitz:
     """Return the exact constant, or an upper bound if it is not known after so many nodes.
+
+    The point in the proof is the steepest that was found, where not even that is proved.
+
+    Args:
+        network: The network.
+        norm: Norm of inputs and outputs.
+        domain: Box that the pairs lie in, None for all of space.
+        nodes: Most regions that are looked at.
+        programs: Most linear programs that a search which does not end spends on a better point.
+        starts: Points in the domain where the network is known to be steep.
 
     Raises:
         Refused: If the network is not piecewise linear, or cannot be read exactly.
     """
     unrolled = unroll(network)
-    found = explore(unrolled, norm, domain, nodes)
+    regions = Regions(unrolled, norm, domain)
+    known = [] if starts is None else _exactly(starts.flatten(1))
+    found = explore(regions, nodes, known)
+    if not found.is_exact:
+        points = _rounded((*known, *found.inside), unrolled.inputs)
+        steep = _climbed(network, unrolled, norm, domain, points, programs)
+        found = _raised(found, regions, steep)
     point = _split(found.point, unrolled.inputs)
     is_exact = found.is_exact
     if is_exact and found.upper > 0:
         # What is stored of the point must do.
-        region = Regions(unrolled, norm, domain).around(_joined(point))
+        region = regions.around(_joined(point))
         is_exact = region is not None
     return Lipschitz(
         value=found.upper,
@@ -53,6 +81,43 @@ def enumerated_problem(network: Network, value: Lipschitz) -> str:
         if region is None or regions.least(region) * (1 + 2 * SAME) < value.value:
             return "the slope at its point is smaller"
     return ""
+
+
+def _climbed(
+    network: Network,
+    unrolled: Unrolled,
+    norm: Norm,
+    domain: Box | None,
+    points: Float[Tensor, "points inputs"],
+    programs: int,
+) -> Float[Tensor, "found inputs"]:
+    """Return points of steep pieces near the given ones."""
+    if not len(points):
+        return points
+    steepness, _ = most_expanded(network, points.reshape(-1, *network.input_shape), norm)
+    order = steepness.argsort(descending=True)
+    ends = Pieces(unrolled, norm, domain).climb(points[order], programs)
+    return torch.stack([end.point for end in ends[:_BEST]])
+
+
+def _raised(found: Explored, regions: Regions, points: Tensor) -> Explored:
+    """Return what a search found with a steeper point, if one of these is."""
+    for point in _exactly(points):
+        region = regions.around(point)
+        if region is not None and regions.least(region) > found.lower:
+            found = replace(found, lower=regions.least(region), point=point)
+    return found
+
+
+def _rounded(
+    points: Sequence[Sequence[Fraction]], dimension: int
+) -> Float[Tensor, "points inputs"]:
+    found = [[float(x) for x in point] for point in points]
+    return torch.tensor(found, dtype=torch.float64).reshape(len(points), dimension)
+
+
+def _exactly(points: Float[Tensor, "points inputs"]) -> list[tuple[Fraction, ...]]:
+    return [tuple(map(Fraction, point)) for point in points.tolist()]
 
 
 def _split(point: Sequence[Fraction] | None, dimension: int) -> Tensor:

@@ -17,12 +17,14 @@ from lipbench.certified import certified_accuracy, certified_radius, gaps, radiu
 from lipbench.claims import claim_row
 from lipbench.columns import SELECTION
 from lipbench.data import Batch, Data, Split
+from lipbench.incumbent import INCUMBENT, incumbent
 from lipbench.method import Claim
 from lipbench.network import Network
 from lipbench.noise import noise_accuracy
 from lipbench.rows import Row, box_text
 from lipbench.samples import outcome_name
 from lipbench.seeds import stream
+from lipbench.settings import BoundEntry
 from lipbench.soundness import misclassified, recheck
 from lipbench.steps import Linear, Scale
 
@@ -221,11 +223,25 @@ def _bound(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
         value = entry.bound.compute(subject.network, norm, domain, tuple(subject.known), inputs)
     except Refused as error:
         return _refused(row, str(error))
-    subject.known.append(value)
-    row = replace(row, value=value.value, side=value.side, flags=(*row.flags, *value.flags))
     measured = Measured()
-    place = f"{subject.checkpoint}/{entry.name}/{norm}"
-    measured.proofs = {f"{place}/{name}": tensor for name, tensor in value.proof.items()}
+    _add(subject, entry, value, row, measured)
+    beside = incumbent(subject.network, value)
+    if beside is not None:
+        name = f"{entry.name}:{INCUMBENT}"
+        _add(subject, entry, beside, replace(row, estimator=name), measured)
+    return measured
+
+
+def _add(
+    subject: Subject, entry: BoundEntry, value: Lipschitz, row: Row, measured: Measured
+) -> None:
+    """Add what a bound found, and what it certifies, if its proof holds."""
+    assert isinstance(subject.network, Network)
+    subject.known.append(value)
+    norm, domain = entry.norm, entry.domain
+    row = replace(row, value=value.value, side=value.side, flags=(*row.flags, *value.flags))
+    place = f"{subject.checkpoint}/{row.estimator}/{norm}"
+    measured.proofs |= {f"{place}/{name}": tensor for name, tensor in value.proof.items()}
     lies = [violation.message for violation in recheck(subject.network, value)]
     if not value.value >= 0:
         lies.append(f"{value.value} is no Lipschitz constant")
@@ -234,11 +250,10 @@ def _bound(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
     if lies:
         flags = (*row.flags, _flag("; ".join(lies)))
         measured.add(replace(row, status="invalid", flags=flags))
-        return measured
+        return
     measured.add(row)
     if value.side in ("upper", "exact") and domain is None and subject.is_classifier:
         _certify(subject, value, row, measured)
-    return measured
 
 
 def _certify(subject: Subject, value: Lipschitz, row: Row, measured: Measured) -> None:

@@ -45,9 +45,13 @@ class Inequality:
         longest = max(abs(int(entry)).bit_length() for entry in self.whole)
         return [Fraction(int(entry), 1 << longest) for entry in self.whole]
 
+    def slack(self, point: Sequence[Fraction]) -> Fraction:
+        """Return b - a·x at a point, in the same units."""
+        return -_product(self.exact[:-1], point) - self.exact[-1]
+
     def holds(self, point: Sequence[Fraction]) -> bool:
         """Return whether it holds strictly."""
-        return _product(self.exact[:-1], point) + self.exact[-1] < 0
+        return self.slack(point) > 0
 
 
 _ROUNDING = 8 * np.finfo(np.float64).eps

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
@@ -11,6 +12,7 @@ from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
 from lipbench.unrolled import neurons
+from lipbench.witness import known_pairs
 
 _SECONDS_PER_NODE = 5e-3
 
@@ -31,6 +33,8 @@ class LipBaB(Bound):
     """Most regions that are looked at."""
     most_neurons: int = 48
     """Networks with more neurons are refused."""
+    programs: int = 200
+    """Most linear programs that look for a steep region if the search does not end."""
 
     side: ClassVar[Side] = "exact"
     norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
@@ -62,4 +66,6 @@ class LipBaB(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the constant; its proof is a point of the steepest region, and all regions."""
-        return enumerated_bound(network, norm, domain, self.nodes)
+        u, v = known_pairs(known, network, domain)
+        starts = torch.cat([(u + v) / 2, u, v])
+        return enumerated_bound(network, norm, domain, self.nodes, self.programs, starts)
