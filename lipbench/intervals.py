@@ -60,32 +60,59 @@ def slopes(network: Unrolled, domain: Box | None) -> Slopes:
     known = [Interval(torch.full(shape, domain[0]).double(), torch.full(shape, domain[1]).double())]
     found = []
     for block in network.blocks:
-        reads = _combined(block.reads.parts, known, block.reads.offset)
-        found.append(_local(block, reads))
-        known.append(_range(block, reads))
+        reads = combined(block.reads.parts, known, block.reads.offset)
+        own, values = between(block, reads)
+        found.append(own)
+        known.append(values)
     return found
 
 
-def derivatives(network: Unrolled, domain: Box | None) -> Interval:
+def between(
+    block: Block, reads: Interval
+) -> tuple[tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]], Interval]:
+    """Return the least and largest slopes of neurons that read numbers in an interval, and values.
+
+    Args:
+        block: The neurons.
+        reads: One column.
+    """
+    return _local(block, reads), _range(block, reads)
+
+
+def derivatives(
+    network: Unrolled, domain: Box | None, known_slopes: Slopes | None = None
+) -> Interval:
     """Return where all derivatives of the outputs lie on a domain, outputs × inputs.
+
+    Args:
+        network: The network.
+        domain: The domain.
+        known_slopes: Slopes that each neuron has there; None takes those of `slopes`.
 
     Raises:
         Refused: If slopes are not bounded.
     """
     unit = torch.eye(network.inputs, dtype=torch.float64)
     known = [Interval(unit, unit)]
-    for block, (lo, hi) in zip(network.blocks, slopes(network, domain), strict=True):
+    local = slopes(network, domain) if known_slopes is None else known_slopes
+    for block, (lo, hi) in zip(network.blocks, local, strict=True):
         if not bool((lo.isfinite() & hi.isfinite()).all()):
             raise Refused(f"step {block.name!r} has slopes that are not bounded.")
-        reads = _combined(block.reads.parts, known)
+        reads = combined(block.reads.parts, known)
         known.append(reads.times(Interval(lo.unsqueeze(1), hi.unsqueeze(1))))
-    return _combined(network.output.parts, known)
+    return combined(network.output.parts, known)
 
 
-def _combined(
+def combined(
     parts: Mapping[int, Matrix], known: list[Interval], offset: Matrix | None = None
 ) -> Interval:
-    """Return sums of known numbers, with the weights of an affine map."""
+    """Return where sums of known numbers lie, with the weights of an affine map.
+
+    Args:
+        parts: The weights, by source.
+        known: Where the numbers of each source lie.
+        offset: What is added to each column.
+    """
     rows = [part.values.shape[0] for part in parts.values()] or [
         len(offset.values) if offset else 0
     ]

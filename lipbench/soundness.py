@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz, Side
 from lipbench.boxed import boxed_norm
+from lipbench.casework import jacobian_proved
 from lipbench.composition import composed
 from lipbench.constants import constant
 from lipbench.enumerated import enumerated_problem
@@ -160,6 +161,7 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
     "factors": (("upper",), _proved("the norms of its factors", refactored)),
     "multipliers": (("upper",), _proved("its multipliers", recertified)),
+    "cases": (("upper",), _proved("cases of its derivatives", jacobian_proved)),
 }
 """By an entry of the proof: the sides that it can prove, and how that is checked."""
 

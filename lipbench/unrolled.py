@@ -116,17 +116,22 @@ def unroll(network: Network, largest: int = LARGEST) -> Unrolled:
 
 def neurons(network: Network) -> int:
     """Return about how many neurons a network has as matrices, without computing these."""
-    count = 0
+    return sum(block_sizes(network))
+
+
+def block_sizes(network: Network) -> list[int]:
+    """Return about how many neurons the blocks of each step have."""
+    sizes = []
     for step in network.steps:
         if isinstance(step, Slope):
-            count += math.prod(step.output_shape)
+            sizes.append(math.prod(step.output_shape))
         elif isinstance(step, MaxPool):
-            count += math.prod(step.output_shape) * (math.prod(step.window) - 1)
+            sizes.append(math.prod(step.output_shape) * (math.prod(step.window) - 1))
         elif isinstance(step, GroupSort):
-            count += math.prod(step.output_shape) * (step.group - 1) // 2
+            sizes.append(math.prod(step.output_shape) * (step.group - 1) // 2)
         elif isinstance(step, Contraction):
-            count += len(step.diagonal)
-    return count
+            sizes.append(len(step.diagonal))
+    return sizes
 
 
 class _Unroller:
