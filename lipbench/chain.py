@@ -8,7 +8,7 @@ from lipbench.bound import Refused
 from lipbench.centred import Slopes
 from lipbench.intervals import slopes
 from lipbench.network import Network
-from lipbench.steps import Slope
+from lipbench.steps import Contraction, GroupSort, MaxPool, Slope
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
 
@@ -62,6 +62,10 @@ def refusal(network: Network, most_neurons: int) -> str | None:
     """Return why a network is no chain, or has too wide a layer, as far as its steps tell."""
     if not network.is_chain:
         return "the network branches; this bound needs a chain."
+    for step in network.steps:
+        if isinstance(step, MaxPool | GroupSort | Contraction):
+            kind = type(step).__name__
+            return f"step {step.name!r} ({kind}) is no layer of neurons between two dense ones."
     count = max(widths(network), default=0)
     if count <= most_neurons:
         return None

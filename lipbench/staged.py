@@ -44,7 +44,9 @@ _SECONDS_PER_CUBE = 4e-8
 _STEPS = 40
 """Newton steps that most stages take."""
 _LEAST = 1e-12
+"""Eigenvalues of S are taken to be no less: what is proposed here proves nothing by itself."""
 _EARLY = 0.3
+"""Gap, as a share of ρ, at which a stage stops while its multipliers are still central."""
 
 
 class Stage(NamedTuple):

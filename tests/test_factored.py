@@ -234,6 +234,7 @@ def test_a_value_that_its_factors_do_not_prove_is_found_out(nodes):
 
 def test_what_is_no_chain_is_refused_by_name():
     pool = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2))
+    assert "step '2' (MaxPool)" in bound().refuses(as_network(pool, (4,)), L2, None)
     with pytest.raises(Refused, match="reads more than the neurons"):
         found(pool, 4)
     steep = nn.Sequential(nn.Linear(2, 3), nn.CELU(-1.0))

@@ -122,9 +122,18 @@ def test_the_closed_form_is_that_of_the_paper(seed):
     weights = random_weights(seed, (4, 6, 5, 3))
     _, square = proposed(weights, nn.ReLU, closed)
     assert math.sqrt(square) == pytest.approx(value(weights, name="eclipse_fast"), rel=1e-8)
-    _, square = proposed(weights, lambda: nn.LeakyReLU(0.3), closed)
+    multipliers, square = proposed(weights, lambda: nn.LeakyReLU(0.3), closed)
+    expected = 1 / (2 * 0.65**2 * norm(weights[0]) ** 2)
+    assert multipliers[0].tolist() == pytest.approx([expected] * 6, rel=1e-9)
     fast = value(weights, lambda: nn.LeakyReLU(0.3), name="eclipse_fast")
     assert math.sqrt(square) <= fast  # which does not use that slopes are at least 0.3
+
+
+def test_where_a_single_step_is_not_enough_it_is_the_closed_form():
+    weights = random_weights(72, (2, 2, 4))
+    fast = value(weights, name="eclipse_fast")
+    assert value(weights, iterations=1) == pytest.approx(fast, rel=1e-8)
+    assert value(weights) < 0.995 * fast
 
 
 def test_the_product_of_slopes_is_not_dropped():
@@ -245,6 +254,8 @@ def test_layers_that_read_or_pass_on_nothing():
 
 def test_what_is_no_chain_or_too_wide_is_refused():
     pool = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2))
+    reason = bound().refuses(as_network(pool, (4,)), L2, None)
+    assert reason == "step '2' (MaxPool) is no layer of neurons between two dense ones."
     with pytest.raises(Refused, match="reads more than the neurons"):
         found(pool, 4)
     wide = as_network(random_network(0, (2, 300, 3), nn.ReLU), (2,))
