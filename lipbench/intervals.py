@@ -4,7 +4,7 @@ Interval arithmetic in float64, rounded outwards. On all of space nothing is kno
 is, and its slopes are those that it can have at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,15 @@ class Interval(NamedTuple):
     def largest(self) -> Float[Tensor, "rows columns"]:
         """Return the largest absolute values."""
         return torch.maximum(self.lo.abs(), self.hi.abs())
+
+    @property
+    def transposed(self) -> "Interval":
+        """Return the same with rows as columns."""
+        return Interval(self.lo.T, self.hi.T)
+
+    def cut(self, other: "Interval") -> "Interval":
+        """Return the numbers that lie in both; an end that is no number says nothing."""
+        return Interval(torch.fmax(self.lo, other.lo), torch.fmin(self.hi, other.hi))
 
     def times(self, other: "Interval") -> "Interval":
         """Return the products, entry by entry."""
@@ -60,7 +69,7 @@ def slopes(network: Unrolled, domain: Box | None) -> Slopes:
     known = [Interval(*(torch.full(shape, end, dtype=torch.float64) for end in domain))]
     found = []
     for block in network.blocks:
-        reads = _combined(block.reads.parts, known, block.reads.offset)
+        reads = combined(block.reads.parts, known, block.reads.offset)
         found.append(_local(block, reads))
         known.append(_range(block, reads))
     return found
@@ -77,15 +86,21 @@ def derivatives(network: Unrolled, domain: Box | None) -> Interval:
     for block, (lo, hi) in zip(network.blocks, slopes(network, domain), strict=True):
         if not bool((lo.isfinite() & hi.isfinite()).all()):
             raise Refused(f"step {block.name!r} has slopes that are not bounded.")
-        reads = _combined(block.reads.parts, known)
+        reads = combined(block.reads.parts, known)
         known.append(reads.times(Interval(lo.unsqueeze(1), hi.unsqueeze(1))))
-    return _combined(network.output.parts, known)
+    return combined(network.output.parts, known)
 
 
-def _combined(
-    parts: Mapping[int, Matrix], known: list[Interval], offset: Matrix | None = None
+def combined(
+    parts: Mapping[int, Matrix], known: Sequence[Interval], offset: Matrix | None = None
 ) -> Interval:
-    """Return sums of known numbers, with the weights of an affine map."""
+    """Return sums of known numbers, with the weights of an affine map.
+
+    Args:
+        parts: The weights, by source.
+        known: The numbers of all sources.
+        offset: What is added; None for 0.
+    """
     rows = [part.values.shape[0] for part in parts.values()] or [
         len(offset.values) if offset else 0
     ]

@@ -16,6 +16,7 @@ from lipbench.enumerated import enumerated_problem
 from lipbench.intervals import centred_on
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.recursion import recursive_norm
 from lipbench.relaxed import recertified
 from lipbench.rounding import enclose
 from lipbench.threat import Box
@@ -136,6 +137,10 @@ def _proved_by_derivatives(network: Network, value: Lipschitz) -> float:
     return boxed_norm(unroll(network), value.norm, value.domain)[0]
 
 
+def _proved_by_recursion(network: Network, value: Lipschitz) -> float:
+    return recursive_norm(unroll(network), value.norm, value.domain)[0]
+
+
 def _proved(what: str, prove: Callable[[Network, Lipschitz], float]) -> "Check":
     """Return the check that what is proved anew is no more than the value."""
 
@@ -155,6 +160,7 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "constants": (("upper",), _proved("the constants of its steps", _proved_by_steps)),
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
+    "recursive_entries": (("upper",), _proved("bounds of its derivatives", _proved_by_recursion)),
     "multipliers": (("upper",), _proved("its multipliers", recertified)),
 }
 """By an entry of the proof: the sides that it can prove, and how that is checked."""

@@ -119,17 +119,22 @@ def unroll(network: Network, largest: int = LARGEST) -> Unrolled:
 
 def neurons(network: Network) -> int:
     """Return about how many neurons a network has as matrices, without computing these."""
-    count = 0
+    return sum(widths(network)[1:-1])
+
+
+def widths(network: Network) -> tuple[int, ...]:
+    """Return the numbers of inputs, about those of each step's neurons, and that of outputs."""
+    counts = [math.prod(network.input_shape)]
     for step in network.steps:
         if isinstance(step, Slope):
-            count += math.prod(step.output_shape)
+            counts.append(math.prod(step.output_shape))
         elif isinstance(step, MaxPool):
-            count += math.prod(step.output_shape) * (math.prod(step.window) - 1)
+            counts.append(math.prod(step.output_shape) * (math.prod(step.window) - 1))
         elif isinstance(step, GroupSort):
-            count += math.prod(step.output_shape) * (step.group - 1) // 2
+            counts.append(math.prod(step.output_shape) * (step.group - 1) // 2)
         elif isinstance(step, Contraction):
-            count += len(step.diagonal)
-    return count
+            counts.append(len(step.diagonal))
+    return (*counts, math.prod(network.output_shape))
 
 
 class _Unroller:
