@@ -21,6 +21,7 @@ from lipbench.relaxed import recertified
 from lipbench.rounding import enclose
 from lipbench.threat import Box
 from lipbench.unrolled import unroll
+from lipbench.varying import varying_reach
 from lipbench.witness import proved_quotients
 
 TOLERANCE = 1e-9
@@ -141,6 +142,10 @@ def _proved_by_recursion(network: Network, value: Lipschitz) -> float:
     return recursive_norm(unroll(network), value.norm, value.domain)[0]
 
 
+def _proved_by_varying_blocks(network: Network, value: Lipschitz) -> float:
+    return varying_reach(unroll(network), value.domain)[-1]
+
+
 def _proved(what: str, prove: Callable[[Network, Lipschitz], float]) -> "Check":
     """Return the check that what is proved anew is no more than the value."""
 
@@ -161,6 +166,7 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
     "recursive_entries": (("upper",), _proved("bounds of its derivatives", _proved_by_recursion)),
+    "varying_reach": (("upper",), _proved("its neurons that vary", _proved_by_varying_blocks)),
     "multipliers": (("upper",), _proved("its multipliers", recertified)),
 }
 """By an entry of the proof: the sides that it can prove, and how that is checked."""
