@@ -19,7 +19,7 @@ class RecurJac(Bound):
 
     Signs of derivatives that are known behind a layer let its worst slopes be multiplied out with
     the next. It is never above FastLip, whose intervals forget such products, and well below it on
-    boxes that are small; where no sign is known, as on all of space, it equals FastLip.
+    boxes that are small. Where few signs are known, as on large boxes, it is seldom better.
 
     Source:
         Zhang, Zhang, Hsieh, RecurJac: An Efficient Recursive Algorithm for Bounding Jacobian
