@@ -29,6 +29,11 @@ class Matrix:
         return Matrix(values=-self.values, radius=self.radius)
 
     @property
+    def transposed(self) -> "Matrix":
+        """Return the matrix with rows as columns."""
+        return Matrix(values=self.values.T, radius=self.radius.T)
+
+    @property
     def selects(self) -> bool:
         """Return whether columns have one entry at most, and that is 1: products are exact."""
         bits = (self.values == 0) | (self.values == 1)

@@ -13,13 +13,17 @@ from lipbench.unrolled import Unrolled
 def boxed_norm(
     network: Unrolled, norm: Norm, domain: Box | None
 ) -> tuple[float, Float[Tensor, "outputs inputs"]]:
-    """Return a certified Lipschitz constant on a domain, and bounds of all derivatives there.
-
-    In the norms 1, 2 and infinity no matrix has a larger norm than one whose entries are at least
-    its absolute values.
-    """
+    """Return a certified Lipschitz constant on a domain, and bounds of all derivatives there."""
     entries = derivatives(network, domain).largest
+    return largest_norm(entries, norm), entries
+
+
+def largest_norm(entries: Float[Tensor, "rows columns"], norm: Norm) -> float:
+    """Return an upper bound of the norm of every matrix whose absolute values are no larger.
+
+    In the norms 1, 2 and infinity none has a larger norm than the matrix of these values.
+    """
     if not entries.numel():
-        return 0.0, entries
+        return 0.0
     found = float(torch.linalg.matrix_norm(entries, float(norm)))
-    return found * (1 + 1e-12 * max(entries.shape)), entries
+    return found * (1 + 1e-12 * max(entries.shape))

@@ -4,7 +4,7 @@ Interval arithmetic in float64, rounded outwards. On all of space nothing is kno
 is, and its slopes are those that it can have at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,15 @@ class Interval(NamedTuple):
         """Return the largest absolute values."""
         return torch.maximum(self.lo.abs(), self.hi.abs())
 
+    @property
+    def transposed(self) -> "Interval":
+        """Return the same with rows as columns."""
+        return Interval(self.lo.T, self.hi.T)
+
+    def cut(self, other: "Interval") -> "Interval":
+        """Return the numbers that lie in both; an end that is no number says nothing."""
+        return Interval(torch.fmax(self.lo, other.lo), torch.fmin(self.hi, other.hi))
+
     def times(self, other: "Interval") -> "Interval":
         """Return the products, entry by entry."""
         ends = torch.stack([a * b for a in self for b in other])
@@ -52,12 +61,12 @@ def centred_on(network: Unrolled, domain: Box | None) -> Centred:
 def slopes(network: Unrolled, domain: Box | None) -> Slopes:
     """Return the least and the largest slope of each neuron between inputs in a domain.
 
-    Only functions that are linear on both sides of 0 have others there than everywhere.
+    Functions of which only the slopes are known have no others there than everywhere.
     """
     if domain is None:
         return [(block.lo, block.hi) for block in network.blocks]
     shape = network.inputs, 1
-    known = [Interval(torch.full(shape, domain[0]).double(), torch.full(shape, domain[1]).double())]
+    known = [Interval(*(torch.full(shape, end, dtype=torch.float64) for end in domain))]
     found = []
     for block in network.blocks:
         reads = combined(block.reads.parts, known, block.reads.offset)
@@ -104,7 +113,7 @@ def derivatives(
 
 
 def combined(
-    parts: Mapping[int, Matrix], known: list[Interval], offset: Matrix | None = None
+    parts: Mapping[int, Matrix], known: Sequence[Interval], offset: Matrix | None = None
 ) -> Interval:
     """Return where sums of known numbers lie, with the weights of an affine map.
 
@@ -135,15 +144,23 @@ def combined(
 
 
 def _local(block: Block, reads: Interval) -> tuple[Tensor, Tensor]:
-    if block.sides is None:
-        return block.lo, block.hi
-    left, right = block.sides
+    """Return the slopes of neurons that read numbers in an interval."""
     lo, hi = reads.lo.squeeze(1), reads.hi.squeeze(1)
-    least, most = torch.minimum(left, right), torch.maximum(left, right)
-    is_right, is_left = lo >= 0, hi <= 0
+    if block.sides is not None:
+        left, right = block.sides
+        least, most = torch.minimum(left, right), torch.maximum(left, right)
+        is_right, is_left = lo >= 0, hi <= 0
+        return (
+            torch.where(is_right, right, torch.where(is_left, left, least)),
+            torch.where(is_right, right, torch.where(is_left, left, most)),
+        )
+    if block.derivative is None:
+        return block.lo, block.hi
+    least, most = block.derivative.between(lo, hi)
+    # Where one is no number, these comparisons do not hold.
     return (
-        torch.where(is_right, right, torch.where(is_left, left, least)),
-        torch.where(is_right, right, torch.where(is_left, left, most)),
+        torch.where(least > block.lo, least, block.lo),
+        torch.where(most < block.hi, most, block.hi),
     )
 
 
@@ -151,13 +168,14 @@ def _range(block: Block, reads: Interval) -> Interval:
     """Return the values of neurons that read numbers in an interval."""
     lo, hi = reads.lo.T, reads.hi.T
     steep = torch.maximum(block.lo.abs(), block.hi.abs())
-    one, other = block.function(lo), block.function(hi)
-    least, most = torch.minimum(one, other), torch.maximum(one, other)
-    if block.sides is not None:
-        crosses = (lo < 0) & (hi > 0)
-        least = torch.where(crosses, least.clamp_max(0), least)
-        most = torch.where(crosses, most.clamp_min(0), most)
-    else:
+    stops: tuple[float, ...] = () if block.sides is None else (0.0,)
+    if block.derivative is not None:
+        stops = block.derivative.stops
+    # Where a stop is outside, the end beside it is taken twice.
+    places = [lo, hi, *(torch.full_like(lo, stop).clamp(lo, hi) for stop in stops)]
+    values = torch.stack([block.function(place) for place in places])
+    least, most = values.amin(dim=0), values.amax(dim=0)
+    if block.sides is None and block.derivative is None:
         # Away from the ends no farther than a slope allows, unless the function is monotone.
         turns = (block.lo < 0) & (block.hi > 0)
         half = torch.where(turns, steep * (hi - lo) / 2 * (1 + 4 * UNIT), 0.0)

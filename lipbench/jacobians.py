@@ -28,7 +28,7 @@ from lipbench.norm import Norm
 from lipbench.reads import closer_slopes, on_parts
 from lipbench.rounding import UNIT
 from lipbench.threat import Box
-from lipbench.unrolled import Unrolled, block_sizes
+from lipbench.unrolled import Unrolled, widths
 
 _TOGETHER = 32
 """Cases that are bounded at once."""
@@ -175,7 +175,7 @@ class Jacobians:
 def jacobian_work(network: Network, norm: Norm, domain: Box | None) -> tuple[float, float]:
     """Return about how many products of numbers bounds take: of all rows or columns, and of one."""
     inputs, outputs = (math.prod(shape) for shape in (network.input_shape, network.output_shape))
-    sizes = [inputs, *block_sizes(network), outputs]
+    sizes = widths(network)
     by_row = _by_row(norm, inputs, outputs)
     one = _work(sizes[::-1] if by_row else sizes, 0)
     reads = 0.0 if domain is None else _work(sizes[:-1], inputs)

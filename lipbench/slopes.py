@@ -1,7 +1,8 @@
 """Slope bounds of elementwise activations.
 
 A curve's slopes lie in [lo, hi] on the whole real line. Ends that are irrational are rounded
-outwards by 1e-9.
+outwards by 1e-9. On an interval they lie where the derivative does, of which it is known where it
+turns.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lipbench.derivative import Derivative
 from lipbench.steps import Elementwise, Sides
 
 
@@ -22,22 +24,12 @@ class Curve(NamedTuple):
     lo: float | Tensor
     hi: float | Tensor
     sides: Sides = None
+    derivative: Derivative | None = None
+    """What its slopes on an interval are; None if `sides` says it, or nothing is known."""
 
 
-def _softplus(beta: float) -> Elementwise:
-    # torch switches to the identity beyond a threshold, which leaves a jump of 2e-9.
-    return lambda x: torch.logaddexp(torch.zeros_like(x), beta * x) / beta
-
-
-def _outwards(function: Elementwise, lo: float, hi: float) -> Curve:
-    return Curve(function, lo - 1e-9, hi + 1e-9)
-
-
-def _gelu(layer: nn.GELU) -> Curve:
-    # The extreme slopes of the two forms differ in the fourth digit.
-    reach = 1.1289041451847 if layer.approximate == "none" else 1.1289930687
-    form = layer.approximate
-    return _outwards(lambda x: F.gelu(x, approximate=form), 1 - reach, reach)
+def _outwards(curve: Curve) -> Curve:
+    return curve._replace(lo=curve.lo - 1e-9, hi=curve.hi + 1e-9)
 
 
 def _leaky(slope: float) -> Curve:
@@ -45,41 +37,182 @@ def _leaky(slope: float) -> Curve:
     return Curve(lambda x: F.leaky_relu(x, slope), *ends, sides=(slope, 1.0))
 
 
-def _elu(alpha: float) -> Curve:
-    return Curve(lambda x: F.elu(x, alpha), min(0.0, alpha), max(1.0, alpha))
-
-
-def _celu(alpha: float) -> Curve:
-    hi = 1.0 if alpha > 0 else math.inf
-    return Curve(lambda x: F.celu(x, alpha), 0.0, hi)
+def _clipped(function: Elementwise, lo: float, hi: float) -> Curve:
+    """Return a curve that is straight between two places, with slope 1, and constant beyond."""
+    derivative = Derivative(
+        function=lambda x: ((lo < x) & (x < hi)).to(x.dtype),
+        turns=((lo, 0.0, 1.0), (hi, 0.0, 1.0)),
+        error=0.0,
+    )
+    return Curve(function, 0.0, 1.0, derivative=derivative)
 
 
 def _hardtanh(layer: nn.Hardtanh) -> Curve:
-    lo, hi = layer.min_val, layer.max_val
-    return Curve(lambda x: F.hardtanh(x, lo, hi), 0.0, 1.0)
+    lo, hi = float(layer.min_val), float(layer.max_val)
+    return _clipped(lambda x: F.hardtanh(x, lo, hi), lo, hi)
+
+
+def _hardsigmoid() -> Curve:
+    derivative = Derivative(
+        function=lambda x: (x.abs() < 3).to(x.dtype) / 6,
+        turns=((-3.0, 0.0, 1 / 6), (3.0, 0.0, 1 / 6)),
+        error=0.0,  # whoever multiplies by a slope allows for its own rounding
+    )
+    return _outwards(Curve(F.hardsigmoid, 0.0, 1 / 6, derivative=derivative))
+
+
+def _hardswish() -> Curve:
+    derivative = Derivative(
+        function=lambda x: torch.where(x.abs() < 3, x.clamp(-3, 3) / 3 + 0.5, (x > 0).to(x.dtype)),
+        turns=((-3.0, -0.5, 0.0), (3.0, 1.0, 1.5)),
+        stops=(-1.5,),
+    )
+    return Curve(F.hardswish, -0.5, 1.5, derivative=derivative)
+
+
+def _elu(alpha: float) -> Curve:
+    derivative = Derivative(
+        function=lambda x: torch.where(x > 0, 1.0, alpha * x.clamp_max(0).exp()),
+        turns=((0.0, min(1.0, alpha), max(1.0, alpha)),),
+        stops=(0.0,),
+        error=Derivative.error * max(1.0, abs(alpha)),
+    )
+    ends = min(0.0, alpha), max(1.0, alpha)
+    return Curve(lambda x: F.elu(x, alpha), *ends, derivative=derivative)
+
+
+def _celu(alpha: float) -> Curve:
+    if alpha < 0:  # its slopes grow without end
+        return Curve(lambda x: F.celu(x, alpha), 0.0, math.inf)
+    derivative = Derivative(function=lambda x: (x.clamp_max(0) / alpha).exp())
+    return Curve(lambda x: F.celu(x, alpha), 0.0, 1.0, derivative=derivative)
+
+
+def _selu() -> Curve:
+    right, left = 1.0507009873554805, 1.7580993408473766
+    derivative = Derivative(
+        function=lambda x: torch.where(x > 0, right, left * x.clamp_max(0).exp()),
+        turns=((0.0, right, left),),
+    )
+    return _outwards(Curve(F.selu, 0.0, left, derivative=derivative))
+
+
+def _softplus(beta: float) -> Curve:
+    derivative = Derivative(function=lambda x: torch.sigmoid(beta * x))
+    # torch switches to the identity beyond a threshold, which leaves a jump of 2e-9.
+    return Curve(
+        lambda x: torch.logaddexp(torch.zeros_like(x), beta * x) / beta,
+        *(0.0, 1.0),
+        derivative=derivative,
+    )
+
+
+def _bell(function: Elementwise, hi: float, slope: Elementwise) -> Curve:
+    """Return a rising curve that is steepest at 0."""
+    return Curve(function, 0.0, hi, derivative=Derivative(function=slope, turns=((0.0, hi, hi),)))
+
+
+def _dipping(
+    function: Elementwise,
+    slope: Elementwise,
+    least: tuple[float, float],
+    most: tuple[float, float],
+    stop: float,
+) -> Curve:
+    """Return a curve that falls to a place, and rises from there.
+
+    Args:
+        function: The curve.
+        slope: Its derivative.
+        least: Where the slope is least, and that slope.
+        most: Where it is largest, and that slope.
+        stop: Where the curve has its minimum.
+    """
+    turns = tuple((place, value, value) for place, value in (least, most))
+    derivative = Derivative(function=slope, turns=turns, stops=(stop,))
+    return _outwards(Curve(function, least[1], most[1], derivative=derivative))
+
+
+def _gelu(layer: nn.GELU) -> Curve:
+    form = layer.approximate
+    # The extreme slopes of the two forms differ in the fourth digit.
+    if form == "none":
+        slope, place, reach, stop = _gelu_slope, 2**0.5, 1.128904145185154786, -0.7517915246935645
+    else:
+        slope, place, reach, stop = (
+            *(_gelu_tanh_slope, 1.4185040087908284, 1.128993068658771765),
+            -0.7524614220710163,
+        )
+    ends = (-place, 1 - reach), (place, reach)
+    return _dipping(lambda x: F.gelu(x, approximate=form), slope, *ends, stop)
+
+
+def _gelu_slope(x: Tensor) -> Tensor:
+    return torch.special.ndtr(x) + x * (-x.square() / 2).exp() / math.sqrt(2 * math.pi)
+
+
+def _gelu_tanh_slope(x: Tensor) -> Tensor:
+    x = x.clamp(-30, 30)  # beyond, it is 0 or 1 to the last digit
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    steep = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x.square())
+    return (1 + inner.tanh() + x * steep / inner.cosh().square()) / 2
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
+
+
+def _mish_slope(x: Tensor) -> Tensor:
+    inner = torch.logaddexp(torch.zeros_like(x), x)
+    return inner.tanh() + x * torch.sigmoid(x) / inner.cosh().square()
 
 
 ABSOLUTE = Curve(torch.abs, -1.0, 1.0, sides=(-1.0, 1.0))
+_SIGMOID = _bell(torch.sigmoid, 0.25, lambda x: torch.sigmoid(x) * torch.sigmoid(-x))
+_TANH = _bell(torch.tanh, 1.0, lambda x: 1 / x.cosh().square())
+_SOFTSIGN = _bell(F.softsign, 1.0, lambda x: 1 / (1 + x.abs()).square())
+_SILU = _dipping(
+    F.silu,
+    _silu_slope,
+    (-2.3993572805154677, -0.09983932012886692),
+    (2.3993572805154677, 1.09983932012886692),
+    -1.2784645427610738,
+)
+_MISH = _dipping(
+    F.mish,
+    _mish_slope,
+    (-2.2563763963607931, -0.112526122389462556),
+    (1.4905711794854285, 1.08849816125172786),
+    -1.1924312145154952,
+)
+_LOG_SIGMOID = Curve(
+    F.logsigmoid, 0.0, 1.0, derivative=Derivative(function=lambda x: torch.sigmoid(-x))
+)
+_TANHSHRINK = Curve(
+    F.tanhshrink,
+    *(0.0, 1.0),
+    derivative=Derivative(function=lambda x: x.tanh().square(), turns=((0.0, 0.0, 0.0),)),
+)
 
 CURVES: Mapping[type[nn.Module], Callable[[Any], Curve]] = {
     nn.ReLU: lambda layer: Curve(torch.relu, 0.0, 1.0, sides=(0.0, 1.0)),
-    nn.Sigmoid: lambda layer: Curve(torch.sigmoid, 0.0, 0.25),
-    nn.Tanh: lambda layer: Curve(torch.tanh, 0.0, 1.0),
-    nn.ReLU6: lambda layer: Curve(F.relu6, 0.0, 1.0),
+    nn.Sigmoid: lambda layer: _SIGMOID,
+    nn.Tanh: lambda layer: _TANH,
+    nn.ReLU6: lambda layer: _clipped(F.relu6, 0.0, 6.0),
     nn.Hardtanh: _hardtanh,
     nn.LeakyReLU: lambda layer: _leaky(layer.negative_slope),
-    nn.ELU: lambda layer: _elu(layer.alpha),
-    nn.CELU: lambda layer: _celu(layer.alpha),
-    nn.SELU: lambda layer: _outwards(F.selu, 0.0, 1.7580993408473766),
+    nn.ELU: lambda layer: _elu(float(layer.alpha)),
+    nn.CELU: lambda layer: _celu(float(layer.alpha)),
+    nn.SELU: lambda layer: _selu(),
     nn.GELU: _gelu,
-    nn.SiLU: lambda layer: _outwards(F.silu, -0.0998393201286, 1.0998393201286),
-    nn.Mish: lambda layer: _outwards(F.mish, -0.1125261224, 1.0884981613),
-    nn.Softplus: lambda layer: Curve(_softplus(layer.beta), 0.0, 1.0),
-    nn.Hardswish: lambda layer: Curve(F.hardswish, -0.5, 1.5),
-    nn.Hardsigmoid: lambda layer: _outwards(F.hardsigmoid, 0.0, 1 / 6),
-    nn.Softsign: lambda layer: Curve(F.softsign, 0.0, 1.0),
-    nn.LogSigmoid: lambda layer: Curve(F.logsigmoid, 0.0, 1.0),
-    nn.Tanhshrink: lambda layer: Curve(F.tanhshrink, 0.0, 1.0),
+    nn.SiLU: lambda layer: _SILU,
+    nn.Mish: lambda layer: _MISH,
+    nn.Softplus: lambda layer: _softplus(float(layer.beta)),
+    nn.Hardswish: lambda layer: _hardswish(),
+    nn.Hardsigmoid: lambda layer: _hardsigmoid(),
+    nn.Softsign: lambda layer: _SOFTSIGN,
+    nn.LogSigmoid: lambda layer: _LOG_SIGMOID,
+    nn.Tanhshrink: lambda layer: _TANHSHRINK,
 }
 """The curve of an activation layer without parameters."""
 

@@ -18,11 +18,13 @@ from lipbench.factored import refactored
 from lipbench.intervals import centred_on
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.recursion import recursive_norm
 from lipbench.relaxed import recertified
 from lipbench.rounding import enclose
 from lipbench.threat import Box
 from lipbench.tight import reproved
 from lipbench.unrolled import unroll
+from lipbench.varying import varying_reach
 from lipbench.witness import proved_quotients
 
 TOLERANCE = 1e-9
@@ -139,6 +141,14 @@ def _proved_by_derivatives(network: Network, value: Lipschitz) -> float:
     return boxed_norm(unroll(network), value.norm, value.domain)[0]
 
 
+def _proved_by_recursion(network: Network, value: Lipschitz) -> float:
+    return recursive_norm(unroll(network), value.norm, value.domain)[0]
+
+
+def _proved_by_varying_blocks(network: Network, value: Lipschitz) -> float:
+    return varying_reach(unroll(network), value.domain)[-1]
+
+
 def _proved(what: str, prove: Callable[[Network, Lipschitz], float]) -> "Check":
     """Return the check that what is proved anew is no more than the value."""
 
@@ -160,6 +170,8 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
     "factors": (("upper",), _proved("the norms of its factors", refactored)),
+    "recursive_entries": (("upper",), _proved("bounds of its derivatives", _proved_by_recursion)),
+    "varying_reach": (("upper",), _proved("its neurons that vary", _proved_by_varying_blocks)),
     "multipliers": (("upper",), _proved("its multipliers", recertified)),
     "cases": (("upper",), _proved("cases of its derivatives", jacobian_proved)),
 }

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from lipbench.derivative import Derivative
 from lipbench.sorting import sort_groups
 
 Shape = tuple[int, ...]
@@ -242,6 +243,8 @@ class Slope(Step):
     """Lower end, rounded down; a tensor that broadcasts with one sample where it varies."""
     hi: float | Tensor
     sides: Sides = None
+    derivative: Derivative | None = None
+    """What the slopes on an interval are, of functions that `sides` does not describe."""
     claimed: bool = False
     """Whether the slopes are only the word of the layer's author."""
 

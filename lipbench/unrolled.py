@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lipbench.affine import Affine, Matrix
 from lipbench.bound import Refused
+from lipbench.derivative import Derivative
 from lipbench.network import Network
 from lipbench.rounding import UNIT
 from lipbench.steps import (
@@ -54,6 +55,8 @@ class Block:
     hi: Float[Tensor, " neurons"]
     sides: Ends | None
     """Slopes left and right of 0, if the functions are 0 there and linear on both sides."""
+    derivative: Derivative | None = None
+    """That of the functions, if it is known and one for all neurons."""
 
     def __len__(self) -> int:
         return len(self.lo)
@@ -116,22 +119,22 @@ def unroll(network: Network, largest: int = LARGEST) -> Unrolled:
 
 def neurons(network: Network) -> int:
     """Return about how many neurons a network has as matrices, without computing these."""
-    return sum(block_sizes(network))
+    return sum(widths(network)[1:-1])
 
 
-def block_sizes(network: Network) -> list[int]:
-    """Return about how many neurons the blocks of each step have."""
-    sizes = []
+def widths(network: Network) -> tuple[int, ...]:
+    """Return the numbers of inputs, about those of each step's neurons, and that of outputs."""
+    counts = [math.prod(network.input_shape)]
     for step in network.steps:
         if isinstance(step, Slope):
-            sizes.append(math.prod(step.output_shape))
+            counts.append(math.prod(step.output_shape))
         elif isinstance(step, MaxPool):
-            sizes.append(math.prod(step.output_shape) * (math.prod(step.window) - 1))
+            counts.append(math.prod(step.output_shape) * (math.prod(step.window) - 1))
         elif isinstance(step, GroupSort):
-            sizes.append(math.prod(step.output_shape) * (step.group - 1) // 2)
+            counts.append(math.prod(step.output_shape) * (step.group - 1) // 2)
         elif isinstance(step, Contraction):
-            sizes.append(len(step.diagonal))
-    return sizes
+            counts.append(len(step.diagonal))
+    return (*counts, math.prod(network.output_shape))
 
 
 class _Unroller:
@@ -155,13 +158,27 @@ class _Unroller:
             )
 
     def neurons(
-        self, name: str, reads: Affine, function: Elementwise, slopes: Ends, sides: Ends | None
+        self,
+        name: str,
+        reads: Affine,
+        function: Elementwise,
+        slopes: Ends,
+        sides: Ends | None,
+        derivative: Derivative | None = None,
     ) -> Affine:
         """Return new neurons as affine numbers: themselves."""
         self.reserve(len(reads) ** 2, name)
         lo, hi = slopes
         self.blocks.append(
-            Block(name=name, reads=reads, function=function, lo=lo, hi=hi, sides=sides)
+            Block(
+                name=name,
+                reads=reads,
+                function=function,
+                lo=lo,
+                hi=hi,
+                sides=sides,
+                derivative=derivative,
+            )
         )
         count = len(reads)
         return Affine(
@@ -235,7 +252,7 @@ def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
 
     sides = step.sides and entries(step.sides)
     if bool(bent.all()):
-        return unroller.neurons(step.name, value, curve, (lo, hi), sides)
+        return unroller.neurons(step.name, value, curve, (lo, hi), sides, step.derivative)
     # Where all slopes are one number the function is affine, and no neuron.
     zero = step.function(like.new_zeros(1, *shape)).reshape(-1, 1)
     straight = value.each(lambda part: part.scaled(torch.where(bent, 0.0, lo).unsqueeze(1)))
@@ -247,7 +264,8 @@ def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
         return straight
     sides = sides and (sides[0][places], sides[1][places])
     ends = lo[places], hi[places]
-    neurons = unroller.neurons(step.name, value.rows(places), curve, ends, sides)
+    own = value.rows(places)
+    neurons = unroller.neurons(step.name, own, curve, ends, sides, step.derivative)
     return straight.plus(neurons.each(lambda part: part.among(places, len(lo))))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import ABSOLUTE, HAT, random_network
+from nets import ABSOLUTE, HAT, dense, random_network
 from torch import nn
 
 import lipbench
@@ -21,7 +21,7 @@ from lipbench.unrolled import unroll
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 UPPER = ["fastlip", "liplt", "seqlip", "eclipse_fast", "eclipse", "lipsdp_layer", "lipsdp_neuron"]
-ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Hardtanh]
+ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Hardtanh, nn.ELU, nn.Mish, nn.Hardswish]
 
 
 def values(model, features, norm, domain, names=UPPER):
@@ -83,6 +83,13 @@ def test_a_bound_on_a_box_is_between_the_lower_bounds_and_that_of_a_larger_box(c
     assert not crossings([*lower.values(), *small.values()])
     assert small["fastlip"].value <= large["fastlip"].value * (1 + 1e-9)
     assert large["fastlip"].value <= everywhere["fastlip"].value * (1 + 1e-9)
+
+
+def test_ends_of_a_box_are_not_rounded():
+    """0.7 in float32 is smaller by 1e-8: a bend between both numbers is inside the box."""
+    bent = dense(([[1]], [-0.7 + 1e-9]), ([[1]], [0]))
+    ((lo, hi),) = slopes(unroll(as_network(bent, (1,))), (0.0, 0.7))
+    assert (lo, hi) == (0, 1)
 
 
 def between(*terms):

@@ -18,8 +18,8 @@ from lipbench.unrolled import unroll
 class FastLip(Bound):
     """Bound each derivative between its ends, layer by layer, and take the norm of the largest.
 
-    On a box, neurons that cannot change sign there have one slope; the bound loosens quickly with
-    the size of the box and with depth. On all of space every slope is taken to be possible.
+    On a box, neurons have the slopes that they can have there; the bound loosens quickly with the
+    size of the box and with depth. On all of space every slope is taken to be possible.
 
     Source:
         Weng, Zhang, Chen, Song, Hsieh, Boning, Dhillon, Daniel, Towards Fast Computation of

@@ -19,8 +19,8 @@ class LipLT(Bound):
     """Bound the linear share of the network as a whole, and only the rest layer by layer.
 
     For slopes in [0, 1] it equals the bound of Combettes and Pesquet, which is a sum over all ways
-    to cut the network. It is never worse than the product of dense layers' norms. On a box, ReLUs
-    and their like have the slopes that they can have there.
+    to cut the network. It is never worse than the product of dense layers' norms. On a box,
+    neurons have the slopes that they can have there.
 
     Source:
         Fazlyab, Entesari, Roy, Chellappa, Certified Robustness via Dynamic Margin Maximization

@@ -1,0 +1,40 @@
+"""The derivative of an elementwise function, and where it lies between two arguments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_ROUNDING = 64 * torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derivative:
+    """A derivative that is monotone between certain places, in float64."""
+
+    function: Callable[[Tensor], Tensor]
+    """The derivative; where it jumps, any value between those on both sides."""
+    turns: tuple[tuple[float, float, float], ...] = ()
+    """Where it turns or jumps, and its least and largest value on both sides of that place."""
+    stops: tuple[float, ...] = ()
+    """Where its sign changes: between these places the function itself is monotone."""
+    error: float = _ROUNDING
+    """By how much its computed values may be wrong. Places that are rounded do not add to it:
+    where it turns, a derivative moves by the square of how far the place is off."""
+
+    def between(
+        self, lo: Float[Tensor, " neurons"], hi: Float[Tensor, " neurons"]
+    ) -> tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]]:
+        """Return numbers between which the derivative lies on [lo, hi], and with it all quotients.
+
+        They are rounded outwards, and are no numbers where the derivative cannot be computed.
+        """
+        one, other = self.function(lo), self.function(hi)
+        least, most = torch.minimum(one, other), torch.maximum(one, other)
+        for place, low, high in self.turns:
+            inside = (lo <= place) & (place <= hi)
+            least = torch.where(inside, least.clamp_max(low), least)
+            most = torch.where(inside, most.clamp_min(high), most)
+        return least - self.error, most + self.error
