@@ -34,6 +34,8 @@ _BATCH = 32
 """Nodes that are split at once, those with the largest bounds first."""
 _FEW = 8
 """Neurons of which all corners are looked at: multipliers would take longer."""
+_UNDERFLOW = 1e-140
+"""More than squares that are no normal numbers can hide, where A and B have norm 1."""
 _SAME = EXACT_WITHIN / 2
 _TOLERANCE = 1e-6
 """How close to the best the multipliers come."""
@@ -167,9 +169,8 @@ def _levels(left: Tensor, right: Tensor, middle: Tensor, half: Tensor, free: int
     outputs, count = left.shape
     spread = left.abs() @ ((middle.abs() + half).unsqueeze(1) * right.abs())
     # Of the products that make up M and R·M, for R of norm 1.
-    rounding = (
-        4 * (count + outputs + 8) * UNIT * outputs**0.5 * float(torch.linalg.matrix_norm(spread))
-    )
+    terms = 4 * (count + outputs + 8) * outputs**0.5
+    rounding = terms * UNIT * float(torch.linalg.matrix_norm(spread)) + _UNDERFLOW
     corner = _Level(
         read=torch.zeros(right.shape[1], right.shape[1], dtype=torch.float64),
         root=torch.eye(outputs, dtype=torch.float64),
