@@ -1,5 +1,7 @@
 """The norm of a matrix of which only the largest absolute values are known."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,5 +23,7 @@ def boxed_norm(
     entries = derivatives(network, domain).largest
     if not entries.numel():
         return 0.0, entries
+    if not bool(entries.isfinite().all()):  # of which LAPACK takes no norm
+        return math.inf, entries
     found = float(torch.linalg.matrix_norm(entries, float(norm)))
     return found * (1 + 1e-12 * max(entries.shape)), entries
