@@ -16,6 +16,7 @@ from lipbench.enumerated import enumerated_problem
 from lipbench.intervals import centred_on
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.positivity import repositive
 from lipbench.relaxed import recertified
 from lipbench.rounding import enclose
 from lipbench.threat import Box
@@ -156,6 +157,7 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
     "multipliers": (("upper",), _proved("its multipliers", recertified)),
+    "products": (("upper",), _proved("its weights of products", repositive)),
 }
 """By an entry of the proof: the sides that it can prove, and how that is checked."""
 
