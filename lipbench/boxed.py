@@ -1,5 +1,7 @@
 """The norm of a matrix of which only the largest absolute values are known."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,5 +27,7 @@ def largest_norm(entries: Float[Tensor, "rows columns"], norm: Norm) -> float:
     """
     if not entries.numel():
         return 0.0
+    if not bool(entries.isfinite().all()):  # of which LAPACK takes no norm
+        return math.inf
     found = float(torch.linalg.matrix_norm(entries, float(norm)))
     return found * (1 + 1e-12 * max(entries.shape))

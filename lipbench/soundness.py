@@ -18,6 +18,7 @@ from lipbench.factored import refactored
 from lipbench.intervals import centred_on
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.positivity import repositive
 from lipbench.recursion import recursive_norm
 from lipbench.relaxed import recertified
 from lipbench.rounding import enclose
@@ -174,6 +175,7 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "varying_reach": (("upper",), _proved("its neurons that vary", _proved_by_varying_blocks)),
     "multipliers": (("upper",), _proved("its multipliers", recertified)),
     "cases": (("upper",), _proved("cases of its derivatives", jacobian_proved)),
+    "products": (("upper",), _proved("its weights of products", repositive)),
 }
 """By an entry of the proof: the sides that it can prove, and how that is checked."""
 

@@ -1,0 +1,185 @@
+"""Krivine's certificate that a polynomial on a cube is nowhere larger than a number.
+
+Products of factors 1 + x and 1 - x of different variables are non-negative on the cube. So if
+P + Σ c·product = Q with weights c ≥ 0, then P ≤ Q there, and Q is at most its constant plus the
+absolute values of its other coefficients: any weights prove a bound. A linear program proposes
+those for which all other coefficients are 0 and the constant is least.
+
+Powers of factors, which Krivine has too, are of no use for a polynomial that is linear in each
+variable: x² = 1 leaves it as it is, and turns every product into one without powers or into 0.
+Products of fewer factors are sums of longer ones.
+
+Source:
+    Latorre, Rolland, Cevher, Lipschitz constant estimation of Neural Networks via sparse polynomial
+    optimization (ICLR 2020), https://arxiv.org/abs/2004.08688, sections 2 and 3. The paper's
+    variables are in [0, 1], and its sparse products those of a network that is pruned; which
+    products are left out here is described at `Products`.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.linalg import hadamard
+from scipy.optimize import linprog
+from scipy.sparse import csc_array
+
+from lipbench.polynomials import Polynomial
+from lipbench.rounding import UNIT
+
+Weights = Float[np.ndarray, " _"]
+Numbers = Int[np.ndarray, " _"]
+
+
+def least_degree(sizes: Sequence[int]) -> int:
+    """Return the factors of a product that has one of each group."""
+    return len(sizes)
+
+
+def greatest_degree(sizes: Sequence[int]) -> int:
+    """Return the degree from which on the best bound is the maximum itself.
+
+    With all variables but those of the largest group known, these no longer meet in any product.
+    """
+    return sum(sizes) - max(sizes) + 1
+
+
+def terms(sizes: Sequence[int], degree: int) -> int:
+    """Return how many monomials all products of a degree have together."""
+    more = degree - len(sizes)
+    cliques = [1] + [0] * more
+    for group, choices in enumerate(_choices(sizes, degree)):
+        own = [math.comb(sizes[group], 1 + extra) for extra in choices]
+        cliques = [
+            sum(cliques[total - extra] * count for extra, count in enumerate(own[: total + 1]))
+            for total in range(more + 1)
+        ]
+    return cliques[more] * 4**degree
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """Products of a number of factors, as the columns of a matrix whose rows are monomials.
+
+    A product has a factor of each group, and only one of the largest.
+    """
+
+    matrix: csc_array
+    """Entries are 1 and -1; the first row is that of the constant."""
+    places: Int[np.ndarray, " coefficients"]
+    """The row of each coefficient of a polynomial."""
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], degree: int) -> "Products":
+        """Return the products for groups of variables.
+
+        Args:
+            sizes: Variables of each group.
+            degree: Factors of a product, from `least_degree` to `greatest_degree`.
+        """
+        cliques = np.concatenate(list(_cliques(sizes, degree)))
+        chosen = (np.arange(2**degree)[:, None] >> np.arange(degree)) & 1
+        subsets = np.where(chosen, cliques[:, None, :], -1).reshape(-1, degree)
+        paths = np.full((math.prod(_shape(sizes)), degree), -1)
+        paths[:, : len(sizes)] = _paths(sizes)
+        monomials = np.sort(np.concatenate([paths, subsets]), axis=1)
+        found, rows = np.unique(monomials, axis=0, return_inverse=True)
+        rows = rows.reshape(-1)
+        own = rows[len(paths) :].reshape(len(cliques), 1, -1).repeat(2**degree, axis=1)
+        data = np.tile(hadamard(2**degree, dtype=np.float64).reshape(-1), len(cliques))
+        ends = np.arange(0, data.size + 1, 2**degree)
+        shape = len(found), len(cliques) * 2**degree
+        return cls(csc_array((data, own.reshape(-1), ends), shape=shape), rows[: len(paths)])
+
+    def propose(self, polynomial: Polynomial) -> tuple[Numbers, Weights]:
+        """Return the products that prove the best bound, and their weights; none if that fails."""
+        known, weights = self._known(polynomial), np.zeros(0)
+        if np.isfinite(known).all():
+            unit = math.ldexp(1.0, math.frexp(float(np.abs(known).max()))[1] - 1)
+            costs, wanted = np.ones(self.matrix.shape[1]), -known[1:] / unit
+            rows: Any = self.matrix[1:]  # the types of scipy know no sparse ones here
+            found = linprog(costs, A_eq=rows, b_eq=wanted, method="highs-ipm")
+            if found.x is not None:
+                weights = np.maximum(found.x, 0) * unit
+        numbers = np.flatnonzero(weights)
+        return numbers, weights[numbers]
+
+    def bound(self, polynomial: Polynomial, numbers: Numbers, weights: Weights) -> float:
+        """Return what the weights of some products prove, infinity if they are not weights."""
+        is_product = (numbers >= 0) & (numbers < self.matrix.shape[1])
+        if not (is_product.all() and (weights >= 0).all() and np.isfinite(weights).all()):
+            return math.inf
+        known, columns = self._known(polynomial), self.matrix[:, numbers]
+        left = known + columns @ weights
+        left[1:] = np.abs(left[1:])
+        # Of sums of as many numbers as there are in a row.
+        sizes = np.abs(known) + abs(columns) @ weights
+        rounding = (len(numbers) + 2) * UNIT * sizes
+        return _total([*left.tolist(), *rounding.tolist(), *_spread(polynomial)])
+
+    def _known(self, polynomial: Polynomial) -> Weights:
+        known = np.zeros(self.matrix.shape[0])
+        known[self.places] = polynomial.values.flatten().numpy()
+        return known
+
+
+def plain_bound(polynomial: Polynomial) -> float:
+    """Return what no product proves: the sum of absolute coefficients."""
+    known = polynomial.values.abs().flatten().tolist()
+    return _total([*known, *_spread(polynomial)])
+
+
+def _total(parts: Sequence[float]) -> float:
+    """Return a sum that is not negative, rounded up."""
+    try:
+        return math.fsum(parts) * (1 + 4 * UNIT)
+    except (OverflowError, ValueError):  # numbers that float64 does not hold
+        return math.inf
+
+
+def _spread(polynomial: Polynomial) -> list[float]:
+    return polynomial.radius.flatten().tolist()
+
+
+def _extra(sizes: Sequence[int], degree: int) -> Iterator[tuple[int, ...]]:
+    """Yield how many factors more than one each group may have."""
+    choices = product(*_choices(sizes, degree))
+    yield from (extra for extra in choices if len(sizes) + sum(extra) == degree)
+
+
+def _choices(sizes: Sequence[int], degree: int) -> list[range]:
+    largest, more = int(np.argmax(sizes)), degree - len(sizes)
+    return [
+        range(1 if group == largest else min(more, size - 1) + 1)
+        for group, size in enumerate(sizes)
+    ]
+
+
+def _cliques(sizes: Sequence[int], degree: int) -> Iterator[Int[np.ndarray, "cliques degree"]]:
+    """Yield the variables of products, numbered through all groups."""
+    starts = np.cumsum([0, *sizes])
+    for extra in _extra(sizes, degree):
+        chosen = [
+            start + np.array(list(combinations(range(size), 1 + more)), dtype=np.int64)
+            for start, size, more in zip(starts, sizes, extra, strict=False)
+        ]
+        places = np.indices([len(one) for one in chosen]).reshape(len(sizes), -1)
+        parts = [one[place] for one, place in zip(chosen, places, strict=True)]
+        yield np.concatenate(parts, axis=1)
+
+
+def _shape(sizes: Sequence[int]) -> tuple[int, ...]:
+    first, *others = sizes
+    return first, *(1 + size for size in others)
+
+
+def _paths(sizes: Sequence[int]) -> Int[np.ndarray, "coefficients groups"]:
+    """Return the variables of each coefficient, -1 where it has none of a group."""
+    starts = np.cumsum([0, *sizes])[:-1]
+    places = np.indices(_shape(sizes)).reshape(len(sizes), -1).T
+    places[:, 1:] -= 1
+    return np.where(places < 0, -1, places + starts)
