@@ -25,7 +25,7 @@ from lipbench.intervals import Interval, derivatives
 from lipbench.lines import Lines, Relaxation, above, below
 from lipbench.network import Network
 from lipbench.norm import Norm
-from lipbench.reads import closer_slopes, on_parts
+from lipbench.reads import on_parts
 from lipbench.rounding import UNIT
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled, widths
@@ -70,11 +70,14 @@ class Jacobians:
         self._by_row = _by_row(norm, sizes[0], sizes[-1])
         self._maps = _backwards(maps, sizes) if self._by_row else [_linear(own) for own in maps]
         self._starts = sizes[-1] if self._by_row else sizes[0]
-        known = derivatives(network, domain, closer_slopes(network, domain))
-        self._known = Interval(known.lo.T, known.hi.T) if self._by_row else known
         bends = [torch.full((len(own),), own.sides is not None) for own in network.blocks]
         self.is_decidable = torch.cat([*bends, torch.empty(0, dtype=torch.bool)])
         """Which neurons are linear on both sides of 0."""
+        whole = on_parts(network, domain, torch.zeros(len(self.is_decidable), 1, dtype=torch.int64))
+        self._reads = whole.reads
+        slopes = [(lo.squeeze(1), hi.squeeze(1)) for lo, hi in whole.slopes]
+        known = derivatives(network, domain, slopes)
+        self._known = Interval(known.lo.T, known.hi.T) if self._by_row else known
 
     @property
     def whole(self) -> list[Case]:
@@ -141,7 +144,7 @@ class Jacobians:
         for column, path in enumerate(different):
             for neuron, is_right in path:
                 sides[neuron, column] = 1 if is_right else -1
-        parts = on_parts(self._network, self._domain, sides)
+        parts = on_parts(self._network, self._domain, sides, self._reads)
         number = {path: column for column, path in enumerate(different)}
         own = torch.tensor([number[path] for path in paths])
         slopes = [Interval(lo[:, own], hi[:, own]) for lo, hi in parts.slopes]

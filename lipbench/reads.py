@@ -9,6 +9,7 @@ Source:
     of other functions are made of bounds of their slopes alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,11 +49,15 @@ def closer_slopes(network: Unrolled, domain: Box | None) -> Slopes:
         Refused: If slopes are not bounded.
     """
     whole = torch.zeros(sum(map(len, network.blocks)), 1, dtype=torch.int64)
-    found = on_parts(network, domain, whole)
-    return [(lo.squeeze(1), hi.squeeze(1)) for lo, hi in found.slopes]
+    return [(lo.squeeze(1), hi.squeeze(1)) for lo, hi in on_parts(network, domain, whole).slopes]
 
 
-def on_parts(network: Unrolled, domain: Box | None, sides: Int[Tensor, "neurons parts"]) -> Parts:
+def on_parts(
+    network: Unrolled,
+    domain: Box | None,
+    sides: Int[Tensor, "neurons parts"],
+    known: Sequence[Interval] = (),
+) -> Parts:
     """Return what neurons read on parts of a domain, and their slopes.
 
     Args:
@@ -61,6 +66,8 @@ def on_parts(network: Unrolled, domain: Box | None, sides: Int[Tensor, "neurons 
         sides: What makes up each part: 1 for a neuron that reads no negative number there, -1 for
             one that reads no positive number, and 0 for others, among them all neurons that are
             not linear on both sides of 0.
+        known: Where the numbers lie that each block reads, on the whole domain, one column: on a
+            part lines may be drawn worse.
 
     Raises:
         Refused: If slopes are not bounded.
@@ -81,9 +88,11 @@ def on_parts(network: Unrolled, domain: Box | None, sides: Int[Tensor, "neurons 
     start = Interval(*(torch.full(shape, end, dtype=torch.float64) for end in domain))
     relaxation = Relaxation(start)
     found, slopes, empty = [], [], torch.zeros(sides.shape[1], dtype=torch.bool)
-    for block, side in zip(network.blocks, own, strict=True):
+    for number, (block, side) in enumerate(zip(network.blocks, own, strict=True)):
         bent = None if block.sides is None else block.lo < block.hi
         lo, hi = relaxation.reads(block.reads, bent)
+        if known:
+            lo, hi = torch.maximum(lo, known[number].lo), torch.minimum(hi, known[number].hi)
         lo = torch.where(side > 0, lo.clamp_min(0), lo)
         hi = torch.where(side < 0, hi.clamp_max(0), hi)
         empty = empty | (lo > hi).any(dim=0)

@@ -13,7 +13,7 @@ from test_unrolled import CASES
 from torch import nn
 
 from lipbench.bound import Bound, Refused
-from lipbench.intervals import derivatives
+from lipbench.intervals import Interval, derivatives
 from lipbench.jacobians import Case, Jacobians
 from lipbench.network import as_network
 from lipbench.norm import Norm
@@ -253,6 +253,27 @@ def test_it_is_the_relaxation_of_the_paper(seed, box):
     assert sums.tolist() == pytest.approx(expected, rel=1e-9)
 
 
+def test_intervals_of_derivatives_count():
+    """They are closer for single derivatives here, though not for sums of them."""
+    torch.manual_seed(11)
+    layers = []
+    for fan_in, fan_out in ((2, 3), (3, 3), (3, 1)):
+        layer, activation = nn.Linear(fan_in, fan_out), nn.PReLU(fan_out)
+        with torch.no_grad():
+            layer.weight.copy_((layer.weight * 6).round() + 0.25)
+            activation.weight.copy_(torch.rand(fan_out) * 2 - 1)
+        layers += [layer, activation]
+    model = nn.Sequential(*layers[:-1]).double()
+    network = unroll(as_network(model, (2,)))
+    slopes = closer_slopes(network, None)
+    known = derivatives(network, None, slopes)
+    anything = Interval(torch.full_like(known.lo, -1e9), torch.full_like(known.hi, 1e9))
+    (expected,), (worse,) = (twin(model, slopes, entries) for entries in (known, anything))
+    (value,) = Jacobians(network, LINF, None).bounds([Case(0)]).sums.tolist()
+    assert value == pytest.approx(expected, rel=1e-9)
+    assert value < 0.99 * worse
+
+
 def test_a_case_does_not_depend_on_what_else_is_asked():
     network = unroll(as_network(random_network(3, (4, 8, 8, 3), nn.ReLU), (4,)))
     for norm in (L1, LINF):
@@ -276,6 +297,13 @@ def test_a_search_is_worth_its_time(searched):
     few = bound(nodes=0).compute(network, LINF, (-1.0, 1.0))
     assert value.value < 0.95 * few.value
     assert len(value.proof["cases"]) > len(few.proof["cases"]) == 2
+
+
+def test_more_cases_never_make_a_value_larger():
+    """Here the bounds that are left after ten cases are smaller than those after twenty."""
+    model, box = random_network(43, (2, 4, 4, 4, 2), nn.LeakyReLU), (-1.0, 1.0)
+    whole, ten, twenty = (found(model, (2,), L1, box, nodes=n).value for n in (0, 10, 20))
+    assert twenty == ten < 0.7 * whole
 
 
 @pytest.mark.parametrize("norm", NORMS)

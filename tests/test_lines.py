@@ -1,5 +1,6 @@
 """Lines around functions, and what neurons read, against points, fractions and a literal twin."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from lipbench.bound import Refused
 from lipbench.intervals import Interval, slopes
-from lipbench.lines import above, below
+from lipbench.lines import Lines, Relaxation, above, below
 from lipbench.network import as_network
 from lipbench.reads import closer_slopes, on_parts
 from lipbench.unrolled import unroll
@@ -178,6 +179,10 @@ def test_parts_of_a_box_hold_their_own_points():
         assert not inside.any() or bool(known.possible[part])
         assert (lo <= flat[inside] + 1e-12).all()
         assert (flat[inside] <= hi + 1e-12).all()
+        alone = on_parts(network, (-2.0, 2.0), sides[:, part : part + 1])
+        for ends, own in zip(known.reads, alone.reads, strict=True):
+            for end in (0, 1):
+                torch.testing.assert_close(ends[end][:, [part]], own[end], rtol=0, atol=1e-12)
     assert len({float(known.reads[1].hi[:, part].sum()) for part in range(3)}) == 3
 
 
@@ -197,30 +202,33 @@ def test_lines_know_what_intervals_forget():
     assert [end.tolist() for end in closer_slopes(network, (-1.0, 1.0))[1]] == [[0], [0]]
 
 
-@pytest.mark.parametrize(
-    "box", [(0.3, 0.3000000000000001), (0.3, 0.3), (1 / 3, 0.33333333333333337)]
-)
+@pytest.mark.parametrize("end", [0.3, math.nextafter(0.3, 1)])
 @pytest.mark.parametrize("seed", range(3))
-def test_rounding_is_never_cut_off(box, seed):
-    """In boxes as thin as rounding, the exact numbers lie between the ends."""
+def test_rounding_is_never_cut_off(end, seed):
+    """In boxes as thin as rounding, or points, the exact numbers lie between lines."""
     torch.manual_seed(seed)
-    model = random_network(seed, (3, 30, 20, 10, 2), nn.ReLU).double()
-    network = unroll(as_network(model, (3,)))
-    known = on_parts(network, box, whole(network))
-    for end in box:
-        values = [Fraction(end)] * 3
-        for layer, ends in zip(model[::2], known.reads, strict=False):
-            weight, bias = (
-                [[Fraction(w) for w in row] for row in layer.weight.tolist()],
-                [Fraction(b) for b in layer.bias.tolist()],
-            )
-            reads = [
-                sum((w * x for w, x in zip(row, values, strict=True)), b)
-                for row, b in zip(weight, bias, strict=True)
-            ]
-            for number, lo, hi in zip(reads, ends.lo, ends.hi, strict=True):
-                assert Fraction(float(lo)) <= number <= Fraction(float(hi))
-            values = [max(number, Fraction(0)) for number in reads]
+    network = unroll(as_network(random_network(seed, (3, 20, 10, 10, 5), nn.LeakyReLU), (3,)))
+    box = Interval(*(torch.full((3, 1), number, dtype=torch.float64) for number in (0.3, end)))
+    relaxation, values = Relaxation(box), [Fraction(end)] * 3
+    for block in (*network.blocks, None):
+        affine = network.output if block is None else block.reads
+        (part,) = affine.parts.values()
+        ends = relaxation.reads(affine)
+        rows = [[Fraction(w) for w in row] for row in part.values.tolist()]
+        offsets = [Fraction(b) for b in affine.offset.values.flatten().tolist()]
+        exact = [
+            sum((w * x for w, x in zip(row, values, strict=True)), offset)
+            for row, offset in zip(rows, offsets, strict=True)
+        ]
+        for number, lo, hi in zip(exact, *ends, strict=True):
+            assert Fraction(float(lo)) <= number <= Fraction(float(hi))
+        if block is not None:
+            left, right = (side.unsqueeze(1) for side in block.sides)
+            lines = Lines(below=below(ends, left, right), above=above(ends, left, right))
+            wide = Interval(-2 * ends.largest, 2 * ends.largest)  # of no use but for rounding
+            relaxation.add(affine, ends, lines, wide)
+            slopes_ = [Fraction(float(side)) for side in (left[0], right[0])]
+            values = [number * slopes_[number > 0] for number in exact]
 
 
 def test_slopes_that_are_not_bounded_are_refused():
