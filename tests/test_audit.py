@@ -169,7 +169,7 @@ def test_the_margin_of_a_linear_classifier_is_certified_exactly():
 def test_a_box_certifies_nothing_and_says_so(lip):
     code, out, _ = lip(
         *("nets:digits", "--input-shape", "64", "--domain", "0,1", "--data", "digits"),
-        *("--size", "50"),
+        *("--size", "50", "--time-limit", "2"),
     )
     assert code == ExitCode.DONE
     assert "on [0, 1]:" in out

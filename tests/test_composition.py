@@ -200,5 +200,5 @@ def test_a_residual_block_of_convolutions_is_bracketed(norm):
 
     torch.manual_seed(0)
     model = nn.Sequential(Block(), nn.Linear(4, 3)).eval()
-    found = lipbench.bracket(model, (2, 4, 4), norm)
+    found = lipbench.bracket(model, (2, 4, 4), norm, time_limit=2)
     assert 0 < found.lower <= found.upper < math.inf

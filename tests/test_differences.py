@@ -47,7 +47,7 @@ def cases(draw):
 
 
 @given(cases(), st.sampled_from(UPPER))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_no_pair_of_points_moves_a_difference_more(case, name):
     model, features, norm, domain = case
     network = as_network(model, (features,))

@@ -100,7 +100,7 @@ SLOPED = [
 ]
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     st.integers(0, 1000),
     st.lists(st.integers(1, 4), min_size=3, max_size=4),
