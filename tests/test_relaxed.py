@@ -68,6 +68,16 @@ def test_a_hand_computed_network(model, features, liplt, fast, lipsdp):
     assert value("lipsdp_neuron", model, features) == pytest.approx(lipsdp, rel=TIGHT)
 
 
+@pytest.mark.parametrize("scale", [1e-80, 1e80])
+def test_weights_beyond_the_powers_of_floats_have_no_closed_form(scale):
+    model = random_network(0, (2, 3, 1), nn.ReLU).double()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor *= scale
+    with pytest.raises(Refused, match="has weights whose powers float64 does not hold"):
+        value("eclipse_fast", model, 2)
+
+
 def test_slopes_of_both_signs_have_no_closed_form():
     with pytest.raises(Refused, match="slopes of both signs"):
         value("eclipse_fast", random_network(0, (3, 4, 2), nn.GELU), 3)

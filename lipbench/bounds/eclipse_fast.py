@@ -15,6 +15,8 @@ from lipbench.relaxed import certified
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled, unroll
 
+_SMALLEST = 1e-100
+
 
 @dataclass(frozen=True, kw_only=True)
 class ECLipsEFast(Bound):
@@ -81,6 +83,8 @@ def _closed_form(network: Unrolled) -> tuple[Tensor, float]:
         top = float(torch.linalg.eigvalsh(gram)[-1])
         if not top > 0:
             raise Refused(f"step {block.name!r} reads nothing: the network is constant.")
+        if not _SMALLEST < top < 1 / _SMALLEST:
+            raise Refused(f"step {block.name!r} has weights whose powers float64 does not hold.")
         weight = 1 / (2 * top)
         before = weight * torch.eye(len(block), dtype=gram.dtype) - weight**2 * gram
         multipliers.append(weight * half.square())
