@@ -57,10 +57,10 @@ def slopes(network: Unrolled, domain: Box | None) -> Slopes:
     if domain is None:
         return [(block.lo, block.hi) for block in network.blocks]
     shape = network.inputs, 1
-    known = [Interval(torch.full(shape, domain[0]).double(), torch.full(shape, domain[1]).double())]
+    known = [Interval(*(torch.full(shape, end, dtype=torch.float64) for end in domain))]
     found = []
     for block in network.blocks:
-        reads = _combined(block.reads.parts, known, block.reads.offset)
+        reads = combined(block.reads.parts, known, block.reads.offset)
         found.append(_local(block, reads))
         known.append(_range(block, reads))
     return found
@@ -77,12 +77,12 @@ def derivatives(network: Unrolled, domain: Box | None) -> Interval:
     for block, (lo, hi) in zip(network.blocks, slopes(network, domain), strict=True):
         if not bool((lo.isfinite() & hi.isfinite()).all()):
             raise Refused(f"step {block.name!r} has slopes that are not bounded.")
-        reads = _combined(block.reads.parts, known)
+        reads = combined(block.reads.parts, known)
         known.append(reads.times(Interval(lo.unsqueeze(1), hi.unsqueeze(1))))
-    return _combined(network.output.parts, known)
+    return combined(network.output.parts, known)
 
 
-def _combined(
+def combined(
     parts: Mapping[int, Matrix], known: list[Interval], offset: Matrix | None = None
 ) -> Interval:
     """Return sums of known numbers, with the weights of an affine map."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import ABSOLUTE, HAT, random_network
+from nets import ABSOLUTE, HAT, dense, random_network
 from torch import nn
 
 import lipbench
@@ -133,6 +133,14 @@ def test_a_box_on_one_side_of_a_kink(name):
     """The absolute value is x on [1, 2], and its constant 1 there, for every method."""
     found = values(ABSOLUTE, 1, Norm(2.0), (1.0, 2.0), [name])[name]
     assert found.value == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", UPPER)
+def test_an_end_of_a_box_is_not_rounded_to_float32(name):
+    """Which would move 0.7 below the kink, and make all of the box flat."""
+    late = dense(([[1]], [-0.69999999]), ([[1]], [0]))
+    found = values(late, 1, Norm(2.0), (0.0, 0.7), [name])[name]
+    assert found.value == pytest.approx(1, abs=1e-6)
 
 
 def test_the_flat_part_of_a_hat_is_known():
