@@ -17,9 +17,10 @@ from fractions import Fraction
 from itertools import count
 
 from lipbench.bound import EXACT_WITHIN
+from lipbench.decisions import Decision
 from lipbench.norm import Norm
 from lipbench.polyhedra import Empty, Interior
-from lipbench.regions import Decision, Region, Regions
+from lipbench.regions import Region, Regions
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
 
