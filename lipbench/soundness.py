@@ -18,6 +18,7 @@ from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.relaxed import recertified
 from lipbench.rounding import enclose
+from lipbench.switching import switching_problem
 from lipbench.threat import Box
 from lipbench.unrolled import unroll
 from lipbench.witness import proved_quotients
@@ -128,6 +129,11 @@ def _recheck_regions(network: Network, value: Lipschitz) -> list[Violation]:
     return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
 
 
+def _recheck_parts(network: Network, value: Lipschitz) -> list[Violation]:
+    problem = switching_problem(network, value)
+    return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
+
+
 def _proved_by_blocks(network: Network, value: Lipschitz) -> float:
     return centred_on(unroll(network), value.domain).reach(value.norm)[-1]
 
@@ -152,6 +158,7 @@ Check = Callable[[Network, Lipschitz], list[Violation]]
 _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "u": (("lower",), _recheck_witness),
     "closed": (("upper", "exact"), _recheck_regions),
+    "parts": (("upper", "exact"), _recheck_parts),
     "constants": (("upper",), _proved("the constants of its steps", _proved_by_steps)),
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
