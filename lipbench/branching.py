@@ -17,8 +17,9 @@ from fractions import Fraction
 from itertools import count
 
 from lipbench.bound import EXACT_WITHIN
+from lipbench.decisions import Decision
 from lipbench.polyhedra import Empty, Interior
-from lipbench.regions import Decision, Region, Regions
+from lipbench.regions import Region, Regions
 
 SAME = EXACT_WITHIN / 2
 """Relative distance of the two sides at which a value counts as exact."""

@@ -1,6 +1,6 @@
 """Exact constants: found by branch and bound, stored as tensors, and checked again."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.branching import SAME, Explored, covered, explore
+from lipbench.decisions import Decision
 from lipbench.expansion import most_expanded
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.packed import joined, packed, split, unpacked
 from lipbench.pieces import Pieces
 from lipbench.polyhedra import Empty
-from lipbench.regions import Decision, Regions
+from lipbench.regions import Regions
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled, unroll
 
@@ -54,11 +56,11 @@ def enumerated_bound(
         points = _rounded((*known, *found.inside), unrolled.inputs)
         steep = _climbed(network, unrolled, norm, domain, points, programs)
         found = _raised(found, regions, steep)
-    point = _split(found.point, unrolled.inputs)
+    point = split(found.point or [Fraction(0)] * unrolled.inputs)
     is_exact = found.is_exact
     if is_exact and found.upper > 0:
         # What is stored of the point must do.
-        region = regions.around(_joined(point))
+        region = regions.around(joined(point))
         is_exact = region is not None
     return Lipschitz(
         value=found.upper,
@@ -77,7 +79,7 @@ def enumerated_problem(network: Network, value: Lipschitz) -> str:
     if not covered(regions, value.value * _SLACK, *_unpacked(proof)):
         return "its regions do not prove that no slope is larger"
     if value.side == "exact" and value.value > 0:
-        region = regions.around(_joined(proof["point"]))
+        region = regions.around(joined(proof["point"]))
         if region is None or regions.least(region) * (1 + 2 * SAME) < value.value:
             return "the slope at its point is smaller"
     return ""
@@ -120,25 +122,13 @@ def _exactly(points: Float[Tensor, "points inputs"]) -> list[tuple[Fraction, ...
     return [tuple(map(Fraction, point)) for point in points.tolist()]
 
 
-def _split(point: Sequence[Fraction] | None, dimension: int) -> Tensor:
-    """Return a rational point as the sum of two rows of floats, as near as these come."""
-    point = [Fraction(0)] * dimension if point is None else point
-    first = [float(x) for x in point]
-    rest = [float(x - Fraction(near)) for x, near in zip(point, first, strict=True)]
-    return torch.tensor([first, rest], dtype=torch.float64)
-
-
-def _joined(point: Tensor) -> list[Fraction]:
-    return [Fraction(x) + Fraction(rest) for x, rest in zip(*point.tolist(), strict=True)]
-
-
 def _packed(found: Explored) -> dict[str, Tensor]:
     paths, proofs = zip(*found.empty, strict=True) if found.empty else ((), ())
     weights = [weight for proof in proofs for weight in proof.weights]
     return {
-        **_lists("closed", map(_codes, found.closed)),
-        **_lists("empty", map(_codes, paths)),
-        **_lists("support", [proof.support for proof in proofs]),
+        **packed("closed", map(_codes, found.closed)),
+        **packed("empty", map(_codes, paths)),
+        **packed("support", [proof.support for proof in proofs]),
         "weights": torch.tensor(weights, dtype=torch.float64),
     }
 
@@ -146,32 +136,18 @@ def _packed(found: Explored) -> dict[str, Tensor]:
 def _unpacked(
     proof: Mapping[str, Tensor],
 ) -> tuple[list[tuple[Decision, ...]], list[tuple[tuple[Decision, ...], Empty]]]:
-    support = _parts(proof, "support")
+    support = unpacked(proof, "support")
     weights = proof["weights"].split([len(part) for part in support]) if support else ()
     empty = [
-        (_path(codes), Empty(tuple(numbers), tuple(own.tolist())))
-        for codes, numbers, own in zip(_parts(proof, "empty"), support, weights, strict=True)
+        (_path(codes), Empty(tuple(numbers.tolist()), tuple(own.tolist())))
+        for codes, numbers, own in zip(unpacked(proof, "empty"), support, weights, strict=True)
     ]
-    return [_path(codes) for codes in _parts(proof, "closed")], empty
+    return [_path(codes) for codes in unpacked(proof, "closed")], empty
 
 
 def _codes(path: Sequence[Decision]) -> list[int]:
     return [2 * neuron + right for neuron, right in path]
 
 
-def _path(codes: Sequence[int]) -> tuple[Decision, ...]:
-    return tuple((code // 2, code % 2 == 1) for code in codes)
-
-
-def _lists(name: str, lists: Iterable[Sequence[int]]) -> dict[str, Tensor]:
-    """Return lists of numbers as one tensor, and one of their lengths."""
-    parts = [list(part) for part in lists]
-    return {
-        name: torch.tensor([number for part in parts for number in part], dtype=torch.int64),
-        f"{name}_lengths": torch.tensor([len(part) for part in parts], dtype=torch.int64),
-    }
-
-
-def _parts(proof: Mapping[str, Tensor], name: str) -> list[list[int]]:
-    lengths = proof[f"{name}_lengths"].tolist()
-    return [part.tolist() for part in proof[name].split(lengths)] if lengths else []
+def _path(codes: Tensor) -> tuple[Decision, ...]:
+    return tuple((code // 2, code % 2 == 1) for code in codes.tolist())

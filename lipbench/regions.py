@@ -16,6 +16,7 @@ from lipbench.affine import Affine
 from lipbench.bound import Refused
 from lipbench.centred import Centred, centre
 from lipbench.certify import certify
+from lipbench.decisions import Decision
 from lipbench.dyadic import Dyadic
 from lipbench.multipliers import propose
 from lipbench.norm import Norm
@@ -24,8 +25,6 @@ from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
 
 Proof = Interior | Empty | None
-Decision = tuple[int, bool]
-"""A neuron, and whether it is right of 0."""
 _CLOSE = 1e-3
 """How close to its optimum the sharp bound of a region is brought."""
 
@@ -35,6 +34,7 @@ class Region:
     """Inputs for which some neurons are on known sides: those of a block before any of the next."""
 
     path: tuple[Decision, ...]
+    """Neurons, and whether they are right of 0."""
     inequalities: tuple[Inequality, ...]
     known: tuple[Dyadic, ...]
     """The input, and the neurons of each decided block, as affine functions of the input."""
@@ -155,6 +155,24 @@ class Regions:
                 return None
             region = self._child(region, (neuron, sides[0][0]), sides[0][1], None)
         return region
+
+    def along(self, sides: Sequence[bool]) -> Region:
+        """Return the decided region whose neurons are on these sides.
+
+        Args:
+            sides: Whether each neuron is right of 0; of one that splits nothing it does not matter.
+        """
+        region = self.whole()
+        while not region.is_leaf:
+            neuron = self._next(region)
+            halves = {half.path[-1]: half for half in self.halves(region)}
+            region = halves.get((neuron, sides[neuron])) or halves[neuron, True]
+        return region
+
+    def settled(self, region: Region) -> Region:
+        """Return the region with a proof that it has an interior, or none, if one is found."""
+        proof = interior(region.inequalities, self.network.inputs, self._box)
+        return replace(region, proof=proof)
 
     def _next(self, region: Region) -> int:
         """Return the undecided neuron of the next block with the longest gradient."""

@@ -22,6 +22,7 @@ from lipbench.positivity import repositive
 from lipbench.recursion import recursive_norm
 from lipbench.relaxed import recertified
 from lipbench.rounding import enclose
+from lipbench.switching import switching_problem
 from lipbench.threat import Box
 from lipbench.tight import reproved
 from lipbench.unrolled import unroll
@@ -134,6 +135,11 @@ def _recheck_regions(network: Network, value: Lipschitz) -> list[Violation]:
     return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
 
 
+def _recheck_parts(network: Network, value: Lipschitz) -> list[Violation]:
+    problem = switching_problem(network, value)
+    return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
+
+
 def _proved_by_blocks(network: Network, value: Lipschitz) -> float:
     return centred_on(unroll(network), value.domain).reach(value.norm)[-1]
 
@@ -166,6 +172,7 @@ Check = Callable[[Network, Lipschitz], list[Violation]]
 _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "u": (("lower",), _recheck_witness),
     "closed": (("upper", "exact"), _recheck_regions),
+    "parts": (("upper", "exact"), _recheck_parts),
     "constants": (("upper",), _proved("the constants of its steps", _proved_by_steps)),
     "claims": (("upper",), _proved("the norms claimed of its layers", reproved)),
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),

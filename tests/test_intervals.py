@@ -142,6 +142,14 @@ def test_a_box_on_one_side_of_a_kink(name):
     assert found.value == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", UPPER)
+def test_an_end_of_a_box_is_not_rounded_to_float32(name):
+    """Which would move 0.7 below the kink, and make all of the box flat."""
+    late = dense(([[1]], [-0.69999999]), ([[1]], [0]))
+    found = values(late, 1, Norm(2.0), (0.0, 0.7), [name])[name]
+    assert found.value == pytest.approx(1, abs=1e-6)
+
+
 def test_the_flat_part_of_a_hat_is_known():
     (one,) = values(HAT, 1, Norm(2.0), (5.0, 6.0), ["fastlip"]).values()
     assert one.value == pytest.approx(0, abs=1e-12)

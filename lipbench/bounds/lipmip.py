@@ -1,0 +1,97 @@
+"""The exact constant of a small piecewise linear network on a box, in the norms 1 and infinity."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.network import Network
+from lipbench.norm import Norm
+from lipbench.switching import switching_bound
+from lipbench.threat import Box
+from lipbench.unrolled import neurons
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipMIP(Bound):
+    """Bound the largest derivatives by linear programs, with gates as integers to branch over.
+
+    The value is exact if a region has it, else an upper bound: where the search was cut, or where
+    gates of a face between regions make up more than any region has.
+
+    Source:
+        Jordan, Dimakis, Exactly Computing the Local Lipschitz Constant of ReLU Networks (NeurIPS
+        2020), https://arxiv.org/abs/2003.01219. The norm 1 of several outputs, a search of its own
+        and its proof by duality are this project's.
+    """
+
+    nodes: int = 2_000
+    """Most linear programs that are solved."""
+    most_neurons: int = 60
+    """Networks with more neurons are refused."""
+    most_inputs: int = 100
+    """Networks with more inputs are refused."""
+
+    side: ClassVar[Side] = "exact"
+    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, float("inf"))))
+
+    def __post_init__(self) -> None:
+        """Check the budgets.
+
+        Raises:
+            ValueError: If a budget is negative.
+        """
+        for name in ("nodes", "most_neurons", "most_inputs"):
+            number = getattr(self, name)
+            if number < 0:
+                raise ValueError(f"{name} must be at least 0, got {number}.")
+
+    def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
+        """Return why there is no box, or too many neurons, or None."""
+        if domain is None:
+            return "it needs a box: all of space has no bounds from which its programs start."
+        for what, count, most in (
+            ("neurons", neurons(network), self.most_neurons),
+            ("inputs", _inputs(network), self.most_inputs),
+        ):
+            if count > most:
+                return f"it has {count} {what}, more than the {most} of most_{what}."
+        return None
+
+    def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
+        """Return roughly the seconds that the search takes if it does not end before."""
+        return 0.1 + self._seconds(network) * min(self.nodes, 2 ** min(neurons(network), 30))
+
+    def within(
+        self, network: Network, norm: Norm, domain: Box | None, seconds: float
+    ) -> "LipMIP | None":
+        """Return the search with fewer nodes, None if there is no time for any."""
+        left = int((seconds - 0.1) / self._seconds(network)) if seconds > 0.1 else 0
+        return replace(self, nodes=min(self.nodes, left)) if left else None
+
+    def compute(
+        self,
+        network: Network,
+        norm: Norm,
+        domain: Box | None,
+        known: tuple[Lipschitz, ...] = (),
+        inputs: Tensor | None = None,
+    ) -> Lipschitz:
+        """Return the constant; its proof is all parts of the search with their multipliers.
+
+        Raises:
+            Refused: If there is no box, or a neuron is not piecewise linear.
+        """
+        if domain is None:
+            raise Refused("it needs a box: all of space has no bounds.")
+        return switching_bound(network, norm, domain, self.nodes, known, inputs)
+
+    def _seconds(self, network: Network) -> float:
+        count = neurons(network)
+        return 3e-3 + 8e-5 * count + 2.6e-6 * count**2 + 4e-5 * _inputs(network)
+
+
+def _inputs(network: Network) -> int:
+    return torch.Size(network.input_shape).numel()

@@ -1,0 +1,25 @@
+"""Decisions that split something in two, again and again."""
+
+from collections.abc import Sequence
+
+Decision = tuple[int, bool]
+"""A question, such as on which side of 0 a neuron is, and its answer, such as right of it."""
+
+
+def cover(paths: Sequence[tuple[Decision, ...]], questions: int) -> bool:
+    """Return whether the parts at the ends of these paths leave nothing out, nor are any missing.
+
+    At every turn there is one question, of those with numbers below `questions`, and both answers.
+    """
+    left = [(0, list(paths))]
+    while left:
+        depth, own = left.pop()
+        if len(own) == 1 and len(own[0]) == depth:
+            continue
+        if not own or any(len(path) <= depth for path in own):
+            return False
+        asked = {path[depth][0] for path in own}
+        if len(asked) > 1 or not 0 <= asked.pop() < questions:
+            return False
+        left += [(depth + 1, [p for p in own if p[depth][1] is yes]) for yes in (True, False)]
+    return True
