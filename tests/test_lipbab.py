@@ -135,7 +135,7 @@ def test_a_dense_grid_finds_the_same(seed, widths, slope, norm):
         assert seen == pytest.approx(value.value, rel=ROUNDING)
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(st.integers(0, 1000), st.sampled_from(NORMS))
 def test_it_lies_between_all_other_bounds(seed, norm):
     model = random_network(seed, (3, 5, 4, 2), nn.ReLU)
