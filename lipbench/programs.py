@@ -5,8 +5,8 @@ y·b plus the largest value of (c - A'y)·w in the box of the variables: all tha
 
 Source:
     Neumaier, Shcherbina, Safe bounds in linear and mixed-integer linear programming (Mathematical
-    Programming 99, 2004), section 3: finite bounds of all variables make an approximate dual
-    solution a rigorous bound.
+    Programming 99, 2004): finite bounds of all variables make an approximate dual solution a
+    rigorous bound.
 """
 
 import math

@@ -107,14 +107,14 @@ class Skip(nn.Module):
     def __init__(self, seed):
         super().__init__()
         torch.manual_seed(seed)
-        self.inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-        self.outer = random_network(seed, (3, 3, 2), lambda: nn.LeakyReLU(-0.5))
+        self.inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        self.outer = random_network(seed, (2, 3, 2), lambda: nn.LeakyReLU(-0.5))
 
     def forward(self, x):
         return self.outer(x + self.inner(x))
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     st.integers(0, 1000),
     st.sampled_from([(2, 4, 2), (2, 3, 3, 2), (3, 5, 1)]),
@@ -134,7 +134,7 @@ def test_it_is_the_exact_constant(seed, widths, activation, norm, domain):
 def test_a_skip_is_the_same_to_it(norm):
     """What passes by a gate is read behind it, and slopes of both signs are slopes."""
     model = Skip(0)
-    value, exact = (found(model, 3, norm, name=name) for name in ("lipmip", "lipbab"))
+    value, exact = (found(model, 2, norm, name=name) for name in ("lipmip", "lipbab"))
     assert value.side == "exact"
     assert value.value == pytest.approx(exact.value, rel=ROUNDING)
 
@@ -220,7 +220,7 @@ def row(weights, biases, output, box):
     return -solved.fun
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_rows_are_the_program_of_the_paper(seed):
     model = random_network(seed, (2, 4, 3, 2), nn.ReLU).double()
     expected = paper(model, BOX)
@@ -229,11 +229,11 @@ def test_rows_are_the_program_of_the_paper(seed):
 
 def test_columns_are_the_steepest_sum_of_outputs_with_signs():
     """L₁(f) = max over s of L₁(s·f), s of ±1: each of these a network with one output."""
-    model = random_network(1, (2, 4, 3, 2), nn.ReLU).double().requires_grad_(False)
+    model = random_network(1, (2, 4, 2), nn.ReLU).double().requires_grad_(False)
     values = []
     for signs in itertools.product([1.0, -1.0], repeat=2):
         row = torch.tensor([signs], dtype=torch.float64)
-        one = nn.Sequential(*model[:-1], nn.Linear(3, 1, dtype=torch.float64))
+        one = nn.Sequential(*model[:-1], nn.Linear(4, 1, dtype=torch.float64))
         with torch.no_grad():
             one[-1].weight.copy_(row @ model[-1].weight)
         values.append(found(one, 2, Norm(1.0), name="lipbab").value)
@@ -257,7 +257,7 @@ def test_a_trained_network_is_known_exactly():
     assert len(value.proof["parts_lengths"]) > 10
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(
     st.integers(0, 1000),
     st.sampled_from([nn.ReLU, lambda: nn.LeakyReLU(0.3), lambda: nn.LeakyReLU(-2.0)]),
@@ -271,8 +271,10 @@ def test_whatever_is_decided_points_of_which_it_is_true_stay_below(seed, activat
     point = 2 * torch.rand(1, 3, generator=torch.Generator().manual_seed(seed)).double() - 1
     sides = gates.sides(point)
     matrix = gates.matrices(sides)[0]
-    jacobian = torch.func.jacrev(lambda x: network(x.unsqueeze(0))[0])(point[0])
-    assert torch.allclose(matrix, jacobian, atol=1e-12)
+    outputs = network(point.requires_grad_())[0]
+    jacobian = [torch.autograd.grad(one, point, retain_graph=True)[0][0] for one in outputs]
+    point = point.detach()
+    assert torch.allclose(matrix, torch.stack(jacobian), atol=1e-12)
     number = data.draw(st.integers(0, gates.sums - 1))
     sums = matrix[number] if math.isinf(norm) else matrix[:, number]
     truth = [*sides[0].tolist(), *(sums > 0).tolist()]
@@ -304,7 +306,7 @@ def test_wherever_a_search_is_cut_its_bound_is_proved(norm):
     whole = found(model, 2, norm)
     simple = found(model, 2, norm, name="fastlip").value
     before = math.inf
-    for nodes in (0, 1, 3, 7):
+    for nodes in (0, 1, 7):
         value = found(model, 2, norm, nodes=nodes)
         assert whole.value * (1 - ROUNDING) <= value.value <= simple
         assert len(value.proof.get("parts_lengths", ())) <= 2 + nodes
