@@ -1,6 +1,6 @@
 """Lines around functions, and what neurons read, against points, fractions and a literal twin."""
 
-import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -11,9 +11,10 @@ from nets import MAXIMUM, dense, random_network
 from test_unrolled import CASES
 from torch import nn
 
+from lipbench.affine import Affine, Matrix
 from lipbench.bound import Refused
 from lipbench.intervals import Interval, slopes
-from lipbench.lines import Lines, Relaxation, above, below
+from lipbench.lines import Line, Lines, Relaxation, above, below
 from lipbench.network import as_network
 from lipbench.reads import closer_slopes, on_parts
 from lipbench.unrolled import unroll
@@ -163,27 +164,48 @@ def test_any_architecture_is_followed(case):
             assert (own <= ends.hi.T + 1e-12).all()
 
 
-def test_parts_of_a_box_hold_their_own_points():
-    """The points at which some neurons are on the sides that make up a part, or none."""
-    network = unroll(as_network(random_network(5, (2, 4, 4, 2), nn.ReLU), (2,)))
-    points = sampled(network, (-2.0, 2.0), 3000)
-    reads = pre_activations(network, points)
+@pytest.fixture(name="parts")
+def _parts():
+    # The whole of a box, a half, and a part of the other half.
     sides = torch.zeros(8, 3, dtype=torch.int64)
-    sides[1, :] = torch.tensor([0, 1, -1])
+    sides[1, 1:] = torch.tensor([1, -1])
     sides[5, 2] = 1
-    known = on_parts(network, (-2.0, 2.0), sides)
+    return unroll(as_network(random_network(9, (2, 4, 4, 2), nn.ReLU), (2,))), (-2.0, 2.0), sides
+
+
+def test_parts_of_a_box_hold_their_own_points(parts):
+    network, box, sides = parts
+    reads = torch.cat(pre_activations(network, sampled(network, box, 2000)), dim=1)
+    known = on_parts(network, box, sides)
     for part in range(3):
-        flat = torch.cat(reads, dim=1)
-        inside = (flat * sides[:, part] >= 0).all(dim=1)
+        inside = (reads * sides[:, part] >= 0).all(dim=1)
+        assert inside.any()
         lo, hi = (torch.cat([ends[end][:, part] for ends in known.reads]) for end in (0, 1))
-        assert not inside.any() or bool(known.possible[part])
-        assert (lo <= flat[inside] + 1e-12).all()
-        assert (flat[inside] <= hi + 1e-12).all()
-        alone = on_parts(network, (-2.0, 2.0), sides[:, part : part + 1])
+        assert (lo <= reads[inside] + 1e-12).all()
+        assert (reads[inside] <= hi + 1e-12).all()
+    assert len({float(known.reads[1].hi[:, part].sum()) for part in range(3)}) == 3
+
+
+def test_a_part_does_not_depend_on_others(parts):
+    network, box, sides = parts
+    known = on_parts(network, box, sides)
+    for part in range(3):
+        alone = on_parts(network, box, sides[:, part : part + 1])
         for ends, own in zip(known.reads, alone.reads, strict=True):
             for end in (0, 1):
                 torch.testing.assert_close(ends[end][:, [part]], own[end], rtol=0, atol=1e-12)
-    assert len({float(known.reads[1].hi[:, part].sum()) for part in range(3)}) == 3
+
+
+def test_a_part_lies_in_the_whole(parts):
+    network, box, sides = parts
+    whole_ = on_parts(network, box, whole(network)).reads
+    beyond = {}
+    for known in ((), whole_):
+        found = on_parts(network, box, sides, known).reads
+        ends = zip(found, whole_, strict=True)
+        beyond[len(known)] = max(float((own.hi - one.hi).max()) for own, one in ends)
+    assert beyond[0] > 0.01
+    assert beyond[2] <= 0
 
 
 def test_a_part_without_points_is_empty():
@@ -202,33 +224,61 @@ def test_lines_know_what_intervals_forget():
     assert [end.tolist() for end in closer_slopes(network, (-1.0, 1.0))[1]] == [[0], [0]]
 
 
-@pytest.mark.parametrize("end", [0.3, math.nextafter(0.3, 1)])
-@pytest.mark.parametrize("seed", range(3))
-def test_rounding_is_never_cut_off(end, seed):
-    """In boxes as thin as rounding, or points, the exact numbers lie between lines."""
-    torch.manual_seed(seed)
-    network = unroll(as_network(random_network(seed, (3, 20, 10, 10, 5), nn.LeakyReLU), (3,)))
-    box = Interval(*(torch.full((3, 1), number, dtype=torch.float64) for number in (0.3, end)))
-    relaxation, values = Relaxation(box), [Fraction(end)] * 3
-    for block in (*network.blocks, None):
-        affine = network.output if block is None else block.reads
-        (part,) = affine.parts.values()
-        ends = relaxation.reads(affine)
-        rows = [[Fraction(w) for w in row] for row in part.values.tolist()]
-        offsets = [Fraction(b) for b in affine.offset.values.flatten().tolist()]
-        exact = [
-            sum((w * x for w, x in zip(row, values, strict=True)), offset)
-            for row, offset in zip(rows, offsets, strict=True)
-        ]
-        for number, lo, hi in zip(exact, *ends, strict=True):
-            assert Fraction(float(lo)) <= number <= Fraction(float(hi))
-        if block is not None:
-            left, right = (side.unsqueeze(1) for side in block.sides)
-            lines = Lines(below=below(ends, left, right), above=above(ends, left, right))
-            wide = Interval(-2 * ends.largest, 2 * ends.largest)  # of no use but for rounding
-            relaxation.add(affine, ends, lines, wide)
-            slopes_ = [Fraction(float(side)) for side in (left[0], right[0])]
-            values = [number * slopes_[number > 0] for number in exact]
+def exactly(affine, values):
+    # In fractions.
+    (part,) = affine.parts.values()
+    return [
+        sum((Fraction(w) * x for w, x in zip(row, values, strict=True)), Fraction(offset))
+        for row, offset in zip(
+            part.values.tolist(), affine.offset.values.flatten().tolist(), strict=True
+        )
+    ]
+
+
+@pytest.mark.parametrize("lo", [-0.7, 0.9])
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_is_never_cut_off(lo, seed):
+    """With positive weights lines are met at a corner, where outputs cancel to almost nothing."""
+    model = random_network(seed, (3, 9, 7, 40), nn.ReLU).double().requires_grad_(False)
+    corner = torch.full((3,), 0.9, dtype=torch.float64)
+    for layer in model[::2]:
+        layer.weight.abs_().mul_(1000)
+        layer.bias.copy_(-400 * torch.rand(len(layer.bias)))
+    model[4].bias.sub_(model(corner))
+    network = unroll(as_network(model, (3,)))
+    start = Interval(*(torch.full((3, 1), end, dtype=torch.float64) for end in (lo, 0.9)))
+    relaxation, values = Relaxation(start), [Fraction(0.9)] * 3
+    for block in network.blocks:
+        reads = relaxation.reads(block.reads)
+        assert lo > 0 or bool(((reads.lo < 0) & (reads.hi > 0)).all())
+        left, right = (side.unsqueeze(1) for side in block.sides)
+        lines = Lines(below=below(reads, left, right), above=above(reads, left, right))
+        # Of what a block is between, nothing is known but lines.
+        relaxation.add(block.reads, reads, lines, Interval(-reads.largest, reads.largest))
+        values = [max(number, Fraction(0)) for number in exactly(block.reads, values)]
+    most = relaxation.reads(network.output).hi.flatten().tolist()
+    slack = [
+        Fraction(hi) - own for hi, own in zip(most, exactly(network.output, values), strict=True)
+    ]
+    assert all(one >= 0 for one in slack)
+    assert all(one < 1e-2 for one in slack)
+
+
+@pytest.mark.parametrize("start", [(-1.0, 1.0), (1.0, 1.0)])
+def test_what_is_not_known_of_weights_counts(start):
+    """Twice a weight in [1 - 1/4, 1 + 1/4], and an offset of up to 1/8."""
+    known = Affine(
+        parts={0: Matrix(values=column(1), radius=column(0.25))},
+        offset=Matrix(values=column(0), radius=column(0.125)),
+    )
+    relaxation = Relaxation(Interval(*map(column, start)))
+    reads = relaxation.reads(known)
+    assert float(reads.hi) == pytest.approx(1.375)
+    one, flat = column(1), column(0)
+    lines = Lines(below=Line(one, flat), above=Line(one, flat))
+    relaxation.add(known, reads, lines, reads)
+    again = replace(known, parts={1: known.parts[0]})
+    assert float(relaxation.reads(again).hi) == pytest.approx(1.375 * 1.25 + 0.125)
 
 
 def test_slopes_that_are_not_bounded_are_refused():
