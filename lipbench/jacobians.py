@@ -121,7 +121,7 @@ class Jacobians:
         relaxation, known_reads = Relaxation(Interval(unit, unit)), []
         *maps, last = self._maps
         for own, (lo, hi) in zip(maps, slopes, strict=True):
-            reads = relaxation.reads(own, (lo < hi).any(dim=1))
+            reads = relaxation.reads(own, lo < hi)
             lines = Lines(below=below(reads, hi, lo), above=above(reads, lo, hi))
             relaxation.add(own, reads, lines, reads.times(Interval(lo, hi)))
             known_reads.append(reads)

@@ -94,19 +94,19 @@ class Relaxation:
         self._known = [start]
         self._blocks: list[_Block] = []
 
-    def reads(self, affine: Affine, bent: Bool[Tensor, " rows"] | None = None) -> Interval:
+    def reads(self, affine: Affine, bent: Bool[Tensor, "rows _"] | None = None) -> Interval:
         """Return where affine numbers lie, rows × cases: within intervals, and between lines.
 
         Args:
             affine: Numbers that are affine in the start and the blocks so far.
-            bent: Rows for which nothing but the side of 0 matters, and matters at all. Lines are
-                followed for these alone, where intervals leave the side open; None stands for
-                lines for everything.
+            bent: Rows, or rows and cases, of which nothing but the side of 0 matters, and matters
+                at all. Lines are followed for these alone, where intervals leave the side open;
+                None stands for lines for everything.
         """
         found = combined(affine.parts, self._known, affine.offset)
         wanted = torch.ones_like(found.lo, dtype=torch.bool)
         if bent is not None:
-            wanted = bent.unsqueeze(1) & (found.lo < 0) & (found.hi > 0)
+            wanted = bent & (found.lo < 0) & (found.hi > 0)
         rows = wanted.any(dim=1).nonzero().squeeze(1)
         if not self._blocks or not len(rows):
             return found

@@ -89,7 +89,7 @@ def on_parts(
     relaxation = Relaxation(start)
     found, slopes, empty = [], [], torch.zeros(sides.shape[1], dtype=torch.bool)
     for number, (block, side) in enumerate(zip(network.blocks, own, strict=True)):
-        bent = None if block.sides is None else block.lo < block.hi
+        bent = None if block.sides is None else (block.lo < block.hi).unsqueeze(1)
         lo, hi = relaxation.reads(block.reads, bent)
         if known:
             lo, hi = torch.maximum(lo, known[number].lo), torch.minimum(hi, known[number].hi)

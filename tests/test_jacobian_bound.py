@@ -19,7 +19,7 @@ from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.reads import closer_slopes
 from lipbench.registry import load
-from lipbench.soundness import crossings, recheck
+from lipbench.soundness import recheck
 from lipbench.unrolled import unroll
 
 L1, L2, LINF = map(Norm, (1.0, 2.0, math.inf))
@@ -66,6 +66,15 @@ def test_a_linear_network_is_its_norm():
         assert found(LINEAR, (2,), norm).value == pytest.approx(constant, rel=1e-9)
 
 
+def steepest(model, shape, norm, box):
+    """Return the largest norm of the derivatives at some points."""
+    lo, hi = box or (-3.0, 3.0)
+    points = lo + (hi - lo) * torch.rand(50, *shape, dtype=torch.float64)
+    outputs = model(points.requires_grad_()).flatten(1).sum(dim=0)
+    rows = [torch.autograd.grad(one, points, retain_graph=True)[0].flatten(1) for one in outputs]
+    return float(torch.linalg.matrix_norm(torch.stack(rows, dim=1), float(norm)).max())
+
+
 BOXES = st.one_of(
     st.none(),
     st.tuples(st.floats(-2, 1), st.floats(1e-2, 2)).map(lambda pair: (pair[0], sum(pair))),
@@ -100,12 +109,7 @@ def test_it_lies_between_the_exact_constant_and_intervals(seed, widths, activati
 def test_smooth_networks_are_bounded_too(seed, widths, activation, box, norm):
     model, shape = random_network(seed, widths, activation).double(), widths[:1]
     value = found(model, shape, norm, box, nodes=6).value
-    lo, hi = box or (-3.0, 3.0)
-    points = lo + (hi - lo) * torch.rand(50, *shape, dtype=torch.float64)
-    outputs = model(points.requires_grad_()).sum(dim=0)
-    rows = [torch.autograd.grad(one, points, retain_graph=True)[0] for one in outputs]
-    jacobians = torch.stack(rows, dim=1)
-    assert torch.linalg.matrix_norm(jacobians, float(norm)).max() <= value * SAME
+    assert steepest(model, shape, norm, box) <= value * SAME
     assert value <= found(model, shape, norm, box, "fastlip").value * SAME
 
 
@@ -124,10 +128,9 @@ def test_smooth_networks_are_bounded_too(seed, widths, activation, box, norm):
 )
 def test_any_architecture_is_followed(case, norm, box):
     model, shape = CASES[case]()
-    lower = found(model, shape, norm, box, "jacobian", points=8)
-    value = found(model, shape, norm, box, nodes=4)
-    assert not crossings([lower, value])
-    assert value.value <= found(model, shape, norm, box, "fastlip").value * SAME
+    value = found(model, shape, norm, box, nodes=4).value
+    assert steepest(model, shape, norm, box) <= value * SAME
+    assert value <= found(model, shape, norm, box, "fastlip").value * SAME
 
 
 def formal(network, slopes, norm):

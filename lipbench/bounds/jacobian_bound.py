@@ -12,7 +12,7 @@ from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
 
-_SECONDS_PER_PRODUCT = 3e-10
+_SECONDS_PER_PRODUCT = 2e-10
 _SECONDS_PER_CASE = 2e-3
 
 
@@ -33,7 +33,7 @@ class JacobianBound(Bound):
 
     nodes: int = 100
     """Most cases, a row or column with some slopes decided, that are looked at beside the first."""
-    most_products: float = 5e10
+    most_products: float = 1e11
     """Most products of numbers that the first bounds may take, and again all cases beside them."""
 
     side: ClassVar[Side] = "upper"
