@@ -81,7 +81,7 @@ BOXES = st.one_of(
 )
 
 
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(
     st.integers(0, 999),
     st.sampled_from([(2, 3, 2), (2, 2, 2, 1), (1, 3, 2, 1)]),
@@ -98,7 +98,7 @@ def test_it_lies_between_the_exact_constant_and_intervals(seed, widths, activati
     assert more <= few <= found(model, shape, norm, box, "fastlip").value * SAME
 
 
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(
     st.integers(0, 999),
     st.sampled_from([(2, 6, 3), (3, 5, 4, 2)]),
@@ -164,7 +164,7 @@ def test_all_of_space_is_brute_force_once_all_slopes_are_decided(norm, activatio
     assert few >= expected * (1 - 1e-12)
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
     st.integers(0, 999),
     st.sampled_from([(2, 5, 3), (2, 3, 2, 2), (3, 2, 2, 2, 1)]),
