@@ -7,8 +7,8 @@ the polynomials are linear in each level, and in each single number.
 
 Source:
     Latorre, Rolland, Cevher, Lipschitz constant estimation of Neural Networks via sparse polynomial
-    optimization (ICLR 2020), https://arxiv.org/abs/2004.08688, Theorem 1 and Proposition 1; centred
-    slopes, and levels for any architecture, are this project's.
+    optimization (ICLR 2020), https://arxiv.org/abs/2004.08688, for chains of layers and slopes in
+    [0, 1]; centred slopes, and levels for any architecture, are this project's.
 """
 
 import math

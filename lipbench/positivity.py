@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from typing import TypeVar
 
 import numpy as np
@@ -26,15 +27,7 @@ from lipbench.intervals import centred_on
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.polynomials import Polynomial, derivative_polynomials, levels
-from lipbench.products import (
-    Numbers,
-    Products,
-    Weights,
-    greatest_degree,
-    least_degree,
-    plain_bound,
-    terms,
-)
+from lipbench.products import Family, Numbers, Products, Weights, families, plain_bound
 from lipbench.rounding import UNIT
 from lipbench.threat import Box
 from lipbench.unrolled import unroll
@@ -60,15 +53,17 @@ def positive_bound(
         domain: Box that the pairs lie in, None for all of space.
         degree: Factors of the products, moved into the range that makes sense. None raises it from
             the least as long as the polynomials are not known to be as large as their bounds.
+            Families of products that are larger are tried while there is room.
         most_terms: Most terms of all products that are tried.
 
     Raises:
         Refused: If the network cannot be unrolled, slopes are not bounded, or there are more terms.
     """
     problem = _Problem(network, norm, domain)
-    plan = _plan(problem.programs, degree, most_terms)
+    plans = _plans(problem.programs, degree, most_terms)
     scales = problem.scales()
-    found = [_search(side, plan) for side in problem.sides(scales)]
+    sides = problem.sides(scales)
+    found = [_search(side, plan) for side, plan in zip(sides, plans, strict=True)]
     return Lipschitz(
         value=problem.value([[one.bound for one in side] for side in found]),
         side="upper",
@@ -101,8 +96,12 @@ def planned_terms(
         Refused: If it refuses the network.
     """
     programs = _Problem(network, norm, domain).programs
-    plan = _plan(programs, degree, most_terms)
-    return sum(program.terms(choice) for choice in plan for program in programs)
+    plans = _plans(programs, degree, most_terms)
+    return sum(
+        program.terms(family)
+        for program, plan in zip(programs, plans, strict=True)
+        for family in plan
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,16 +120,17 @@ class _Programs:
     count: int
     sizes: tuple[int, ...]
 
-    def terms(self, degree: int) -> int:
-        return self.count * terms(self.sizes, min(degree, greatest_degree(self.sizes)))
+    def terms(self, family: Family) -> int:
+        return self.count * family.terms(self.sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Certificate:
-    """Weights of products, and the bound that they prove; without products the degree is 0."""
+    """Weights of products of a family, and the bound that they prove."""
 
     bound: float
-    degree: int
+    family: Family | None
+    """None where there are no products."""
     numbers: Numbers
     weights: Weights
 
@@ -220,97 +220,98 @@ def _sum(polynomial: Polynomial, entries: Tensor, weights: Tensor) -> _Sum:
     return _Sum(polynomial=polynomial, interval=interval)
 
 
-def _plan(programs: Sequence[_Programs], degree: int | None, most_terms: int) -> list[int]:
-    """Return the degrees to try, in this order.
+def _plans(
+    programs: Sequence[_Programs], degree: int | None, most_terms: int
+) -> list[list[Family]]:
+    """Return the families to try for each of the programs, in this order.
 
     Raises:
-        Refused: If not even one has few enough terms.
+        Refused: If not even the first ones have few enough terms.
     """
-    first = least_degree(programs[0].sizes)
-    last = max(greatest_degree(program.sizes) for program in programs)
-    choices = range(first, last + 1)
-    if degree is not None:
-        choices = range(min(max(degree, first), last), last + 1)[:1]
-    plan: list[int] = []
+    plans: list[list[Family]] = [[] for _ in programs]
     total = 0
-    for choice in choices:
-        total += sum(program.terms(choice) for program in programs)
+    for step in zip_longest(*(families(program.sizes, degree) for program in programs)):
+        own = [(number, family) for number, family in enumerate(step) if family is not None]
+        total += sum(programs[number].terms(family) for number, family in own)
         if total > most_terms:
-            break
-        plan.append(choice)
-    if not plan:
-        raise Refused(
-            f"products of degree {choices[0]} of its {sum(programs[0].sizes)} inputs and neurons "
-            f"have {total} terms, more than the {most_terms} of most_terms."
-        )
-    return plan
+            if plans[own[0][0]]:
+                break
+            raise Refused(
+                f"products of degree {own[0][1].degree} of its {sum(programs[0].sizes)} inputs and "
+                f"neurons have {total} terms, more than the {most_terms} of most_terms."
+            )
+        for number, family in own:
+            plans[number].append(family)
+    return plans
 
 
-def _search(side: Sequence[_Sum], plan: Sequence[int]) -> list[_Certificate]:
+def _search(side: Sequence[_Sum], plan: Sequence[Family]) -> list[_Certificate]:
     """Return the best certificate of each sum, as far as the largest of them needs it."""
     nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
-    known = [_certificate(one, 0, *nothing) for one in side]
+    known = [_certificate(one, None, *nothing) for one in side]
     largest = max((one.polynomial.vertex(_STARTS) for one in side), default=0.0)
-    for degree in plan:
+    for family in plan:
         enough = largest * _CLOSE
         for number in sorted(range(len(side)), key=lambda number: -known[number].bound):
             one, before = side[number], known[number]
             if not before.bound > enough:
                 break
-            if before.degree < greatest_degree(one.polynomial.sizes):
-                products = _products(one.polynomial.sizes, degree)
-                found = _certificate(one, degree, *products.propose(one.polynomial))
-                known[number] = found if found.bound < before.bound else before
+            weights = _products(one.polynomial.sizes, family).propose(one.polynomial)
+            found = _certificate(one, family, *weights)
+            known[number] = found if found.bound < before.bound else before
             # Smaller ones need no better certificates than they have.
             enough = max(enough, known[number].bound)
     return known
 
 
-def _certificate(one: _Sum, degree: int, numbers: Numbers, weights: Weights) -> _Certificate:
-    bound = _proved(one, degree, numbers, weights)
-    return _Certificate(bound=bound, degree=degree, numbers=numbers, weights=weights)
+def _certificate(
+    one: _Sum, family: Family | None, numbers: Numbers, weights: Weights
+) -> _Certificate:
+    bound = _proved(one, family, numbers, weights)
+    return _Certificate(bound=bound, family=family, numbers=numbers, weights=weights)
 
 
-def _proved(one: _Sum, degree: int, numbers: Numbers, weights: Weights) -> float:
+def _proved(one: _Sum, family: Family | None, numbers: Numbers, weights: Weights) -> float:
     """Return what weights of products prove, or intervals if that is less."""
-    if degree == 0:
+    if family is None:
         return _least(one.interval, plain_bound(one.polynomial))
-    if degree < least_degree(one.polynomial.sizes):
+    sizes = one.polynomial.sizes
+    if family not in families(sizes, family.degree):
         return math.inf
-    products = _products(one.polynomial.sizes, degree)
-    return _least(one.interval, products.bound(one.polynomial, numbers, weights))
+    return _least(one.interval, _products(sizes, family).bound(one.polynomial, numbers, weights))
 
 
 @lru_cache(maxsize=1)
-def _products(sizes: tuple[int, ...], degree: int) -> Products:
+def _products(sizes: tuple[int, ...], family: Family) -> Products:
     """Return products, kept from one polynomial to the next of the same groups."""
-    return Products.of(sizes, min(degree, greatest_degree(sizes)))
+    return Products.of(sizes, family)
 
 
 def _packed(certificates: Sequence[_Certificate]) -> dict[str, Tensor]:
     numbers = [number for one in certificates for number in one.numbers.tolist()]
     weights = [weight for one in certificates for weight in one.weights.tolist()]
+    families = [one.family or (0, 0) for one in certificates]
     return {
         "products": torch.tensor(numbers, dtype=torch.int64),
         "weights": torch.tensor(weights, dtype=torch.float64),
-        "degrees": torch.tensor([one.degree for one in certificates], dtype=torch.int64),
+        "families": torch.tensor(families, dtype=torch.int64).reshape(-1, 2),
         "lengths": torch.tensor([len(one.numbers) for one in certificates], dtype=torch.int64),
     }
 
 
 def _unpacked(
     proof: Mapping[str, Tensor], count: int
-) -> Iterator[tuple[int, Numbers, Weights]] | None:
-    """Return degree, products and weights of each certificate, or None if they do not fit."""
-    products, weights = proof["products"], proof["weights"]
+) -> Iterator[tuple[Family | None, Numbers, Weights]] | None:
+    """Return family, products and weights of each certificate, or None if they do not fit."""
+    products, weights, families = (proof[name] for name in ("products", "weights", "families"))
     lengths = proof["lengths"].tolist()
     fits = len(products) == len(weights) == sum(lengths) and min(lengths, default=0) >= 0
-    if not (fits and len(lengths) == len(proof["degrees"]) == count):
+    if not (fits and len(lengths) == count and families.shape == (count, 2)):
         return None
     parts = (part.split(lengths) if lengths else () for part in (products, weights))
     return (
-        (degree, numbers.numpy(), own.numpy())
-        for degree, numbers, own in zip(proof["degrees"].tolist(), *parts, strict=True)
+        (Family(degree, bool(is_sparse)) if degree else None, numbers.numpy(), own.numpy())
+        for (degree, is_sparse), numbers, own in zip(families.tolist(), *parts, strict=True)
     )
 
 

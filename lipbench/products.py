@@ -11,16 +11,15 @@ Products of fewer factors are sums of longer ones.
 
 Source:
     Latorre, Rolland, Cevher, Lipschitz constant estimation of Neural Networks via sparse polynomial
-    optimization (ICLR 2020), https://arxiv.org/abs/2004.08688, sections 2 and 3. The paper's
-    variables are in [0, 1], and its sparse products those of a network that is pruned; which
-    products are left out here is described at `Products`.
+    optimization (ICLR 2020), https://arxiv.org/abs/2004.08688. The paper's variables are in [0, 1],
+    and it leaves out products where weights are 0; what is left out here is said at `Products`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -35,38 +34,59 @@ Weights = Float[np.ndarray, " _"]
 Numbers = Int[np.ndarray, " _"]
 
 
-def least_degree(sizes: Sequence[int]) -> int:
-    """Return the factors of a product that has one of each group."""
-    return len(sizes)
+class Family(NamedTuple):
+    """Products of some factors, no two of which are of the largest group of variables.
 
-
-def greatest_degree(sizes: Sequence[int]) -> int:
-    """Return the degree from which on the best bound is the maximum itself.
-
-    With all variables but those of the largest group known, these no longer meet in any product.
+    Those with two were of no use at the same degree on any network tried.
     """
-    return sum(sizes) - max(sizes) + 1
 
+    degree: int
+    """The number of factors: as many as there are groups, or more."""
+    is_sparse: bool
+    """Whether a product has a factor of every group. Of these there are fewer; others are of use
+    on some networks."""
 
-def terms(sizes: Sequence[int], degree: int) -> int:
-    """Return how many monomials all products of a degree have together."""
-    more = degree - len(sizes)
-    cliques = [1] + [0] * more
-    for group, choices in enumerate(_choices(sizes, degree)):
-        own = [math.comb(sizes[group], 1 + extra) for extra in choices]
-        cliques = [
-            sum(cliques[total - extra] * count for extra, count in enumerate(own[: total + 1]))
-            for total in range(more + 1)
+    def terms(self, sizes: Sequence[int]) -> int:
+        """Return how many monomials all products for groups of variables have together."""
+        cliques = [1] + [0] * self.degree
+        for size, counts in zip(sizes, self.counts(sizes), strict=True):
+            cliques = [
+                sum(
+                    cliques[total - count] * math.comb(size, count)
+                    for count in counts
+                    if count <= total
+                )
+                for total in range(self.degree + 1)
+            ]
+        return cliques[self.degree] * 4**self.degree
+
+    def counts(self, sizes: Sequence[int]) -> list[range]:
+        """Return how many factors a product may have of each group."""
+        largest, least = int(np.argmax(sizes)), int(self.is_sparse)
+        most = self.degree - least * (len(sizes) - 1)
+        return [
+            range(least, (1 if group == largest else min(most, size)) + 1)
+            for group, size in enumerate(sizes)
         ]
-    return cliques[more] * 4**degree
+
+
+def families(sizes: Sequence[int], degree: int | None = None) -> Iterator[Family]:
+    """Yield the families of all degrees that make sense, or of the one that is next to `degree`.
+
+    They begin with a factor of each group. At the last the best bound is the maximum itself: when
+    all variables but those of the largest group are known, these meet in no product.
+    """
+    first, last = len(sizes), sum(sizes) - max(sizes) + 1
+    chosen = range(first, last + 1) if degree is None else [min(max(degree, first), last)]
+    for own in chosen:
+        yield Family(own, True)
+        if own < last:
+            yield Family(own, False)
 
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """Products of a number of factors, as the columns of a matrix whose rows are monomials.
-
-    A product has a factor of each group, and only one of the largest.
-    """
+    """The products of a family, as the columns of a matrix whose rows are monomials."""
 
     matrix: csc_array
     """Entries are 1 and -1; the first row is that of the constant."""
@@ -74,14 +94,10 @@ class Products:
     """The row of each coefficient of a polynomial."""
 
     @classmethod
-    def of(cls, sizes: Sequence[int], degree: int) -> "Products":
-        """Return the products for groups of variables.
-
-        Args:
-            sizes: Variables of each group.
-            degree: Factors of a product, from `least_degree` to `greatest_degree`.
-        """
-        cliques = np.concatenate(list(_cliques(sizes, degree)))
+    def of(cls, sizes: Sequence[int], family: Family) -> "Products":
+        """Return the products for groups of so many variables."""
+        degree = family.degree
+        cliques = np.concatenate(list(_cliques(sizes, family)))
         chosen = (np.arange(2**degree)[:, None] >> np.arange(degree)) & 1
         subsets = np.where(chosen, cliques[:, None, :], -1).reshape(-1, degree)
         paths = np.full((math.prod(_shape(sizes)), degree), -1)
@@ -137,7 +153,7 @@ def _total(parts: Sequence[float]) -> float:
     """Return a sum that is not negative, rounded up."""
     try:
         return math.fsum(parts) * (1 + 4 * UNIT)
-    except (OverflowError, ValueError):  # numbers that float64 does not hold
+    except OverflowError:  # a sum that float64 does not hold
         return math.inf
 
 
@@ -145,27 +161,15 @@ def _spread(polynomial: Polynomial) -> list[float]:
     return polynomial.radius.flatten().tolist()
 
 
-def _extra(sizes: Sequence[int], degree: int) -> Iterator[tuple[int, ...]]:
-    """Yield how many factors more than one each group may have."""
-    choices = product(*_choices(sizes, degree))
-    yield from (extra for extra in choices if len(sizes) + sum(extra) == degree)
-
-
-def _choices(sizes: Sequence[int], degree: int) -> list[range]:
-    largest, more = int(np.argmax(sizes)), degree - len(sizes)
-    return [
-        range(1 if group == largest else min(more, size - 1) + 1)
-        for group, size in enumerate(sizes)
-    ]
-
-
-def _cliques(sizes: Sequence[int], degree: int) -> Iterator[Int[np.ndarray, "cliques degree"]]:
+def _cliques(sizes: Sequence[int], family: Family) -> Iterator[Int[np.ndarray, "cliques degree"]]:
     """Yield the variables of products, numbered through all groups."""
-    starts = np.cumsum([0, *sizes])
-    for extra in _extra(sizes, degree):
+    starts = np.cumsum([0, *sizes])[:-1]
+    for counts in product(*family.counts(sizes)):
+        if sum(counts) != family.degree:
+            continue
         chosen = [
-            start + np.array(list(combinations(range(size), 1 + more)), dtype=np.int64)
-            for start, size, more in zip(starts, sizes, extra, strict=False)
+            start + np.array(list(combinations(range(size), count)), dtype=np.int64)
+            for start, size, count in zip(starts, sizes, counts, strict=True)
         ]
         places = np.indices([len(one) for one in chosen]).reshape(len(sizes), -1)
         parts = [one[place] for one, place in zip(chosen, places, strict=True)]
