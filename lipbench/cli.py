@@ -232,18 +232,55 @@ def table(directory: Path, style: str | None, paper: bool, checkpoint: str) -> N
 cli.add_command(audit)
 
 
-@cli.command(epilog=examples("lipbench ls methods", "lipbench ls attacks --json"))
-@click.argument("kind", type=click.Choice(["methods", "attacks", "bounds", "datasets", "models"]))
+def _only_for_methods(context: click.Context, option: click.Parameter, given: bool) -> bool:
+    """Return the flag `--cost`.
+
+    Raises:
+        UsageError: If other plugins than methods are listed.
+    """
+    kind = context.params.get("kind", "methods")
+    if given and kind != "methods":
+        raise click.UsageError(f"--cost is for methods, not for {kind}: leave it out.")
+    return given
+
+
+@cli.command(
+    epilog=examples(
+        "lipbench ls methods", "lipbench ls attacks --json", "lipbench ls methods --cost"
+    )
+)
+@click.argument(
+    "kind",
+    type=click.Choice(["methods", "attacks", "bounds", "datasets", "models"]),
+    is_eager=True,  # the flag below asks for it
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option(
+    "--cost",
+    is_flag=True,
+    callback=_only_for_methods,
+    help="Measure what a step of each method costs, in plain steps.",
+)
 @verbose
-def ls(kind: str, as_json: bool) -> None:
+def ls(kind: str, as_json: bool, cost: bool) -> None:
     """List what is installed, and by whom."""
     from dataclasses import asdict
 
-    from lipbench.listing import listing, text
+    from lipbench.listing import listing, priced, text
 
     found = listing(kind)
-    click.echo(json.dumps([asdict(one) for one in found], indent=1) if as_json else text(found))
+    if cost:
+        from lipbench.pricing import REFERENCE
+
+        found = priced(found)
+    if as_json:
+        rows = [asdict(one) for one in found]
+        shown = [{k: v for k, v in row.items() if k != "cost" or cost} for row in rows]
+        click.echo(json.dumps(shown, indent=1))
+        return
+    click.echo(text(found))
+    if cost:
+        click.echo(f"\nOne step of plain training is 1: {REFERENCE}.")
 
 
 @cli.group()

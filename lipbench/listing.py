@@ -1,12 +1,15 @@
 """What is installed: every plugin of a group, the broken ones too."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lipbench.registry import PluginError, is_family, load, variants
+
+if TYPE_CHECKING:
+    from lipbench.pricing import Price
 
 KINDS = {
     "methods": "lipbench.method:Method",
@@ -28,6 +31,8 @@ class Listed:
     summary: str = ""
     broken: str | None = None
     """Why the plugin cannot be used, None if it can."""
+    cost: "Price | None" = None
+    """What a step of a training method costs, if it was asked for."""
 
 
 def listing(kind: str) -> list[Listed]:
@@ -39,6 +44,19 @@ def listing(kind: str) -> list[Listed]:
     return [line for one in published for line in _lines(group, one, cls)]
 
 
+def priced(plugins: list[Listed], device: str = "cpu") -> list[Listed]:
+    """Return listed methods with the measured cost of a step each; broken ones have none."""
+    from lipbench.method import Method
+    from lipbench.pricing import price
+
+    return [
+        one
+        if one.broken
+        else replace(one, cost=price(load("lipbench.methods", one.name, Method), device=device))
+        for one in plugins
+    ]
+
+
 def text(plugins: list[Listed]) -> str:
     """Return a table of plugins for a terminal."""
     from tabulate import tabulate
@@ -46,26 +64,41 @@ def text(plugins: list[Listed]) -> str:
     body = [
         (one.name, one.distribution, one.version, _cut(one.summary, one.broken)) for one in plugins
     ]
-    return tabulate(body, headers=("name", "distribution", "version", ""), disable_numparse=True)
+    headers: tuple[str, ...] = ("name", "distribution", "version", "")
+    if any(one.cost for one in plugins):
+        headers = ("name", "cost per step", "lowest to highest", "")
+        body = [(one.name, *_cost(one.cost), _note(one)) for one in plugins]
+    return tabulate(body, headers=headers, disable_numparse=True)
+
+
+def _cost(cost: "Price | None") -> tuple[str, str]:
+    if cost is None or cost.ratio is None:
+        return "", ""
+    return f"{cost.ratio:.2f}", f"{cost.lowest:.2f} to {cost.highest:.2f}"
+
+
+def _note(one: Listed) -> str:
+    refused = one.cost is not None and one.cost.reason is not None
+    return f"not measured: {one.cost.reason}" if refused and one.cost else _cut("", one.broken)
 
 
 def _lines(group: str, published: EntryPoint, base: type[Any]) -> Iterator[Listed]:
-    dist = published.dist
-    origin = {
-        "distribution": dist.name if dist else "unknown",
-        "version": dist.version if dist else "",
-    }
-    name = published.name
+    dist, name = published.dist, published.name
+    one = Listed(
+        name=name,
+        distribution=dist.name if dist else "unknown",
+        version=dist.version if dist else "",
+    )
     try:
         plugin = load(group, name, base)
         summary = _summary(plugin)
         if not is_family(plugin):
-            yield Listed(name=name, summary=summary, **origin)
+            yield replace(one, summary=summary)
             return
         for variant in variants(group, name, plugin):
-            yield Listed(name=f"{name}:{variant}", summary=summary, **origin)
+            yield replace(one, name=f"{name}:{variant}", summary=summary)
     except PluginError as error:
-        yield Listed(name=name, broken=str(error), **origin)
+        yield replace(one, broken=str(error))
 
 
 def _summary(plugin: type) -> str:

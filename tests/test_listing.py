@@ -6,7 +6,7 @@ import pytest
 from test_registry import FAMILY, METHOD
 
 from lipbench.cli import call
-from lipbench.listing import listing
+from lipbench.listing import listing, priced, text
 
 
 @pytest.fixture
@@ -85,3 +85,27 @@ def test_no_built_in_plugin_is_broken(kind):
     optional = [one for one in own if one.broken and "pip install" in one.broken]
     assert [one for one in own if one.broken and one not in optional] == []
     assert all(one.summary for one in own if not one.broken)
+
+
+def test_the_cost_of_a_step_is_measured_for_every_method(publish, capsys):
+    twice = METHOD.replace("def loss(", "replays = 2\n\n    def loss(")
+    unwilling = METHOD.replace(
+        "def loss(", "def refuses(self, model, data):\n        return 'not I'\n\n    def loss("
+    )
+    for name, code in (("twice", twice), ("unwilling", unwilling)):
+        publish(name, {"lipbench.methods": {name: f"{name}:Mine"}}, {f"{name}.py": code})
+    found = [one for one in listing("methods") if one.name in ("standard", "twice", "unwilling")]
+
+    found = priced(found)
+    standard, twice, unwilling = (one.cost for one in found)
+    assert 0 < standard.lowest <= standard.ratio <= standard.highest
+    assert 0 < twice.lowest <= twice.ratio <= twice.highest
+    assert unwilling.ratio is None
+    shown = text(found)
+    assert "cost per step" in shown
+    assert "not measured: it refuses: not I." in shown
+
+
+def test_only_methods_have_a_cost_per_step(capsys):
+    assert call(["ls", "bounds", "--cost"]) == 2
+    assert "--cost is for methods" in capsys.readouterr().err
