@@ -89,10 +89,14 @@ def an_entry(
     )
 
 
-def a_trainer(entry, data=None, *, seeds=(0,), model=SMALL, score=None):
+def a_trainer(entry, data=None, *, seeds=(0,), model=SMALL, score=None, records=False):
+    # To record the steps takes longer than so few of them; test_replay has what is recorded.
     trials = [Trial(entry=entry, seed=seed) for seed in seeds]
     data = digits() if data is None else data
-    return Trainer(trials, model, data, None if score is None else of_each(score))
+    trainer = Trainer(trials, model, data, None if score is None else of_each(score))
+    if not records:
+        trainer.step._record = None
+    return trainer
 
 
 def of_each(score):
