@@ -1,7 +1,7 @@
 """Which of the measured numbers become the columns of a table."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,8 @@ SELECTION = "selection"
 GAP = "lipschitz_ratio"
 """Metric of the smallest upper Lipschitz bound over the largest lower one."""
 MEDIAN_RADIUS = "certified_radius_quantile[0.5]"
+_MOST_NAMES = 3
+"""More names of strengths than these are not spelt out in a heading."""
 
 Printed = Literal["train", "test", "noise", "attack", "strength"]
 
@@ -134,56 +136,57 @@ def _attack(rows: Sequence[Row], norm: float) -> list[Column]:
 
 
 def _strengths(rows: Sequence[Row]) -> list[Column]:
-    """Return one column for all methods, each of which has a strength of its own name."""
+    """Return one column for all methods, most of which have a strength of their own name."""
     matches = (re.fullmatch(r"strength\[(.*)\]", row.metric) for row in rows)
     names = dict.fromkeys(match[1] for match in matches if match)
     if not names:
         return []
-    return [Column(heading=", ".join(names), metric="strength", printed="strength")]
+    heading = ", ".join(names) if len(names) <= _MOST_NAMES else "Strength"
+    return [Column(heading=heading, metric="strength", printed="strength")]
 
 
 def _certified(rows: Sequence[Row]) -> list[Column]:
     rows = [row for row in rows if row.metric == "certified_accuracy" and row.epsilon]
-    if not rows:
-        return []
-    norm = rows[0].norm
     # The smallest radius: certificates are so much weaker than attacks that larger ones say 0.
-    epsilon = min(row.epsilon for row in rows if row.norm == norm and row.epsilon)
     return [
         Column(
             heading="Certified",
             metric="certified_accuracy",
             norm=norm,
-            epsilon=epsilon,
+            epsilon=min(row.epsilon for row in rows if row.norm == norm and row.epsilon),
             side="lower",
             percent=True,
             compared=True,
         )
+        for norm in _norms(rows)
     ]
 
 
 def _radius(rows: Sequence[Row]) -> list[Column]:
-    norms = [row.norm for row in rows if row.metric == MEDIAN_RADIUS]
-    if not norms:
-        return []
-    return [Column(heading="Radius", metric=MEDIAN_RADIUS, norm=norms[0], side="lower")]
+    norms = _norms(row for row in rows if row.metric == MEDIAN_RADIUS)[:1]
+    return [
+        Column(heading="Radius", metric=MEDIAN_RADIUS, norm=norm, side="lower") for norm in norms
+    ]
 
 
 def _gap(rows: Sequence[Row]) -> list[Column]:
-    norms = [row.norm for row in rows if row.metric == GAP]
-    return [Column(heading="Ratio", metric=GAP, norm=norms[0])] if norms else []
+    norms = _norms(row for row in rows if row.metric == GAP)[:1]
+    return [Column(heading="Ratio", metric=GAP, norm=norm) for norm in norms]
+
+
+def _norms(rows: Iterable[Row]) -> list[float]:
+    """Return the norms of rows, l2 first."""
+    norms = dict.fromkeys(row.norm for row in rows if row.norm is not None)
+    return sorted(norms, key=lambda norm: norm != 2)
 
 
 def lipschitz_columns(rows: Sequence[Row]) -> list[Column]:
     """Return the columns of the lower and the upper bounds, in l2 if there are any."""
     rows = [row for row in rows if row.metric == "lipschitz"]
-    norms = list(dict.fromkeys(row.norm for row in rows))
-    if not norms:
-        return []
-    norm = 2.0 if 2.0 in norms else norms[0]
     sides: tuple[Literal["lower", "upper"], ...] = ("lower", "upper")
     columns = [
         Column(heading=f"Lipschitz {side}", metric="lipschitz", norm=norm, side=side)
+        for norm in _norms(rows)[:1]
         for side in sides
     ]
     return [column for column in columns if any(column.takes(row) for row in rows)]

@@ -54,6 +54,30 @@ def test_strengths_of_different_methods_share_a_column():
     assert [line.entries[0].mean for line in block.lines] == [0.5, 0.25]
 
 
+def test_more_than_three_names_of_strengths_are_not_spelt_out():
+    names = ("alpha", "beta", "lambda", "mu")
+    rows = [a_row(method=name, metric=f"strength[{name}]", value=0.5) for name in names]
+    assert [column.heading for column in the_block(rows).columns] == ["Strength"]
+
+
+def test_every_norm_has_its_certified_accuracy_and_l2_the_other_columns():
+    """Whichever norm was bounded first."""
+    rows = []
+    for norm in (INF, 2.0):
+        own = {"norm": norm, "value": 0.5}
+        rows += [
+            a_row(metric="certified_accuracy", side="lower", epsilon=0.1, **own),
+            a_row(metric="certified_radius_quantile[0.5]", side="lower", **own),
+            a_row(metric="lipschitz", side="upper", **own),
+        ]
+    assert [(c.heading, c.norm) for c in the_block(rows).columns] == [
+        ("Certified", 2.0),
+        ("Certified", INF),
+        ("Radius", 2.0),
+        ("Lipschitz upper", 2.0),
+    ]
+
+
 def test_the_columns_are_those_of_the_paper_and_then_ours():
     block = the_block(three_seeds(strength=0.5))
     assert [(c.heading, c.norm, c.epsilon, c.note) for c in block.columns] == [
