@@ -149,6 +149,10 @@ def audit(
     MODULE:NAME is imported and gives the network: package.module:make_net or file.py:Net. It is
     put into evaluation mode. Inputs are pixels; what the network does to them first is given by
     --mean and --std if it is no layer. The exit code is 6 if the claim is refuted.
+
+    A network with a layer that no rule covers is not read but asked: there is no upper bound, and
+    the lower one is a quotient that the network itself computes in float64, less a measured error.
+    It is flagged as unverified, and refutes a claim only if it is more than 1 % above it.
     """
     from lipbench import findings, foreign
     from lipbench.checkpoints import write_tensors

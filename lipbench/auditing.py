@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
-from lipbench.bracketing import Bracket, Unsound, bracket
+from lipbench.blackbox import MARGIN, Measured, Unmeasurable, measure
+from lipbench.bound import Refused
+from lipbench.bracketing import Bracket, Computed, Unsound, bracket
 from lipbench.certified import certified_accuracy, certified_radius, gaps
 from lipbench.data import Batch
 from lipbench.judge import BATCH_SIZE, judge_epsilons, self_check
@@ -23,6 +25,9 @@ from lipbench.soundness import broken_certificates
 from lipbench.threat import Box
 
 Verdict = Literal["refuted", "proved", "open"]
+
+MEASURED = "measured"
+"""What the bound is called that the network itself was asked for."""
 
 EPSILONS = {Norm(1): (1.0, 4.0), Norm(2): (0.25, 0.5, 1.0), Norm(math.inf): (0.01, 0.03, 0.1)}
 """Radii in pixel units at which accuracy is measured if none are given."""
@@ -69,7 +74,7 @@ class Witness:
     u: Float[Tensor, "*shape"]
     v: Float[Tensor, "*shape"]
     quotient: float
-    """‖f(u) - f(v)‖ / ‖u - v‖ at least, all rounding accounted for."""
+    """‖f(u) - f(v)‖ / ‖u - v‖ at least, all rounding accounted for, if it was not measured."""
     found_by: str
 
 
@@ -86,6 +91,9 @@ class Audit:
     witness: Witness | None
     """Of the refutation; None if a whole search refuted the claim and no pair was found."""
     accuracy: Accuracy | None
+    measured: Measured | None = None
+    """What the network was asked if it could not be read: the lower bound is no proof then, and
+    there is no upper one."""
 
 
 def audit(
@@ -103,6 +111,11 @@ def audit(
 ) -> Audit:
     """Return bounds of a network's Lipschitz constant, and what they say of a claim and of data.
 
+    Of a network with a layer that no rule covers, nothing can be proved. It is asked instead: the
+    lower bound is then a quotient as the network itself computes it in float64, less a measured
+    error, and flagged `unverified`. A claim is refuted by it only where it is exceeded by `MARGIN`
+    more.
+
     Args:
         model: The network in evaluation mode; if it normalises its inputs, with that as a layer.
         input_shape: Shape of one input, without the batch.
@@ -116,7 +129,8 @@ def audit(
         seed: Fixes everything random.
 
     Raises:
-        Refused: If the network has a layer without a rule, or a weight that is no number.
+        Refused: If the network has a layer without a rule, or a weight that is no number, and
+            gives no numbers that could be measured either.
         Unsound: If two numbers that are found cannot both be true.
         ValueError: If an argument is none of those.
     """
@@ -128,14 +142,19 @@ def audit(
     if any(not (e >= 0 and math.isfinite(e)) for e in epsilons or ()):
         raise ValueError(f"a radius is finite and at least 0, got {list(epsilons or ())}.")
     inputs = None if data is None else data.inputs
-    found = bracket(model, input_shape, kind, domain, time_limit, inputs)
+    network, measured = None, None
+    try:
+        found = bracket(model, input_shape, kind, domain, time_limit, inputs)
+        network = as_network(model, tuple(input_shape))
+    except Refused as refusal:
+        measured = _measured(refusal, model, tuple(input_shape), kind, domain, inputs, seed)
+        found = _asked(measured, refusal, kind, domain)
     claim = None
     if claims is not None:
         claim = Claim(norm=kind, constant=float(claims), domain=domain, tolerance=float(tolerance))
-    verdict = None if claim is None else _verdict(found, claim)
+    verdict = None if claim is None else _verdict(found, claim, MARGIN if measured else 0.0)
     accuracy = None
     if data is not None:
-        network = as_network(model, tuple(input_shape))
         radii = [float(e) for e in (EPSILONS[kind] if epsilons is None else epsilons)]
         accuracy = _accuracy(model, network, data, kind, domain, radii, found, seed)
     return Audit(
@@ -146,12 +165,53 @@ def audit(
         verdict=verdict,
         witness=_witness(found) if verdict == "refuted" else None,
         accuracy=accuracy,
+        measured=measured,
     )
 
 
-def _verdict(found: Bracket, claim: Claim) -> Verdict:
+def _measured(
+    refusal: Refused,
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    norm: Norm,
+    domain: Box | None,
+    inputs: Tensor | None,
+    seed: int,
+) -> Measured:
+    """Return what a network that could not be read says itself.
+
+    Raises:
+        Refused: If it says nothing that counts.
+    """
+    try:
+        return measure(model, input_shape, norm, domain, inputs, seed)
+    except Unmeasurable as error:
+        raise Refused(f"{refusal} Nor can it be measured: {error}") from error
+
+
+def _asked(measured: Measured, refusal: Refused, norm: Norm, domain: Box | None) -> Bracket:
+    """Return what is known of a network by asking it alone."""
+    bound = Computed(
+        name=MEASURED,
+        value=measured.quotient,
+        side="lower",
+        norm=norm,
+        domain=domain,
+        seconds=measured.seconds,
+        flags=("unverified",),
+        proof={"u": measured.u, "v": measured.v},
+    )
+    return Bracket(
+        lower=measured.quotient,
+        upper=math.inf,
+        bounds=(bound,),
+        refused={"all that reads layers": str(refusal)},
+    )
+
+
+def _verdict(found: Bracket, claim: Claim, margin: float) -> Verdict:
     allowed = claim.constant * (1 + claim.tolerance)
-    if found.lower > allowed:
+    if found.lower > allowed * (1 + margin):
         return "refuted"
     return "proved" if found.upper <= allowed else "open"
 
@@ -167,7 +227,7 @@ def _witness(found: Bracket) -> Witness | None:
 
 def _accuracy(
     model: nn.Module,
-    network: Network,
+    network: Network | None,
     data: Labelled,
     norm: Norm,
     domain: Box | None,
@@ -175,16 +235,20 @@ def _accuracy(
     found: Bracket,
     seed: int,
 ) -> Accuracy:
-    outputs, classes = math.prod(network.output_shape), int(data.labels.max()) + 1
-    if outputs < classes:
-        raise ValueError(f"the network has {outputs} outputs and {data.name} {classes} classes.")
     with torch.no_grad():
+        outputs, classes = model(data.inputs[:1]).numel(), int(data.labels.max()) + 1
+        if outputs < classes:
+            raise ValueError(
+                f"the network has {outputs} outputs and {data.name} {classes} classes."
+            )
         parts = zip(data.inputs.split(BATCH_SIZE), data.labels.split(BATCH_SIZE), strict=True)
         correct = torch.cat([Batch(x, y).correct(model(x)) for x, y in parts])
     remarks: list[str] = []
     radius = None
     if domain is not None:
         remarks.append("certified accuracy needs bounds on all of space: leave the domain out.")
+    elif network is None:
+        remarks.append("certified accuracy needs an upper bound, and there is none.")
     elif math.isfinite(found.upper):
         radius = _radius(network, data, found)
     attacked: list[float | None] = [None] * len(epsilons)
@@ -220,7 +284,7 @@ def _radius(network: Network, data: Labelled, found: Bracket) -> Tensor:
 def _attacked(
     attack: Attack,
     model: nn.Module,
-    network: Network,
+    network: Network | None,
     data: Labelled,
     norm: Norm,
     epsilons: Sequence[float],
@@ -238,6 +302,7 @@ def _attacked(
     results = judge_epsilons(attack, model, *sample, epsilons, data.box, rng)
     for result in results if radius is not None else ():
         assert radius is not None
+        assert network is not None
         broken = broken_certificates(network, *sample[:2], result.inputs, radius, norm)
         if broken:
             raise Unsound(" ".join(one.message for one in broken))

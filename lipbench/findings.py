@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lipbench.auditing import Accuracy, Audit
+from lipbench.blackbox import MARGIN, Measured
 
 _NORMS = {1.0: "l1", 2.0: "l2", math.inf: "l-infinity"}
 
@@ -56,6 +57,7 @@ def report(audit: Audit, network: Mapping[str, Any]) -> dict[str, Any]:
             for one in found.bounds
         ],
         "refused": dict(found.refused),
+        "measured": _measured_report(audit),
         "claim": _claim_report(audit),
         "accuracy": None if audit.accuracy is None else _accuracy_report(audit.accuracy),
     }
@@ -77,6 +79,8 @@ def _bracket(audit: Audit) -> str:
         f"Lipschitz constant in norm {audit.norm} on {where}: "
         f"at least {found.lower:.6g}, at most {found.upper:.6g}"
     )
+    if audit.measured is not None:
+        return f"{line}\n{_how(audit.measured)}"
     tight = found.lower > 0 and math.isfinite(found.upper)
     return f"{line} (ratio {found.upper / found.lower:.3g})" if tight else line
 
@@ -94,10 +98,30 @@ def _claim(audit: Audit) -> str:
     if audit.witness is None:
         return f"{head}, by a search that proves {audit.bracket.lower:.9g}"
     distance = audit.norm.length((audit.witness.u - audit.witness.v).unsqueeze(0))
+    if audit.measured is not None:
+        return (
+            f"{head}, as measured and not proved: by two inputs {float(distance):.4g} apart whose "
+            f"outputs are {audit.witness.quotient:.9g} times as far apart, which is more than the "
+            f"claim and {MARGIN:.0%} of it"
+        )
     return (
         f"{head}, by two inputs {float(distance):.4g} apart whose outputs are at least "
         f"{audit.witness.quotient:.9g} times as far apart ({audit.witness.found_by})"
     )
+
+
+def _how(measured: Measured) -> str:
+    return (
+        "The lower bound is measured and not proved: the network was evaluated in float64, and\n"
+        f"{measured.error:.2g} taken off the distance of two outputs: twice what they change by in "
+        "float32, in a\nbatch, and at inputs a millionth away, and what they jump by in between."
+    )
+
+
+def _measured_report(audit: Audit) -> dict[str, Any] | None:
+    if audit.measured is None:
+        return None
+    return {"verified": False, "error": audit.measured.error, "margin_of_refutation": MARGIN}
 
 
 def _accuracy(accuracy: Accuracy, norm: str) -> str:

@@ -83,11 +83,22 @@ def starting_points(
 
     Without data and domain the points are standard normal.
     """
+    return points_of(network.input_shape, domain, inputs, count, rng)
+
+
+def points_of(
+    input_shape: tuple[int, ...],
+    domain: Box | None,
+    inputs: Tensor | None,
+    count: int,
+    rng: torch.Generator,
+) -> Float[Tensor, "points *shape"]:
+    """Return what `starting_points` does, for inputs of this shape."""
     if inputs is not None and len(inputs):
         chosen = torch.randperm(len(inputs), generator=rng)[:count].to(inputs.device)
         points = inputs[chosen].detach().to("cpu", torch.float64)
         return points if domain is None else points.clamp(*domain)
-    shape = (count, *network.input_shape)
+    shape = (count, *input_shape)
     if domain is None:
         return torch.randn(shape, generator=rng, dtype=torch.float64)
     lo, hi = domain

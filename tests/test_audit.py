@@ -51,6 +51,23 @@ def softmax():
     return nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))
 
 
+def squashed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 10), nn.Softmax(1))
+
+
+class Signed(nn.Module):
+    """The absolute value twice."""
+
+    def forward(self, x):
+        return torch.cat([x, x], dim=1) * torch.sign(x)
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
 def needy(width):
     return nn.Linear(width, 1)
 
@@ -248,10 +265,52 @@ def test_what_does_not_fit_is_bad_usage(lip, here, options, message):
     assert not (here / "audit.json").exists()
 
 
-def test_a_layer_without_a_rule_is_named(lip):
-    code, _, err = lip("nets:softmax", "--input-shape", "2")
-    assert code == ExitCode.USAGE
-    assert "Softmax" in err
+def test_a_layer_without_a_rule_is_named_and_the_network_asked(lip, here):
+    code, out, _ = lip("nets:softmax", "--input-shape", "2")
+    assert code == ExitCode.DONE
+    assert "all that reads layers refused: layer '1' (Softmax)" in out
+    assert "measured and not proved" in out
+    report = json.loads((here / "audit.json").read_text())
+    assert report["lipschitz_lower"] > 0
+    assert report["lipschitz_upper"] is None
+    assert report["bounds"][0]["flags"] == ["unverified"]
+    assert report["measured"]["verified"] is False
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict", "code"),
+    [("1.9", "refuted", ExitCode.UNSOUND), ("1.99", "open", ExitCode.DONE)],
+)
+def test_a_measured_quotient_refutes_with_a_margin(lip, here, claim, verdict, code):
+    """The constant of (|x|, |x|) is 2 in the norm 1; sign has no rule."""
+    got, out, err = lip("nets:Signed", "--input-shape", "1", "--norm", "1", "--claims", claim)
+    assert (got, err) == (code, "")
+    assert f"claim: at most {claim}: {verdict}" in out
+    assert ("as measured and not proved" in out) == (verdict == "refuted")
+    report = json.loads((here / "audit.json").read_text())
+    assert report["claim"]["verdict"] == verdict
+    assert 1.999 < report["lipschitz_lower"] <= 2
+    tensors, _ = read_tensors(here / "audit.safetensors")
+    u, v = tensors["measured/u"], tensors["measured/v"]
+    assert float(2 * (u.abs() - v.abs()).abs() / (u - v).abs()) >= report["lipschitz_lower"]
+
+
+def test_accuracy_of_a_network_that_is_asked_is_not_certified(lip, here):
+    options = ("--data", "digits", "--epsilon", "0.5", "--size", "50")
+    code, out, _ = lip("nets:squashed", "--input-shape", "64", *options)
+    assert code == ExitCode.DONE
+    assert "certified accuracy needs an upper bound, and there is none" in out
+    (at,) = json.loads((here / "audit.json").read_text())["accuracy"]["at"]
+    assert at["certified_accuracy"] is None
+    assert 0 <= at["robust_accuracy"] <= 1
+
+
+def test_what_can_be_neither_read_nor_asked_is_told(lip, here):
+    code, out, err = lip("nets:Noisy", "--input-shape", "2")
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert "rand_like" in err or "Noisy" in err
+    assert "Nor can it be measured: it answers the same inputs differently" in err
+    assert not (here / "audit.json").exists()
 
 
 def test_a_network_is_audited_in_evaluation_mode(lip):

@@ -1,21 +1,18 @@
 """Pairs of inputs that climb to the largest difference quotient."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lipbench import pairs as engine
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.duality import steepest, support
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
+from lipbench.turning import quotients, turn
 from lipbench.witness import known_pairs, starting_points, witness
-
-_NEAREST = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +54,23 @@ class PairAscent(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the quotient of the best pair."""
-        climbers = self._start(network, norm, domain, known, inputs)
 
         def outputs(points: Tensor) -> Tensor:
             return network(points).flatten(1)
 
+        climbers = self._start(network, outputs, norm, domain, known, inputs)
         for count in range(self.steps):
             if norm == 2.0:
                 climbers, _ = engine.ascend(outputs, climbers, accept=True)
             # Every other move also halves the distance: the steepest slopes are local.
             scale = 1.0 if count % 2 else 0.5
-            climbers = _turn(network, climbers, norm, scale)
+            climbers = turn(outputs, climbers, norm, scale)
         return witness(network, climbers.u, climbers.v, norm, domain)
 
     def _start(
         self,
         network: Network,
+        outputs: engine.Function,
         norm: Norm,
         domain: Box | None,
         known: tuple[Lipschitz, ...],
@@ -86,38 +84,9 @@ class PairAscent(Bound):
             near = near.clamp(*domain)
         u = torch.cat([known_u_v[0], data, data])
         v = torch.cat([known_u_v[1], near, data.roll(1, dims=0)])
-        quotients = _quotients(network, u, v, norm)
-        best = quotients.topk(min(self.pairs, len(u))).indices
+        found = quotients(outputs, u, v, norm)
+        best = found.topk(min(self.pairs, len(u))).indices
         apart = norm.length(u - v)[best]
         # A first step of about a tenth of the pair's distance; it adapts.
-        step = 0.1 * (apart / quotients[best].clamp_min(1e-12)) ** 2
+        step = 0.1 * (apart / found[best].clamp_min(1e-12)) ** 2
         return engine.Pairs.of(u[best], v[best], step, domain)
-
-
-def _quotients(network: Network, u: Tensor, v: Tensor, norm: Norm) -> Float[Tensor, " pairs"]:
-    with torch.no_grad():
-        images = network(torch.cat([u, v]))
-    run = norm.length(u - v)
-    rise = norm.length(images[: len(u)] - images[len(u) :])
-    # Closer pairs may only be measured, never chosen: their quotient is partly rounding.
-    return torch.where(run >= 1e-6, rise / run.clamp_min(1e-6), 0.0)
-
-
-@torch.enable_grad()
-def _turn(network: Network, pairs: engine.Pairs, norm: Norm, scale: float) -> engine.Pairs:
-    """Return the pairs after a step of power iteration, where it raised their quotient."""
-    ends = torch.cat([pairs.u, pairs.v]).requires_grad_()
-    images = network(ends).flatten(1)
-    count = len(pairs.step)
-    rise = images.detach()[:count] - images.detach()[count:]
-    pull = support(rise, norm)
-    gradient = torch.autograd.grad((images * torch.cat([pull, pull])).sum(), ends)[0]
-    towards = steepest((gradient[:count] + gradient[count:]).flatten(1), norm)
-    run = norm.length(pairs.difference)
-    reach = (scale * run).clamp_min(torch.minimum(run, torch.full_like(run, _NEAREST)))
-    turned = replace(
-        pairs, difference=(reach.unsqueeze(1) * towards).reshape(pairs.difference.shape)
-    )
-    moved = engine.Pairs.of(turned.u, turned.v, pairs.step, pairs.box)
-    before = _quotients(network, pairs.u, pairs.v, norm)
-    return moved.where(_quotients(network, moved.u, moved.v, norm) > before, pairs)

@@ -1,0 +1,251 @@
+"""A network that is asked and not read: how far apart it puts two inputs, and how sure that is.
+
+Nothing is proved in this way. Rounding can be bounded only where every operation is known, and what
+computes in unknown ways may round to float32 somewhere inside, or to worse. So the error is
+measured, by what an output changes for reasons that are none: in float32, in a batch, and at inputs
+as good as equal; that counts twice. Numbers that are rounded inside make steps of a size that one
+need not know: along the way from one input to the other, what each output jumps by counts, too. All
+of it is taken off. So a network that does jump has no constant, and is not found out here.
+"""
+
+import copy
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from lipbench import pairs as engine
+from lipbench.norm import Norm
+from lipbench.threat import Box
+from lipbench.turning import move, quotients, turn
+from lipbench.witness import points_of
+
+MARGIN = 0.01
+"""Share by which a measured quotient must exceed a claim to refute it, beside its own error."""
+
+_POINTS = 128
+_PAIRS = 12
+_STEPS = 40
+_BATCH = 64
+_APART = (0.01, 0.1, 1.0)
+"""Distances of a pair, as shares of 1 and the size of its inputs: far more than any rounding."""
+_NEAR = 1e-6
+"""As such a share, what two inputs differ by that are as good as equal: ten times as much as
+float32 resolves."""
+_JITTERS = 8
+_SHARE = 1e-6
+_DOUBT = 2.0
+_BATCHED = 1e-3
+_OUTPUTS = 256
+"""The outputs that change most, which are looked at."""
+_HALVINGS = 17
+"""As often the way between two inputs is halved to see what is a jump: to 1e-5 of it."""
+
+
+class Unmeasurable(Exception):
+    """A network's answers are not those of a function in float64; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Two inputs, and how far apart a network puts what it makes of them."""
+
+    u: Float[Tensor, "*shape"]
+    """In float64, with entries that float32 can hold."""
+    v: Float[Tensor, "*shape"]
+    quotient: float
+    """(‖f(u) - f(v)‖ - error) / ‖u - v‖, 0 if that is negative."""
+    error: float
+    """How far ‖f(u) - f(v)‖ is taken to be off: twice what was measured for each, and jumps."""
+    seconds: float
+
+
+def measure(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    norm: Norm,
+    domain: Box | None,
+    inputs: Tensor | None = None,
+    seed: int = 0,
+) -> Measured:
+    """Return the pair that a network expands most, of those that an ascent has found.
+
+    It climbs along gradients, as far as there are any.
+
+    Args:
+        model: The network in evaluation mode; what is measured is a copy of it in float64.
+        input_shape: Shape of one input, without the batch.
+        norm: Norm of inputs and outputs.
+        domain: Box that the pairs lie in, None for all of space.
+        inputs: Points to begin with, None to sample them.
+        seed: Fixes everything random.
+
+    Raises:
+        Unmeasurable: If the network cannot be evaluated in float64, gives what are no finite real
+            numbers, or answers the same input differently, alone or in a batch.
+    """
+    begin = time.perf_counter()
+    rng = torch.Generator().manual_seed(seed)
+    asked = _Asked(model, rng)
+    data = points_of(input_shape, domain, inputs, _POINTS, rng)
+    asked.check(data[:_BATCH])
+    climbers = _begin(asked, data, norm, domain, rng)
+    if asked.has_gradients(data[:1]):
+        size = float(norm.length(data).mean())
+        for count in range(_STEPS):
+            climbers = move(asked, climbers, norm)
+            nearest = _APART[0] * (1 + size)
+            climbers = turn(asked, climbers, norm, 1.0 if count % 2 else 0.5, nearest)
+    u, v = _candidates(climbers, norm, domain)
+    found = [_judged(asked, *pair, norm) for pair in zip(u, v, strict=True)]
+    best: Measured | None = None
+    for one in sorted(found, key=lambda one: -one.quotient):
+        if best is not None and one.quotient <= best.quotient:
+            break
+        smooth = _without_jumps(asked, one, norm)
+        best = smooth if best is None or smooth.quotient > best.quotient else best
+    assert best is not None
+    return replace(best, seconds=time.perf_counter() - begin)
+
+
+class _Asked:
+    """Copies of a network in float64 and float32, and how sure their answers are."""
+
+    def __init__(self, model: nn.Module, rng: torch.Generator) -> None:
+        try:
+            double = copy.deepcopy(model).to("cpu", torch.float64)
+            single = copy.deepcopy(model).to("cpu", torch.float32)
+        except Exception as error:
+            raise Unmeasurable(f"it cannot be copied: {error}") from error
+        self._double, self._single = (one.eval().requires_grad_(False) for one in (double, single))
+        self._rng = rng
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Shaped[Tensor, "batch outputs"]:
+        """Return the answers of the copy in float64."""
+        # Copies, which a network may write to.
+        parts = [self._double(part.clone()).flatten(1) for part in inputs.split(_BATCH)]
+        return torch.cat(parts)
+
+    def check(self, points: Float[Tensor, "batch *shape"]) -> None:
+        """Ask about some points, in several ways.
+
+        Raises:
+            Unmeasurable: As `measure` does.
+        """
+        with torch.no_grad():
+            try:
+                first, again, one = self(points), self(points), self(points[:1])
+            except Exception as error:
+                raise Unmeasurable(f"it cannot be evaluated in float64: {error}") from error
+            if first.dtype != torch.float64 or not first.isfinite().all():
+                raise Unmeasurable(f"it gives {first.dtype}, or numbers that are not finite.")
+            if not torch.equal(first, again):
+                raise Unmeasurable("it answers the same inputs differently when asked again.")
+            apart = float((first[:1] - one).abs().max())
+            if apart > _BATCHED * (1 + float(one.abs().max())):
+                raise Unmeasurable("its answer to an input depends on others in the batch.")
+
+    def has_gradients(self, points: Float[Tensor, "batch *shape"]) -> bool:
+        """Return whether autograd sees how the outputs depend on the inputs."""
+        with torch.enable_grad():
+            return bool(self(points.detach().requires_grad_()).requires_grad)
+
+    def answer(self, point: Float[Tensor, "*shape"], norm: Norm) -> tuple[Tensor, float]:
+        """Return the answer to an input that float32 can hold, and how far off it may be."""
+        shape = (_JITTERS, *point.shape)
+        noise = torch.randn(shape, generator=self._rng, dtype=torch.float64)
+        size = _NEAR * (1 + float(norm.length(point.unsqueeze(0))))
+        lengths = norm.length(noise).reshape(-1, *[1] * point.ndim)
+        near = point + size * noise / lengths
+        with torch.no_grad():
+            alone = self(point.unsqueeze(0))
+            batched = self(torch.cat([point.unsqueeze(0), near]))
+            single = self._single(point.to(torch.float32).unsqueeze(0)).flatten(1)
+        others = torch.cat([batched, single.to(torch.float64)])
+        off = float(norm.length(others - alone).max().nan_to_num(torch.inf))
+        return alone[0], off + _SHARE * float(norm.length(alone))
+
+
+def _begin(
+    asked: engine.Function, data: Tensor, norm: Norm, domain: Box | None, rng: torch.Generator
+) -> engine.Pairs:
+    near = data + 0.1 * torch.randn(data.shape, generator=rng, dtype=torch.float64)
+    if domain is not None:
+        near = near.clamp(*domain)
+    u, v = torch.cat([data, data]), torch.cat([near, data.roll(1, dims=0)])
+    found = quotients(asked, u, v, norm)
+    best = found.topk(min(_PAIRS, len(u))).indices
+    apart = norm.length(u - v)[best]
+    step = 0.1 * (apart / found[best].clamp_min(1e-12)) ** 2
+    return engine.Pairs.of(u[best], v[best], step, domain)
+
+
+def _candidates(pairs: engine.Pairs, norm: Norm, domain: Box | None) -> tuple[Tensor, Tensor]:
+    """Return the pairs, and others with the same middle and direction, in float32's numbers."""
+    u, v = pairs.u, pairs.v
+    middle, axes = (u + v) / 2, [1] * (u.ndim - 1)
+    run = norm.length(u - v).clamp_min(1e-12)
+    direction = (u - v) / run.reshape(-1, *axes)
+    found: list[tuple[Tensor, Tensor]] = [(u, v)]
+    for share in _APART:
+        reach = (share / 2 * (1 + norm.length(middle))).reshape(-1, *axes)
+        found.append((middle + reach * direction, middle - reach * direction))
+    first, second = (torch.cat(ends) for ends in zip(*found, strict=True))
+    return _single(first, domain), _single(second, domain)
+
+
+def _single(points: Tensor, domain: Box | None) -> Tensor:
+    """Return the points, in the domain and rounded to what float32 can hold."""
+    if domain is None:
+        return points.to(torch.float32).to(torch.float64)
+    lo, hi = domain
+    rounded = points.clamp(lo, hi).to(torch.float32)
+    middle = torch.full_like(rounded, (lo + hi) / 2)
+    wide = rounded.to(torch.float64)
+    outside = (wide < lo) | (wide > hi)
+    return torch.where(outside, rounded.nextafter(middle), rounded).to(torch.float64)
+
+
+def _judged(asked: _Asked, u: Tensor, v: Tensor, norm: Norm) -> Measured:
+    """Return a pair with its quotient, before it is looked for jumps."""
+    run = float(norm.length((u - v).unsqueeze(0)))
+    (one, own), (other, others) = (asked.answer(point, norm) for point in (u, v))
+    error = _DOUBT * (own + others)
+    # At half the least distance: the ends were rounded, and held by the domain.
+    least = _APART[0] / 2 * (1 + float(norm.length(u.unsqueeze(0))))
+    quotient = 0.0
+    if run >= least:
+        rise = (one - other)[_changed(one - other)]
+        quotient = max(0.0, float(norm.length(rise.unsqueeze(0))) - error) / run
+    return Measured(u=u, v=v, quotient=quotient, error=error, seconds=0.0)
+
+
+def _without_jumps(asked: _Asked, pair: Measured, norm: Norm) -> Measured:
+    """Return a pair whose error counts what its outputs jump by on the way from one to the other.
+
+    Each output is followed to the place where it changes most, by halves.
+    """
+    ends = torch.stack([pair.u, pair.v])
+    with torch.no_grad():
+        one, other = asked(ends[:1])[0], asked(ends[1:])[0]
+        chosen = _changed(one - other)
+        first, last = one[chosen], other[chosen]
+        lo, hi = torch.zeros(len(chosen)).double(), torch.ones(len(chosen)).double()
+        for _ in range(_HALVINGS):
+            middle = (lo + hi) / 2
+            share = middle.reshape(-1, *[1] * pair.u.ndim)
+            found = asked(pair.u + share * (pair.v - pair.u)).gather(1, chosen.unsqueeze(1))[:, 0]
+            before = (found - first).abs() > (last - found).abs()
+            lo, hi = torch.where(before, lo, middle), torch.where(before, middle, hi)
+            first, last = torch.where(before, first, found), torch.where(before, found, last)
+    jumps = float(norm.length((last - first).unsqueeze(0)))
+    run = float(norm.length((pair.u - pair.v).unsqueeze(0)))
+    quotient = max(0.0, pair.quotient - jumps / run)
+    return replace(pair, quotient=quotient, error=pair.error + jumps)
+
+
+def _changed(rise: Float[Tensor, " outputs"]) -> Tensor:
+    """Return which outputs are looked at; to leave some out makes no norm larger."""
+    return rise.abs().topk(min(_OUTPUTS, len(rise))).indices
