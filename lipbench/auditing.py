@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
+from lipbench.balls import local_radius
 from lipbench.blackbox import MARGIN, Measured, Unmeasurable, measure
 from lipbench.bound import Refused
 from lipbench.bracketing import Bracket, Computed, Unsound, bracket
@@ -250,7 +252,7 @@ def _accuracy(
     elif network is None:
         remarks.append("certified accuracy needs an upper bound, and there is none.")
     elif math.isfinite(found.upper):
-        radius = _radius(network, data, found)
+        radius = _radius(network, data, norm, epsilons, found)
     attacked: list[float | None] = [None] * len(epsilons)
     attack: Any = load("lipbench.attacks", "pgd", Attack)
     if norm not in attack.norms:
@@ -273,11 +275,15 @@ def _accuracy(
     )
 
 
-def _radius(network: Network, data: Labelled, found: Bracket) -> Tensor:
-    """Return for each sample the largest radius that one of the upper bounds certifies."""
+def _radius(
+    network: Network, data: Labelled, norm: Norm, epsilons: Sequence[float], found: Bracket
+) -> Tensor:
+    """Return for each sample the largest radius that an upper bound or its own ball certifies."""
     own = gaps(network, data.inputs, data.labels)
     uppers = [one.lipschitz for one in found.bounds if one.side in ("upper", "exact")]
     radii = [certified_radius(own, data.labels, network, upper) for upper in uppers]
+    with suppress(Refused):  # too large for it: then one constant for all has to do
+        radii.append(local_radius(network, norm, data.inputs, data.labels, own, epsilons))
     return torch.stack(radii).amax(dim=0)
 
 

@@ -72,7 +72,7 @@ class Evaluation:
     """One entry of the evaluation: it has its own key, so a new attack never retrains."""
 
     kind: str
-    """`plain`, `noise`, `attack` or `bound`."""
+    """`plain`, `noise`, `attack`, `bound` or `certificate`."""
     index: int
     """Position of the entry in its list of the settings."""
     key: str
@@ -192,6 +192,20 @@ def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
             )
         )
         earlier.append(found[-1].key)
+    for index, one in enumerate(settings.certificate):
+        found.append(
+            evaluation(
+                "certificate",
+                index,
+                {
+                    "name": one.name,
+                    "fields": fields_json(one.certificate),
+                    "source": source_digest(type(one.certificate)),
+                    "norm": str(one.norm),
+                    "certified": certified_epsilons(cell.benchmark, float(one.norm)),
+                },
+            )
+        )
     return tuple(found)
 
 

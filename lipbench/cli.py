@@ -251,7 +251,7 @@ def _only_for_methods(context: click.Context, option: click.Parameter, given: bo
 )
 @click.argument(
     "kind",
-    type=click.Choice(["methods", "attacks", "bounds", "datasets", "models"]),
+    type=click.Choice(["methods", "attacks", "bounds", "certificates", "datasets", "models"]),
     is_eager=True,  # the flag below asks for it
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")

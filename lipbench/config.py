@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lipbench.dataset import Dataset
-from lipbench.entries import attack_entry, bound_entry, method_entry, named, plugin, selection
+from lipbench.entries import (
+    attack_entry,
+    bound_entry,
+    certificate_entry,
+    method_entry,
+    named,
+    plugin,
+    selection,
+)
 from lipbench.fields import fields_json as fields_json
 from lipbench.model import Model
 from lipbench.places import ConfigError, Invalid, Place, attempt
@@ -124,6 +132,7 @@ def _evaluation(raw: Any, place: Place) -> EvaluationSettings:
         "noise": _list(raw, "noise", place, lambda one, at: structure(NoiseEntry, one, at)),
         "attack": _list(raw, "attack", place, attack_entry),
         "bound": _list(raw, "bound", place, bound_entry),
+        "certificate": _list(raw, "certificate", place, certificate_entry),
     }
     own = {key: value for key, value in raw.items() if key not in lists}
     return structure(EvaluationSettings, own, place, lists, lists)
@@ -164,7 +173,7 @@ def _list(
 
 
 def _entry(key: str, raw: Any, place: Place, make: Callable[[dict[str, Any], Place], T]) -> T:
-    if key in ("method", "attack", "bound"):
+    if key in ("method", "attack", "bound", "certificate"):
         raw = named(raw, key, place)
     elif not isinstance(raw, dict):
         raise place.report(f"{key} must be a table, got {raw!r}")

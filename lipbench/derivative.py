@@ -25,8 +25,8 @@ class Derivative:
     where it turns, a derivative moves by the square of how far the place is off."""
 
     def between(
-        self, lo: Float[Tensor, " neurons"], hi: Float[Tensor, " neurons"]
-    ) -> tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]]:
+        self, lo: Float[Tensor, "*neurons"], hi: Float[Tensor, "*neurons"]
+    ) -> tuple[Float[Tensor, "*neurons"], Float[Tensor, "*neurons"]]:
         """Return numbers between which the derivative lies on [lo, hi], and with it all quotients.
 
         They are rounded outwards, and are no numbers where the derivative cannot be computed.

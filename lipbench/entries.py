@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from lipbench.adversary import Attack
 from lipbench.bound import Bound
+from lipbench.certificate import Certificate
 from lipbench.discrepancy import Discrepancy
 from lipbench.fields import fields_json, keys
 from lipbench.method import Method
@@ -20,6 +21,7 @@ from lipbench.registry import GROUPS, PluginError, resolve
 from lipbench.settings import (
     AttackEntry,
     BoundEntry,
+    CertificateEntry,
     MethodEntry,
     SelectionSettings,
     TrainingSettings,
@@ -74,6 +76,13 @@ def attack_entry(table: Mapping[str, Any], place: Place) -> AttackEntry:
 def bound_entry(table: Mapping[str, Any], place: Place) -> BoundEntry:
     """Return an entry of `evaluation.bound`."""
     return _entry(BoundEntry, "lipbench.bounds", Bound, "bound", table, place)
+
+
+def certificate_entry(table: Mapping[str, Any], place: Place) -> CertificateEntry:
+    """Return an entry of `evaluation.certificate`."""
+    return _entry(
+        CertificateEntry, "lipbench.certificates", Certificate, "certificate", table, place
+    )
 
 
 def selection(raw: Any, place: Place) -> SelectionSettings | Literal["last"]:

@@ -173,7 +173,8 @@ def _broken(checkpoint: str, rows: list[Row], samples: dict[tuple[str, str], Ten
             distance = samples.get((row.eval_key, f"{outcome_name(row)}/distance"))
             if row.metric != "robust_accuracy" or row.norm != norm or distance is None:
                 continue
-            wrong = (radius[: len(distance)] > distance).nonzero().flatten().tolist()
+            both = min(len(radius), len(distance))
+            wrong = (radius[:both] > distance[:both]).nonzero().flatten().tolist()
             found += [
                 f"{checkpoint}: sample {n} is certified within {float(radius[n]):.9g} ({name}), "
                 f"and {row.estimator} broke it at distance {float(distance[n]):.9g}"
@@ -249,6 +250,8 @@ def _named(cell: Cell, evaluation: Evaluation) -> str:
         return f"attack {settings.attack[index].name!r}"
     if evaluation.kind == "bound":
         return f"bound {settings.bound[index].name!r}"
+    if evaluation.kind == "certificate":
+        return f"certificate {settings.certificate[index].name!r}"
     return "noise" if evaluation.kind == "noise" else "plain accuracy"
 
 

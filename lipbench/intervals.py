@@ -24,11 +24,11 @@ _FUNCTION = 16 * UNIT
 class Interval(NamedTuple):
     """Numbers that lie between two ends, entry by entry."""
 
-    lo: Float[Tensor, "rows columns"]
-    hi: Float[Tensor, "rows columns"]
+    lo: Float[Tensor, "*samples rows columns"]
+    hi: Float[Tensor, "*samples rows columns"]
 
     @property
-    def largest(self) -> Float[Tensor, "rows columns"]:
+    def largest(self) -> Float[Tensor, "*samples rows columns"]:
         """Return the largest absolute values."""
         return torch.maximum(self.lo.abs(), self.hi.abs())
 
@@ -85,7 +85,8 @@ def between(
         block: The neurons.
         reads: One column.
     """
-    return _local(block, reads), _range(block, reads)
+    least, most = local_slopes(block, reads)
+    return (least.squeeze(1), most.squeeze(1)), values_between(block, reads)
 
 
 def derivatives(
@@ -125,7 +126,7 @@ def combined(
     rows = [part.values.shape[0] for part in parts.values()] or [
         len(offset.values) if offset else 0
     ]
-    middle = torch.zeros(rows[0], known[0].lo.shape[1], dtype=torch.float64)
+    middle = torch.zeros(rows[0], known[0].lo.shape[-1], dtype=torch.float64)
     spread, size = torch.zeros_like(middle), torch.zeros_like(middle)
     terms = 4 + len(parts) + sum(part.values.shape[1] for part in parts.values())
     for source, part in parts.items():
@@ -143,28 +144,27 @@ def combined(
     return _outwards(middle - reach, middle + reach, UNIT * (middle.abs() + reach))
 
 
-def _local(block: Block, reads: Interval) -> tuple[Tensor, Tensor]:
-    """Return the slopes of neurons that read numbers in an interval."""
-    lo, hi = reads.lo.squeeze(1), reads.hi.squeeze(1)
+def local_slopes(
+    block: Block, reads: Interval
+) -> tuple[Float[Tensor, "neurons columns"], Float[Tensor, "neurons columns"]]:
+    """Return the least and largest slopes of neurons that read numbers in an interval."""
+    lo, hi = reads
+    least, most = block.lo.unsqueeze(1), block.hi.unsqueeze(1)
     if block.sides is not None:
-        left, right = block.sides
-        least, most = torch.minimum(left, right), torch.maximum(left, right)
+        left, right = (side.unsqueeze(1) for side in block.sides)
         is_right, is_left = lo >= 0, hi <= 0
         return (
-            torch.where(is_right, right, torch.where(is_left, left, least)),
-            torch.where(is_right, right, torch.where(is_left, left, most)),
+            torch.where(is_right, right, torch.where(is_left, left, torch.minimum(left, right))),
+            torch.where(is_right, right, torch.where(is_left, left, torch.maximum(left, right))),
         )
     if block.derivative is None:
-        return block.lo, block.hi
-    least, most = block.derivative.between(lo, hi)
+        return least.expand_as(lo), most.expand_as(hi)
+    low, high = block.derivative.between(lo, hi)
     # Where one is no number, these comparisons do not hold.
-    return (
-        torch.where(least > block.lo, least, block.lo),
-        torch.where(most < block.hi, most, block.hi),
-    )
+    return torch.where(low > least, low, least), torch.where(high < most, high, most)
 
 
-def _range(block: Block, reads: Interval) -> Interval:
+def values_between(block: Block, reads: Interval) -> Interval:
     """Return the values of neurons that read numbers in an interval."""
     lo, hi = reads.lo.T, reads.hi.T
     steep = torch.maximum(block.lo.abs(), block.hi.abs())

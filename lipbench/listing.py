@@ -15,6 +15,7 @@ KINDS = {
     "methods": "lipbench.method:Method",
     "attacks": "lipbench.adversary:Attack",
     "bounds": "lipbench.bound:Bound",
+    "certificates": "lipbench.certificate:Certificate",
     "datasets": "lipbench.dataset:Dataset",
     "models": "lipbench.model:Model",
 }

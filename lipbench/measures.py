@@ -21,6 +21,7 @@ from lipbench.incumbent import INCUMBENT, incumbent
 from lipbench.method import Claim
 from lipbench.network import Network
 from lipbench.noise import noise_accuracy
+from lipbench.norm import Norm
 from lipbench.rows import Row, box_text
 from lipbench.samples import outcome_name
 from lipbench.seeds import stream
@@ -256,22 +257,62 @@ def _add(
         _certify(subject, value, row, measured)
 
 
+def _certificate(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
+    entry = subject.cell.benchmark.evaluation.certificate[evaluation.index]
+    norm = entry.norm
+    row = replace(
+        blank,
+        metric="certified_accuracy",
+        norm=float(norm),
+        estimator=entry.name,
+        side="lower",
+        domain=box_text(None),
+    )
+    if not subject.is_classifier:
+        return _refused(row, "a regression")
+    if isinstance(subject.network, Refused):
+        return _refused(row, str(subject.network))
+    reason = entry.certificate.refuses(subject.network, norm)
+    if reason is not None:
+        return _refused(row, reason)
+    inputs, labels = subject.test.inputs.cpu(), subject.test.targets.cpu()
+    epsilons = certified_epsilons(subject.cell.benchmark, float(norm))
+    try:
+        radius = entry.certificate.radius(subject.network, norm, inputs, labels, epsilons)
+    except Refused as error:
+        return _refused(row, str(error))
+    if radius.shape != (len(inputs),) or bool(radius.isnan().any()):
+        return _without(row, "invalid", "its distances are not one number for each sample")
+    measured = Measured()
+    row = replace(row, flags=(*row.flags, *subject.network.flags))
+    _add_radius(subject, radius, row, measured)
+    return measured
+
+
 def _certify(subject: Subject, value: Lipschitz, row: Row, measured: Measured) -> None:
     """Add certified accuracy at the radii of the attacks, and quantiles of the radius."""
     assert isinstance(subject.network, Network)
-    test, norm = subject.test, float(value.norm)
+    test = subject.test
     own = gaps(subject.network, test.inputs.cpu(), test.targets.cpu())
     radius = certified_radius(own, test.targets, subject.network, value)
-    row = replace(row, split="test", n=len(test), side="lower", value=None)
-    for epsilon in certified_epsilons(subject.cell.benchmark, norm):
+    _add_radius(subject, radius, row, measured)
+    place = f"{subject.checkpoint}/certified/{row.estimator}/{value.norm}"
+    measured.samples[f"{place}/margin"] = own.amin(dim=1)
+
+
+def _add_radius(subject: Subject, radius: Tensor, row: Row, measured: Measured) -> None:
+    assert row.norm is not None
+    norm = Norm(row.norm)
+    row = replace(row, split="test", n=len(radius), side="lower", value=None)
+    for epsilon in certified_epsilons(subject.cell.benchmark, float(norm)):
         share = certified_accuracy(radius, epsilon)
         found = replace(row, metric="certified_accuracy", epsilon=epsilon, value=share)
         measured.add(found, radius > epsilon)
     for level, quantile in zip(QUANTILES, radius_quantiles(radius, QUANTILES), strict=True):
         metric = f"certified_radius_quantile[{level:g}]"
         measured.add(replace(row, metric=metric, value=quantile))
-    place = f"{subject.checkpoint}/certified/{row.estimator}/{value.norm}"
-    measured.samples |= {f"{place}/margin": own.amin(dim=1), f"{place}/radius": radius}
+    place = f"{subject.checkpoint}/certified/{row.estimator}/{norm}"
+    measured.samples[f"{place}/radius"] = radius
 
 
 _KINDS: dict[str, Callable[[Subject, Evaluation, Row], Measured]] = {
@@ -279,6 +320,7 @@ _KINDS: dict[str, Callable[[Subject, Evaluation, Row], Measured]] = {
     "noise": _noise,
     "attack": _attack,
     "bound": _bound,
+    "certificate": _certificate,
 }
 
 

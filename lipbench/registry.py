@@ -17,6 +17,7 @@ GROUPS = {
     "lipbench.methods": "method",
     "lipbench.attacks": "attack",
     "lipbench.bounds": "bound",
+    "lipbench.certificates": "certificate",
     "lipbench.datasets": "data set",
     "lipbench.models": "model",
 }

@@ -54,6 +54,9 @@ def _benchmark(benchmark: Benchmark) -> dict[str, Any]:
             "noise": plain(evaluation.noise),
             "attack": [_entry(entry, "attack", "name") for entry in evaluation.attack],
             "bound": [_entry(entry, "bound", "name") for entry in evaluation.bound],
+            "certificate": [
+                _entry(entry, "certificate", "name") for entry in evaluation.certificate
+            ],
         },
         "method": [method_json(entry) for entry in benchmark.methods],
     }

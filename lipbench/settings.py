@@ -6,6 +6,7 @@ from typing import Literal
 
 from lipbench.adversary import Attack
 from lipbench.bound import Bound
+from lipbench.certificate import Certificate
 from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method
@@ -134,6 +135,19 @@ class BoundEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CertificateEntry:
+    """Accuracy that is proved sample by sample, at the radii of the attacks in the same norm."""
+
+    certificate: Certificate
+    name: str
+    norm: Norm = _EUCLIDEAN
+
+    def __post_init__(self) -> None:
+        """Check the norm."""
+        require(norm_rule(f"certificate {self.name!r}", self.norm, self.certificate.norms))
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """What is measured of every checkpoint beside its plain accuracy."""
 
@@ -144,6 +158,7 @@ class EvaluationSettings:
     noise: tuple[NoiseEntry, ...] = ()
     attack: tuple[AttackEntry, ...] = ()
     bound: tuple[BoundEntry, ...] = ()
+    certificate: tuple[CertificateEntry, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the ranges."""

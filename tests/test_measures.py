@@ -1,6 +1,7 @@
 """The numbers of a run against those computed by hand from its saved weights, in numpy."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lipbench.normalise import Normalise
 from lipbench.rows import read_rows
 
 EPSILONS = [0.05, 0.2, 0.5]
+PRODUCT = {"estimator": "product"}
 SETTINGS = runs.config(
     model={"name": "mlp", "widths": [16], "activation": "sigmoid"},
     training={
@@ -37,6 +39,7 @@ SETTINGS = runs.config(
         ],
         "attack": [runs.PGD | {"epsilon": EPSILONS, "size": 30}],
         "bound": ["product", "jacobian", {"name": "jacobian", "domain": [0.0, 1.0]}],
+        "certificate": ["local_fastlip"],
     },
 )
 
@@ -193,18 +196,68 @@ def test_certified_accuracy_and_radii_follow_from_gaps(folder, checkpoint, weigh
     bound = value(folder, checkpoint, "lipschitz", estimator="product")
     assert (radius >= gaps.min(1) / (math.sqrt(2) * bound) - 1e-9)[gaps.min(1) > 0].all()
     for epsilon in EPSILONS:
-        found = value(folder, checkpoint, "certified_accuracy", epsilon=epsilon)
+        found = value(folder, checkpoint, "certified_accuracy", epsilon=epsilon, **PRODUCT)
         assert found == pytest.approx((radius > epsilon).mean())
     for level in (0.1, 0.25, 0.5, 0.75, 0.9):
-        found = value(folder, checkpoint, f"certified_radius_quantile[{level:g}]")
+        found = value(folder, checkpoint, f"certified_radius_quantile[{level:g}]", **PRODUCT)
         assert min(radius) - 1e-9 <= found <= np.quantile(radius, level) + 1e-6
 
 
-def test_certified_accuracy_is_never_above_accuracy_under_attack(folder, checkpoint):
+@pytest.mark.parametrize("estimator", ["product", "local_fastlip"])
+def test_certified_accuracy_is_never_above_accuracy_under_attack(folder, checkpoint, estimator):
+    own = {"estimator": estimator}
     for epsilon in EPSILONS:
-        certified = value(folder, checkpoint, "certified_accuracy", epsilon=epsilon)
+        certified = value(folder, checkpoint, "certified_accuracy", epsilon=epsilon, **own)
         assert certified <= value(folder, checkpoint, "test_accuracy")
-    assert value(folder, checkpoint, "certified_accuracy", epsilon=0.05) > 0
+    assert value(folder, checkpoint, "certified_accuracy", epsilon=0.05, **own) > 0
+
+
+def test_a_certificate_of_samples_has_the_rows_of_one_constant(folder, checkpoint):
+    """All 50 test samples, in the columns in which a bound certifies them."""
+    for metric in ("certified_accuracy", "certified_radius_quantile[0.5]"):
+        of_bound, own = (
+            rows(folder, checkpoint, metric, estimator=name)
+            for name in ("product", "local_fastlip")
+        )
+        assert len(own) == len(of_bound)
+        for one, other in zip(own, of_bound, strict=True):
+            assert (one.n, one.norm, one.side, one.split) == (50, 2.0, "lower", "test")
+            assert replace(one, value=0.0, seconds=0.0, estimator="", eval_key="") == replace(
+                other, value=0.0, seconds=0.0, estimator="", eval_key=""
+            )
+
+
+NO_NUMBERS = """
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from lipbench.certificate import Certificate
+from lipbench.norm import Norm
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Certificate):
+    norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2.0)})
+
+    def refuses(self, network, norm):
+        return "not today" if REFUSES else None
+
+    def radius(self, network, norm, inputs, labels, epsilons):
+        return torch.full((len(inputs),), torch.nan)
+"""
+
+
+@pytest.mark.parametrize(
+    ("refuses", "status", "flag"),
+    [("True", "refused", "not today"), ("False", "invalid", "not one number for each sample")],
+)
+def test_a_certificate_that_proves_nothing_says_why(publish, tmp_path, refuses, status, flag):
+    code = {"mine.py": NO_NUMBERS.replace("REFUSES", refuses)}
+    publish("stranger", {"lipbench.certificates": {"mine": "mine:Mine"}}, code)
+    evaluation = {"test_size": 20, "certificate": ["mine"]}
+    runs.run(runs.config(evaluation=evaluation), tmp_path / "run")
+    found = [row for row in results(tmp_path / "run") if row.estimator == "mine"]
+    assert [row.status for row in found] == [status] * 2
+    assert all(flag in row.flags[-1] and row.value is None for row in found)
 
 
 def test_the_evaluations_of_training_are_counted(folder):

@@ -1,0 +1,1 @@
+"""Built-in certificates of robustness, one published method per file."""
