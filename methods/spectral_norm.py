@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.constants import constant as step_constant
+from lipbench.legible import read
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
-from lipbench.net import Net, Skeleton
+from lipbench.net import Net
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.norms import converged_norm, power_iteration
-from lipbench.steps import Convolution, Dense, Linear, Slope
+from lipbench.reshaped import reshaped
+from lipbench.steps import Convolution, Linear, Slope
 
 if TYPE_CHECKING:
     from lipbench.data import Batch, Data
@@ -72,8 +74,7 @@ class SpectralNorm(Method):
         The function is the same for V of any size, but a step of the optimiser turns a small V
         further: with torch's initial sizes and c = 4, 4 and 10 the network collapsed.
         """
-        params = {name: value.detach() for name, value in model.named_parameters()}
-        net = Net(Skeleton(model, input_shape), params, dict(model.named_buffers()))
+        net = read(model, input_shape)
         h = {
             field: torch.tensor(getattr(self, field))
             for field in ("layer_bound", "last_layer_bound")
@@ -142,7 +143,7 @@ class SpectralNorm(Method):
     def _layers(self, net: Net) -> tuple[Linear, ...]:
         if self.conv_norm == "operator":
             return net.layers
-        return tuple(_reshaped(layer) for layer in net.layers)
+        return tuple(reshaped(layer) for layer in net.layers)
 
     def _bounds(self, net: Net, h: Scalars) -> list[Tensor]:
         slopes: list[float] = []
@@ -165,20 +166,3 @@ def _rest(network: Network) -> float:
         elif not (layer_seen and isinstance(step, Slope)):
             rest *= step_constant(step, Norm(2))
     return rest
-
-
-def _reshaped(layer: Linear) -> Linear:
-    """Return the dense layer whose matrix is a convolution's kernel, flattened per output."""
-    if not isinstance(layer, Convolution):
-        return layer
-    matrix = layer.weight.flatten(1)
-    rows, columns = matrix.shape
-    return Dense(
-        name=layer.name,
-        weight=matrix,
-        bias=None,
-        weight_name=layer.weight_name,
-        bias_name=None,
-        input_shapes=((columns,),),
-        output_shape=(rows,),
-    )
