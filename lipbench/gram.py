@@ -17,19 +17,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipbench.layerwise import convolution
+from lipbench.steps import Linear
+from lipbench.symbol import symbol_norm
+
+
+def gram_norm(step: Linear, iterations: int) -> Float[Tensor, ""]:
+    """Return an upper bound of a linear step's l2 norm, up to rounding.
+
+    A convolution is taken frequency by frequency, on a grid that is large enough for its padding.
+    This is pure tensor code, through which gradients flow.
+    """
+    kernel = convolution(step)
+    if kernel is None:
+        return gram_norms(step.weight.unsqueeze(0), iterations)[0]
+    return symbol_norm(kernel, lambda blocks: gram_norms(blocks, iterations))
+
 
 def gram_norms(matrices: Tensor, iterations: int) -> Float[Tensor, " batch"]:
-    """Return upper bounds of the l2 norms of real or complex float64 matrices, up to rounding.
+    """Return upper bounds of the l2 norms of real or complex matrices, up to rounding.
 
-    They fall with the number of iterations; without any they are Frobenius norms.
+    They fall with the number of iterations; without any they are Frobenius norms. This is pure
+    tensor code, through which gradients flow.
     """
-    # Squares of entries below 1e-162 would be 0.
-    largest = _positive(matrices.abs().amax(dim=(1, 2)))
+    # Squares of entries below 1e-162 would be 0. The result does not depend on what is divided by
+    # and multiplied with again, here and below, so that no gradient needs to go through it.
+    largest = _positive(matrices.detach().abs().amax(dim=(1, 2)))
     matrices = matrices / largest.view(-1, 1, 1)
     squared = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    log = torch.zeros(len(matrices), dtype=torch.float64)
+    log = torch.zeros_like(largest)
     for _ in range(iterations):
-        size = _positive(torch.linalg.matrix_norm(squared))
+        size = _positive(torch.linalg.matrix_norm(squared.detach()))
         squared = squared / size.view(-1, 1, 1)
         # (cG)(cG)* is c² times GG*, and its norm the square of that of G.
         log = 2 * (log + size.log())

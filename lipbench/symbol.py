@@ -41,19 +41,24 @@ def largest_symbol_norm(step: Convolution, norms: Norms | None = None) -> float:
         step: The convolution.
         norms: How to bound the norm of the symbol; None takes its largest singular value.
     """
+    return float(symbol_norm(step, norms))
+
+
+def symbol_norm(step: Convolution, norms: Norms | None = None) -> Float[Tensor, ""]:
+    """Return the same as a tensor: pure tensor code, whose gradient is that of `norms`."""
     if step.padding_mode in ("reflect", "replicate"):
-        return largest_symbol_norm(_behind_padding(step), norms) * math.sqrt(_most_copies(step))
+        return symbol_norm(_behind_padding(step), norms) * math.sqrt(_most_copies(step))
     periods, strides, repeats = [], [], 1.0
     for axis in range(step.weight.ndim - 2):
         period, stride, repeat = _axis(step, axis)
         periods.append(period)
         strides.append(stride)
         repeats *= repeat
-    largest = max(
+    parts = [
         _largest(_periodic(weight, step.dilation, periods), strides, norms or _singular)
         for weight in step.weight.chunk(step.groups)
-    )
-    return largest * math.sqrt(repeats)
+    ]
+    return torch.stack(parts).amax() * math.sqrt(repeats)
 
 
 def repetition(step: Convolution) -> float:
@@ -107,11 +112,11 @@ def _periodic(weight: Tensor, dilation: tuple[int, ...], periods: list[int]) -> 
         taps = torch.arange(weight.shape[2 + axis], device=weight.device) * dilation[axis] % period
         shape = list(weight.shape)
         shape[2 + axis] = period
-        weight = weight.new_zeros(shape).index_add_(2 + axis, taps, weight)
+        weight = weight.new_zeros(shape).index_add(2 + axis, taps, weight)
     return weight
 
 
-def _largest(kernel: Tensor, strides: list[int], norms: Norms) -> float:
+def _largest(kernel: Tensor, strides: list[int], norms: Norms) -> Tensor:
     """Return the largest norm over all frequencies of a periodic kernel."""
     axes = len(strides)
     symbol = torch.fft.fftn(kernel, dim=tuple(range(2, kernel.ndim)))
@@ -126,5 +131,5 @@ def _largest(kernel: Tensor, strides: list[int], norms: Norms) -> float:
     symbol = symbol.narrow(axes - 1, 0, symbol.shape[axes - 1] // 2 + 1)
     blocks = symbol.reshape(math.prod(symbol.shape[:axes]), kernel.shape[0], -1)
     chunk = max(1, _CHUNK // blocks[0].numel())
-    values = [float(norms(part).max()) for part in blocks.split(chunk)]
-    return max(values) / math.sqrt(math.prod(strides))
+    values = [norms(part).amax() for part in blocks.split(chunk)]
+    return torch.stack(values).amax() / math.sqrt(math.prod(strides))

@@ -6,12 +6,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.gram import gram_norms
-from lipbench.layerwise import convolution, layerwise
+from lipbench.gram import gram_norm
+from lipbench.layerwise import layerwise
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.steps import Linear
-from lipbench.symbol import largest_symbol_norm
 from lipbench.threat import Box
 
 
@@ -52,7 +51,4 @@ class Gram(Bound):
         return layerwise(network, domain, self._norm)
 
     def _norm(self, step: Linear) -> float:
-        kernel = convolution(step)
-        if kernel is None:
-            return float(gram_norms(step.weight.unsqueeze(0), self.iterations)[0])
-        return largest_symbol_norm(kernel, lambda blocks: gram_norms(blocks, self.iterations))
+        return float(gram_norm(step, self.iterations))
