@@ -11,18 +11,16 @@ from lipbench.layerwise import convolution, layerwise
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.steps import Linear
-from lipbench.symbol import repetition
 from lipbench.threat import Box
+from lipbench.toeplitz import sampled_norm, too_many_taps
 
 
 @dataclass(frozen=True, kw_only=True)
 class LipBound(Bound):
     """Multiply layer norms; that of a convolution from the Frobenius norm of its symbol.
 
-    The symbol is sampled, and what may lie between the samples is a factor: a polynomial of degree
-    d in each of D variables, known at S points per period and variable, is nowhere larger than
-    (1 - 2d/S)^(-D/2) times its largest sample. Strides are not used. Dense layers have their exact
-    norm.
+    The symbol is sampled, and what may lie between the samples is a factor. Strides are not used.
+    Dense layers have their exact norm.
 
     Source:
         Araujo, Negrevergne, Chevaleyre, Atif, On Lipschitz Regularization of Convolutional Layers
@@ -38,11 +36,8 @@ class LipBound(Bound):
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return which kernel has too many taps for the samples, or None."""
-        for layer in network.layers:
-            taps = max(layer.weight.shape[2:], default=0)
-            if taps // 2 * 2 >= self.samples:
-                return f"layer {layer.name!r} has {taps} taps along an axis: raise samples."
-        return None
+        reasons = [too_many_taps(layer, self.samples) for layer in network.layers]
+        return next((f"{reason}." for reason in reasons if reason), None)
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the transforms take."""
@@ -63,13 +58,4 @@ class LipBound(Bound):
         kernel = convolution(step)
         if kernel is None:
             return float(torch.linalg.matrix_norm(step.weight, ord=2))
-        axes = kernel.weight.ndim - 2
-        # Centred, an even number of taps reaches half of it to one side.
-        degree = max(kernel.weight.shape[2:]) // 2
-        between = (1 - 2 * degree / self.samples) ** (-axes / 2)
-        largest = 0.0
-        for part in kernel.weight.chunk(kernel.groups):
-            size = [self.samples] * axes
-            symbol = torch.fft.fftn(part, s=size, dim=tuple(range(2, part.ndim)))
-            largest = max(largest, float(symbol.abs().square().sum(dim=(0, 1)).max()))
-        return repetition(kernel) * between * largest**0.5
+        return float(sampled_norm(kernel, self.samples))
