@@ -199,5 +199,5 @@ def _accuracy(
 def _finite(params: Tree, loss: Float[Tensor, " trials"]) -> Tensor:
     finite = loss.isfinite()
     for value in params.values():
-        finite = finite & value.flatten(1).isfinite().all(dim=1)
+        finite = finite & value.reshape(len(value), -1).isfinite().all(dim=1)
     return finite

@@ -55,7 +55,7 @@ class GramRegularization(Method):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 3.5
+        return 4.0
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be read, or None."""

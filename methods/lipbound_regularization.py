@@ -63,7 +63,7 @@ class LipBoundRegularization(Method):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 1.4 if self.dense == "frobenius" else 10.0
+        return 1.3 if self.dense == "frobenius" else 10.0
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be read, has too many taps or no logarithm; None if all do."""

@@ -56,7 +56,7 @@ class SpectralRegularization(Method):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 2.4 if self.estimate == "power" else 10.0
+        return 2.0 if self.estimate == "power" else 10.0
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be read, or has no matrix of the kind asked for, or None."""
