@@ -32,7 +32,7 @@ def convolutional(*, seed=0):
     return a_net(module.double(), SHAPE)
 
 
-def penalty(name, net, state=None, **fields):
+def penalty(name, net, state=None, draw=None, **fields):
     """Return the objective less the loss, its gradients, and the state after it."""
     trial = Trial(entry=an_entry(name, **fields), seed=0)
     h = {key: torch.tensor(value, dtype=torch.float64) for key, value in trial.scalars().items()}
@@ -43,7 +43,7 @@ def penalty(name, net, state=None, **fields):
 
     def difference(params):
         now = net.with_params(params)
-        value, after = trial.method.loss(now, batch, {"buffers": {}, **state}, {}, h)
+        value, after = trial.method.loss(now, batch, {"buffers": {}, **state}, draw or {}, h)
         return value - batch.loss(now(batch.inputs)), after
 
     gradients, (value, after) = torch.func.grad_and_value(difference, has_aux=True)(net.params)
