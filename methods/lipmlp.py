@@ -40,7 +40,7 @@ class LipMLP(Method):
     """
 
     stackable: ClassVar[bool] = True
-    strength: ClassVar[Strength] = Strength(field="alpha", scale=1e-4)
+    strength: ClassVar[Strength] = Strength(field="alpha", scale=1e-3)
 
     alpha: float = 1e-6
     """Weight of the product; where the discrepancy principle starts."""

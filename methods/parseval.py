@@ -68,7 +68,7 @@ class Parseval(Method):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 1.6
+        return 2.0
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be read, or is so large that the retraction diverges."""
