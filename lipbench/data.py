@@ -22,6 +22,8 @@ class Batch:
     box: Box | None = (0.0, 1.0)
     index: Int[Tensor, " batch"] | None = None
     """Position of each sample in the training split, for state per sample; None elsewhere."""
+    data: "Data | None" = None
+    """What the batch is drawn from in training, the same for all trials; None elsewhere."""
 
     def losses(self, outputs: Float[Tensor, "batch outputs"]) -> Float[Tensor, " batch"]:
         """Return the loss of each sample: cross entropy in nats, or squared error."""

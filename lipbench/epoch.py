@@ -96,7 +96,7 @@ def _step(
 ) -> tuple[Tree, Tree, Tree, Tensor, Tensor]:
     """Return one trial after one step, its objective before and its batch accuracy after it."""
     method, data = ensemble.method, ensemble.data
-    batch = Batch(inputs, targets, data.task, data.box, rows)
+    batch = Batch(inputs, targets, data.task, data.box, rows, data)
 
     def objective(params: Tree, rising: Tree) -> tuple[Tensor, Tree]:
         net = Net(ensemble.trained, params, state["buffers"], ensemble.meter)
@@ -122,9 +122,9 @@ def _draws(
 ) -> Tree:
     if type(ensemble.method).draw is Method.draw:
         return {}
-    drawn = []
+    drawn, data = [], ensemble.data
     for number, trial in enumerate(ensemble.trials):
         samples = (inputs[number], targets[number])
-        batch = Batch(*samples, ensemble.data.task, ensemble.data.box, rows[number])
+        batch = Batch(*samples, data.task, data.box, rows[number], data)
         drawn.append(trial.method.draw(batch, progress.streams["method"][number]))
     return stack(drawn)
