@@ -1,0 +1,51 @@
+"""Input-gradient regularisation, or double backpropagation."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lipbench.data import Batch
+from lipbench.method import Method, Scalars, State, Strength
+from lipbench.net import Net
+from lipbench.sensitivity import squared_slopes
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputGradient(Method):
+    """Penalise the slope of the loss in the inputs: loss + lambda·mean ‖∇ₓ l(f(x), y)‖₂².
+
+    To first order it bounds how much an attack raises the loss at the data. The slope of cross
+    entropy also vanishes where the network is sure, however steep it is; the method guarantees
+    nothing. The slope is that of the network in evaluation mode.
+
+    Source:
+        Drucker, LeCun, Improving Generalization Performance Using Double Backpropagation (1992),
+        with ½ for lambda. Ross, Doshi-Velez, Improving the Adversarial Robustness and
+        Interpretability of Deep Neural Networks by Regularizing their Input Gradients (2018),
+        which has the sum over samples for the mean, and searches for lambda on a grid.
+    """
+
+    stackable: ClassVar[bool] = True
+    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.1)
+
+    lambda_: float = 0.1
+    """Weight of the mean squared slope; where the discrepancy principle starts."""
+
+    def __post_init__(self) -> None:
+        if not self.lambda_ >= 0:
+            raise ValueError(f"lambda must be at least 0, got {self.lambda_}.")
+
+    @property
+    def cost(self) -> float:
+        """Return the cost of a step in steps of standard training."""
+        return 2.3
+
+    def loss(
+        self, net: Net, batch: Batch, state: State, draw: dict[str, Tensor], h: Scalars
+    ) -> tuple[Float[Tensor, ""], State]:
+        """Return the mean loss of the batch and the penalty."""
+        outputs, buffers = net.train(batch.inputs)
+        penalty = h["lambda_"] * squared_slopes(net, batch.inputs, batch.losses).mean()
+        return batch.loss(outputs) + penalty, {**state, "buffers": buffers}
