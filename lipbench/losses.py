@@ -64,6 +64,17 @@ def lead(
     return pair[:, 0] - pair[:, 1]
 
 
+def divergence(
+    logits: Float[Tensor, "batch classes"], others: Float[Tensor, "batch classes"]
+) -> Float[Tensor, " batch"]:
+    """Return KL(p ‖ q) in nats, p and q the softmax of `logits` and of `others`.
+
+    It is at least 0, up to rounding, and 0 where both agree.
+    """
+    log_p, log_q = logits.log_softmax(dim=1), others.log_softmax(dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
 def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     is_own = torch.arange(logits.shape[1], device=logits.device) == labels.unsqueeze(1)
     own = logits.take_along_dim(labels.unsqueeze(1), dim=1).squeeze(1)
