@@ -97,25 +97,32 @@ def start(network: Network, rng: torch.Generator) -> Vectors:
     return {**vectors, **converged(network, vectors)}
 
 
-def converged(network: Network, vectors: Mapping[str, Any], tolerance: float = 1e-5) -> Vectors:
-    """Return the vectors after as many iterations as it takes; not for use in a step.
+def converged(network: Network, vectors: Mapping[str, Any]) -> Vectors:
+    """Return the vectors after as many iterations as it takes; not for use in a step."""
+    return {
+        _right(number): settled(step, vectors[_right(number)]) for number, step in _linear(network)
+    }
+
+
+def settled(
+    step: Linear, start: Float[Tensor, "*input"], tolerance: float = 1e-5
+) -> Float[Tensor, "*input"]:
+    """Return a right singular vector of the largest singular value, by power iteration.
 
     Args:
-        network: The network.
-        vectors: Those to start from.
-        tolerance: Relative gain of a norm in ten iterations at which it counts as converged.
+        step: A linear step with plain, not stacked, parameters.
+        start: Any vector.
+        tolerance: Relative gain of the norm in ten iterations at which it counts as converged;
+            after a thousand it does in any case.
     """
-    found = {}
-    for number, step in _linear(network):
-        right, before = vectors[_right(number)], -math.inf
-        for _ in range(100):
-            sigma = power_iteration(step, right, 10)
-            right, value = sigma.right, float(sigma.value)
-            if not value - before > tolerance * value:
-                break
-            before = value
-        found[_right(number)] = right
-    return found
+    right, before = start, -math.inf
+    for _ in range(100):
+        sigma = power_iteration(step, right, 10)
+        right, value = sigma.right, float(sigma.value)
+        if not value - before > tolerance * value:
+            break
+        before = value
+    return right
 
 
 def constant(
