@@ -15,11 +15,11 @@ from lipbench.method import Summary
 
 
 def of_rows(
-    pairs: Float[Tensor, "classes classes"], rows: Int[Tensor, " batch"]
-) -> Float[Tensor, "batch classes"]:
+    table: Float[Tensor, "classes columns"], rows: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch columns"]:
     """Return the row of each sample."""
-    # Not pairs[rows], whose gradient a GPU adds up in any order.
-    return _one_hot(rows, len(pairs)).to(pairs.dtype) @ pairs
+    # Not table[rows], whose gradient a GPU adds up in any order.
+    return _one_hot(rows, len(table)).to(table.dtype) @ table
 
 
 def bottom(

@@ -1,0 +1,291 @@
+"""What a chain of layers can do in a ball around each sample: with gradients, for training.
+
+While x' lies in the ball, a neuron whose function has slopes of absolute value c at most, on all
+that it can read there, is √c·ψ(√c·z), where ψ changes by no more than its argument. So what the
+neurons of layer l say changes by at most √c_l·R_l with R_l = ‖C_l W_l C_{l-1}‖·R_{l-1}, C the
+diagonal of √c and R_0 the radius. For ReLUs c is 0 or 1: a neuron that is off on the whole ball
+drops out. Where neurons can be is known from intervals, and from R and the lengths of rows.
+
+Norms are followed by power iteration on one vector for each sample and layer, and lie a little
+below the true ones: nothing is certified here. The slopes count as constants where gradients are
+taken.
+
+Source:
+    Huang, Zhang, Shi, Kolter, Anandkumar, Training Certifiably Robust Neural Networks with
+    Efficient Local Lipschitz Bounds (NeurIPS 2021), https://arxiv.org/abs/2111.01395, section 3.
+    Slopes other than 0 and 1 are this project's.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lipbench.constants import constant
+from lipbench.margins import of_rows
+from lipbench.network import Network
+from lipbench.norm import Norm
+from lipbench.steps import (
+    Convolution,
+    Dense,
+    Linear,
+    MaxPool,
+    Rearrange,
+    Scale,
+    Shape,
+    Slope,
+    Step,
+)
+
+Vectors = dict[str, Tensor]
+"""For each linear step a singular vector of every sample, ready to be a part of a state."""
+
+_KICK = 0.01
+"""Length of what is added to a vector, which would never leave neurons that were all there was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vicinity:
+    """How far the values that a layer reads can move, each by itself and all together."""
+
+    values: Float[Tensor, "batch features"]
+    """What they are at the samples."""
+    lo: Float[Tensor, "batch features"]
+    """The least that each can be in the ball, and the most."""
+    hi: Float[Tensor, "batch features"]
+    roots: Float[Tensor, "batch features"]
+    """√c: the values, divided by these, move by no more than `reach`; those with 0 do not move."""
+    reach: Float[Tensor, " batch"]
+
+    def rises(self, last: Dense, own: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
+        """Return by how much each logit can gain on the own one, by the ball or by intervals."""
+        rows = last.weight - of_rows(last.weight, own).unsqueeze(1)
+        by_ball = self.reach.unsqueeze(1) * _length(rows * self.roots.unsqueeze(1), dims=(2,))
+        up, down = (self.hi - self.values).clamp_min(0), (self.values - self.lo).clamp_min(0)
+        gains = rows.clamp_min(0) * up.unsqueeze(1) - rows.clamp_max(0) * down.unsqueeze(1)
+        return torch.minimum(by_ball, gains.sum(dim=2))
+
+
+def why_not(network: Network) -> str | None:
+    """Return which step of a network, up to its last layer, has no rule here, or None."""
+    if not network.is_chain:
+        return "the network is no chain of layers"
+    for number, step in enumerate(network.steps):
+        reason = _why_not(step, first=number == 0)
+        if reason is not None:
+            return f"step {step.name!r} ({type(step).__name__}) {reason}"
+    return None
+
+
+def start(network: Network, samples: int, rng: torch.Generator) -> Vectors:
+    """Return random vectors, on that side of each layer where they are shorter."""
+    return {
+        _vector(number): torch.randn(samples, *_side(step), generator=rng).to(step.weight)
+        for number, step in enumerate(network.steps)
+        if isinstance(step, Linear)
+    }
+
+
+def entries(network: Network) -> int:
+    """Return how many numbers the vectors of one sample are."""
+    return sum(math.prod(_side(step)) for step in network.layers)
+
+
+def read(state: Mapping[str, Any], network: Network, index: Int[Tensor, " batch"]) -> Vectors:
+    """Return the vectors of some samples."""
+    # Not values[index], which vmap refuses.
+    return {
+        name: state[name].take_along_dim(_as_rows(index, state[name]), dim=0)
+        for name in _names(network)
+    }
+
+
+def written(state: Mapping[str, Any], vectors: Vectors, index: Int[Tensor, " batch"]) -> Vectors:
+    """Return the vectors of all samples with those of some replaced."""
+    return {
+        name: state[name].scatter(0, _as_rows(index, own).expand_as(own), own)
+        for name, own in vectors.items()
+    }
+
+
+def around(
+    network: Network,
+    inputs: Float[Tensor, "batch *shape"],
+    radius: float | Float[Tensor, ""],
+    vectors: Vectors,
+    iterations: int = 1,
+) -> tuple[Vicinity, Vectors]:
+    """Return how far the outputs of a chain can move in a ball around each sample.
+
+    This is pure tensor code for use inside `torch.func.vmap`.
+
+    Args:
+        network: A chain that `why_not` has no reason against; its outputs are vectors.
+        inputs: The centres of the balls.
+        radius: In pixel units, l2 norm.
+        vectors: Those of the samples.
+        iterations: Steps of power iteration before a norm is taken.
+
+    Returns:
+        The vicinity, and the vectors moved on.
+    """
+    ball = _Ball(inputs, radius * torch.ones_like(inputs.flatten(1)[:, 0]), vectors, iterations)
+    for number, step in enumerate(network.steps):
+        ball.pass_through(step, _vector(number))
+    ball.close(None)
+    vicinity = Vicinity(
+        values=ball.values, lo=ball.lo, hi=ball.hi, roots=ball.roots, reach=ball.reach
+    )
+    return vicinity, ball.moved
+
+
+class _Ball:
+    """What is known of the values so far."""
+
+    def __init__(
+        self, inputs: Tensor, radius: Float[Tensor, " batch"], vectors: Vectors, iterations: int
+    ) -> None:
+        self.values, self.reach = inputs, radius
+        self.lo, self.hi = inputs - _as_rows(radius, inputs), inputs + _as_rows(radius, inputs)
+        self.roots = torch.ones_like(inputs)
+        self.vectors, self.iterations = vectors, iterations
+        self.moved: Vectors = {}
+        self._open: tuple[Linear, str] | None = None
+        """A linear step whose values have no slopes yet, so that its norm is not known."""
+
+    def pass_through(self, step: Step, name: str) -> None:
+        if isinstance(step, Linear):
+            self.close(None)
+            self._read(step)
+            self._open = step, name
+        elif isinstance(step, Slope):
+            slopes = _steepest(step, self.lo.detach(), self.hi.detach())
+            if self._open is None:
+                self.roots = self.roots * slopes
+            self.close(slopes.sqrt())
+            self.values, self.lo, self.hi = (step(one) for one in (self.values, self.lo, self.hi))
+        elif isinstance(step, MaxPool):
+            # A maximum moves by no more than its window does, and reads at most the largest root.
+            self.close(None)
+            self.reach = self.reach * constant(step, Norm(2))
+            self.values, self.lo, self.hi, self.roots = (
+                step(one) for one in (self.values, self.lo, self.hi, self.roots)
+            )
+        elif isinstance(step, Scale):
+            factor = step.factor.abs()
+            half = factor * (self.hi - self.lo) / 2
+            self.values, self.reach = step(self.values), self.reach * factor.amax()
+            self.lo, self.hi = self.values - half, self.values + half
+        else:
+            shape = self.values.shape[0], *step.output_shape
+            names = (
+                ("values", "lo", "hi", "roots") if self._open is None else ("values", "lo", "hi")
+            )
+            for one in names:
+                setattr(self, one, getattr(self, one).reshape(shape))
+
+    def close(self, roots: Tensor | None) -> None:
+        """Take the norm of the linear step that waits for the slopes behind it."""
+        if self._open is None:
+            return
+        step, name = self._open
+        behind = torch.ones_like(self.values) if roots is None else roots
+        outside = behind.reshape(behind.shape[0], *step.output_shape)
+        norms, self.moved[name] = _norms(
+            step, self.roots, outside, self.vectors[name], self.iterations
+        )
+        self.reach, self.roots, self._open = self.reach * norms, behind, None
+
+    def _read(self, step: Linear) -> None:
+        middle, half = (self.lo + self.hi) / 2, (self.hi - self.lo) / 2
+        middle, spread = step(middle), step.absolute().apply(half)
+        squares = replace(step, weight=step.weight.square(), bias=None).apply(self.roots.square())
+        self.values = step(self.values)
+        ball = _as_rows(self.reach, squares) * _root(squares)
+        self.lo = torch.maximum(middle - spread, self.values - ball)
+        self.hi = torch.minimum(middle + spread, self.values + ball)
+
+
+def _why_not(step: Step, first: bool) -> str | None:
+    if isinstance(step, Convolution) and step.padding_mode != "zeros":
+        return f"pads with {step.padding_mode!r} entries, and only zeros have a rule"
+    if isinstance(step, Linear | Rearrange | MaxPool):
+        return None
+    if isinstance(step, Scale):
+        is_ours = first and step.weight_name is None
+        return None if is_ours else "has a rule only as a first step without weights"
+    if not isinstance(step, Slope):
+        return "has no local rule; layers, activations and maxima have"
+    if isinstance(step.lo, Tensor) or step.lo < 0:
+        return "has no rule, for it is no fixed function that rises everywhere"
+    if step.sides is None and step.derivative is None:
+        return "has no rule, for nothing is known of its slopes in an interval"
+    return None
+
+
+def _steepest(step: Slope, lo: Tensor, hi: Tensor) -> Tensor:
+    """Return the largest slopes between two ends, of a function that rises."""
+    if step.sides is not None:
+        left, right = (torch.as_tensor(side).to(lo) for side in step.sides)
+        crossing = torch.maximum(left, right)
+        return torch.where(lo >= 0, right, torch.where(hi <= 0, left, crossing))
+    assert step.derivative is not None
+    _, most = step.derivative.between(lo.flatten(), hi.flatten())
+    return most.reshape(lo.shape).clamp(0, float(step.constant))
+
+
+def _norms(
+    step: Linear, inside: Tensor, outside: Tensor, start: Tensor, iterations: int
+) -> tuple[Float[Tensor, " batch"], Tensor]:
+    """Return ‖diag(outside) W diag(inside)‖ for each sample, and the vectors moved on."""
+
+    def forth(layer: Linear, vectors: Tensor) -> Tensor:
+        return outside * layer.apply(inside * vectors)
+
+    def back(layer: Linear, vectors: Tensor) -> Tensor:
+        return inside * layer.adjoint(outside * vectors)
+
+    there, home = (forth, back) if _side(step) == step.input_shape else (back, forth)
+    fixed = step.detach()
+    vector = start + _KICK / math.sqrt(start[0].numel())
+    vector = _unit(vector, start)
+    for _ in range(iterations):
+        vector = _unit(home(fixed, there(fixed, vector)), vector)
+    images = there(step, vector)
+    return _length(images, dims=tuple(range(1, images.ndim))), vector.detach()
+
+
+def _side(step: Linear) -> Shape:
+    inside, outside = step.input_shape, step.output_shape
+    return outside if math.prod(outside) < math.prod(inside) else inside
+
+
+def _unit(vectors: Tensor, fallback: Tensor) -> Tensor:
+    lengths = _as_rows(torch.linalg.vector_norm(vectors.flatten(1), dim=1), vectors)
+    return torch.where(lengths > 0, vectors / torch.where(lengths > 0, lengths, 1.0), fallback)
+
+
+def _length(vectors: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return _root(vectors.square().sum(dim=dims))
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Return the root, with gradient 0 where it is 0."""
+    some = squares > 0
+    return torch.where(some, torch.where(some, squares, 1.0).sqrt(), 0.0)
+
+
+def _as_rows(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _names(network: Network) -> list[str]:
+    return [_vector(n) for n, step in enumerate(network.steps) if isinstance(step, Linear)]
+
+
+def _vector(number: int) -> str:
+    return f"local_{number}"

@@ -1,0 +1,145 @@
+"""Local-Lip: margins against a Lipschitz constant around each sample."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lipbench import followed, margins, vicinity
+from lipbench.bound import Refused
+from lipbench.method import Method, Scalars, State, Strength, Summary
+from lipbench.net import Net
+
+if TYPE_CHECKING:
+    from lipbench.data import Batch, Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalLip(Method):
+    """Train margins against what the network can do within epsilon of each sample.
+
+    A neuron that is constant while x' stays in the ball does not count in the norms of the layers
+    beside it, so that the constant is smaller than the global one, and gets smaller still when
+    training turns neurons off. A logit rises against another by the local constant times the
+    distance of their rows, or by what intervals allow if that is less.
+
+    With `form` "bottom" the objective is cross entropy over the classes and a class ⊥, whose logit
+    is the largest that a class other than the predicted one can rise to: the loss of GloRo. With
+    "worst" it is kappa times cross entropy plus 1 - kappa times that of the logits which have all
+    risen against the label, where kappa falls from 1 as epsilon grows.
+
+    The network is a chain of dense and convolutional layers, padded with zeros, maxima over
+    windows, and activations that rise everywhere, such as ReLU, also clipped. A normalisation by
+    fixed numbers may stand before it; batch normalisation may not.
+    Norms are followed by power iteration on one vector per training sample and layer, and lie a
+    little below the true ones. Nothing is guaranteed in advance.
+
+    Source:
+        Huang, Zhang, Shi, Kolter, Anandkumar, Training Certifiably Robust Neural Networks with
+        Efficient Local Lipschitz Bounds (NeurIPS 2021), https://arxiv.org/abs/2111.01395, section
+        3, and the authors' code for the schedules, which run over half of 300 epochs. There the
+        worst logits are searched in the ball and the box at once; here the better of both counts.
+    """
+
+    stackable: ClassVar[bool] = True
+    strength: ClassVar[Strength] = Strength(field="epsilon", scale=0.1)
+
+    epsilon: float = 0.3
+    """Radius of the balls in pixel units, l2 norm. The authors train at 1.58 for MNIST."""
+    form: Literal["bottom", "worst"] = "bottom"
+    """Which logits have risen: that of ⊥, or all wrong ones."""
+    kappa: float = 0.0
+    """Weight of plain cross entropy in the form "worst", once epsilon has grown to its value."""
+    ramp: float = 0.5
+    """Share of the epochs over which epsilon grows to its value."""
+    first: float = 0.01
+    """Share of epsilon in the first epoch, if it grows."""
+    iterations: int = 2
+    """Steps of power iteration each time a sample is seen; the authors take 5 for MNIST and 2 for
+    CIFAR-10."""
+    largest: int = 2**27
+    """Most numbers that the vectors of all training samples may be; each step copies them."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be at least 0 and finite, got {self.epsilon}.")
+        for field in ("kappa", "ramp", "first"):
+            value = getattr(self, field)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{field} must be in [0, 1], got {value}.")
+        for field in ("iterations", "largest"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")
+
+    @property
+    def cost(self) -> float:
+        """Return the cost of a step in steps of standard training."""
+        return 6.0
+
+    def refuses(self, model: nn.Module, data: "Data") -> str | None:
+        """Return why there are no margins, or no local constant to hold them against, or None."""
+        if data.task != "classification":
+            return "margins need classes, and the data set is a regression"
+        try:
+            trunk, _ = followed.split(followed.read(model, data.dataset.input_shape))
+        except Refused as error:
+            return str(error).rstrip(".")
+        reason = vicinity.why_not(trunk)
+        size = len(data.train) * vicinity.entries(trunk)
+        if reason is None and size > self.largest:
+            return (
+                f"its vectors for {len(data.train)} samples are {size} numbers, more than largest "
+                f"= {self.largest}: raise it, or lower train_size"
+            )
+        return reason
+
+    def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
+        """Return random vectors for each sample, the share of epsilon that is due, no counts."""
+        trunk, last = followed.split(net.steps)
+        share = margins.start(last.weight, self.first if self.ramp > 0 else 1.0)
+        return {**vicinity.start(trunk, len(data.train), rng), **share}
+
+    def begin_epoch(
+        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
+    ) -> State:
+        """Return the state with counts from 0."""
+        return {**state, **margins.restarted(state)}
+
+    def loss(
+        self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
+    ) -> tuple[Float[Tensor, ""], State]:
+        """Return the objective, and the state with the vectors of the batch moved on."""
+        assert batch.index is not None
+        outputs, buffers = net.train(batch.inputs)
+        trunk, last = followed.split(net.steps)
+        net.meter.forwards += len(batch.inputs)
+        net.meter.gradients += len(batch.inputs)
+        radius, own = h["epsilon"] * state["share"], vicinity.read(state, trunk, batch.index)
+        near, moved = vicinity.around(trunk, batch.inputs, radius, own, self.iterations)
+        if self.form == "bottom":
+            rivals = outputs.argmax(dim=1)
+            rises = near.rises(last, rivals)
+            bottom = margins.bottom(outputs, rivals, rises)
+            value = batch.loss(outputs) + F.softplus(bottom - outputs.logsumexp(dim=1)).mean()
+            right = rivals == batch.targets
+        else:
+            rises = near.rises(last, batch.targets)
+            risen = (1 - h["kappa"]) * state["share"]
+            value = (1 - risen) * batch.loss(outputs) + risen * batch.loss(outputs + rises)
+            right = torch.ones_like(batch.targets, dtype=torch.bool)
+        certified = right & margins.safe(outputs.detach(), batch.targets, rises.detach())
+        counts = margins.counted(state, certified)
+        vectors = vicinity.written(state, moved, batch.index)
+        return value, {**state, **vectors, **counts, "buffers": buffers}
+
+    def end_epoch(self, net: Net, summary: Summary, state: State, h: Scalars) -> State:
+        """Return the state with the share of epsilon in the next epoch."""
+        return {**state, **margins.grown(state, summary, self.first, self.ramp)}
+
+    def report(self, net: Net, state: State, h: Scalars) -> dict[str, float]:
+        """Return the share of samples that were certified by what was measured in their step."""
+        return margins.report(state)
