@@ -19,7 +19,11 @@ from lipbench.trainer import Trainer
 from lipbench.trial import Trial
 
 # What every method gets that cannot train without: to ask all of them the same questions.
-TINY = {"clip": {"pairs": 8, "lambda_": 0.1}, "weight_regularization": {"mu": 0.01}}
+TINY = {
+    "clip": {"pairs": 8, "lambda_": 0.1},
+    "weight_regularization": {"mu": 0.01},
+    "pgd_at": {"epsilon": 0.02, "steps": 2, "rel_step": 0.6},
+}
 
 ADAM = Optimizer(name="adam", lr=0.01)
 # Training differs in each: pairs, power vectors, driven strength, continuation.
