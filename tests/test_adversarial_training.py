@@ -17,10 +17,12 @@ from lipbench.threat import Threat
 # With fields for an epsilon of 0.1, and passes over a sample per step: forwards and gradients.
 METHODS = {
     "pgd_at": ({"epsilon": 0.1, "steps": 3, "rel_step": 0.5}, 4, 4),
+    "trades": ({"epsilon": 0.1, "steps": 3, "rel_step": 0.5, "beta": 2.0}, 6, 5),
 }
 # What makes each of them standard training.
 WITHOUT_EFFECT = {
     "pgd_at": {"epsilon": 0.0},
+    "trades": {"beta": 0.0},
 }
 INF = Norm(math.inf)
 # So few steps that none is recorded, which takes longer than all of them.

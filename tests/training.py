@@ -23,6 +23,7 @@ TINY = {
     "clip": {"pairs": 8, "lambda_": 0.1},
     "weight_regularization": {"mu": 0.01},
     "pgd_at": {"epsilon": 0.02, "steps": 2, "rel_step": 0.6},
+    "trades": {"epsilon": 0.02, "steps": 2, "rel_step": 0.6},
 }
 
 ADAM = Optimizer(name="adam", lr=0.01)

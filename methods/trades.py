@@ -1,0 +1,111 @@
+"""TRADES: accuracy traded for stability of the predicted probabilities."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lipbench.losses import divergence
+from lipbench.method import Method, Scalars, State, Strength
+from lipbench.net import Net
+from lipbench.norm import Norm
+from lipbench.worst_case import LARGEST, around, check_threat, climb, ramped, train_on_both
+
+if TYPE_CHECKING:
+    from lipbench.data import Batch, Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADES(Method):
+    """Add beta times how far the predicted probabilities can be driven near each sample.
+
+    The objective is the mean of loss(f(x), y) + beta·max KL(p(x) ‖ p(x')) over ‖x' - x‖ ≤ epsilon
+    with x' in the box of valid inputs, p = softmax f. The maximum is approached from x plus a
+    little Gaussian noise, at which the divergence has a slope, by steps along the steepest
+    direction of the norm, each followed by the projection; the network is in evaluation mode
+    meanwhile, and p(x) fixed. In the weights, gradients flow through p(x) and p(x'). What ascent
+    finds is a lower bound of the maximum: the method guarantees nothing.
+
+    Source:
+        Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, Theoretically Principled Trade-off between
+        Robustness and Accuracy (2019), eq. (5) with beta = 1/lambda, and Algorithm 1; direction
+        of the divergence, evaluation mode and numbers (those for MNIST) are those of the
+        authors' code. It takes l2 steps of 2/`steps` epsilon, and cuts by the box before the
+        ball. `ramp` is ours.
+    """
+
+    stackable: ClassVar[bool] = True
+    strength: ClassVar[Strength] = Strength(field="beta", scale=0.5)
+
+    beta: float = 1.0
+    """Weight of the divergence, 1/lambda in the paper; where the discrepancy principle starts."""
+    epsilon: float = 0.3
+    """Radius of the ball, in pixel units of `norm`."""
+    norm: Norm = LARGEST
+    """Of the ball, 2 or inf."""
+    steps: int = 40
+    rel_step: float = 1 / 30
+    """Length of a step in units of epsilon: 0.01 at epsilon 0.3."""
+    noise: float = 0.001
+    """Standard deviation of the noise that the ascent starts from, in pixel units."""
+    ramp: int = 0
+    """Epochs in which epsilon is smaller, growing in equal parts."""
+
+    def __post_init__(self) -> None:
+        check_threat(self.norm, self.epsilon)
+        if not self.beta >= 0:
+            raise ValueError(f"beta must be at least 0, got {self.beta}.")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+        for field in ("rel_step", "noise"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} must be positive, got {getattr(self, field)}.")
+        if self.ramp < 0:
+            raise ValueError(f"ramp must be at least 0, got {self.ramp}.")
+
+    @property
+    def cost(self) -> float:
+        """Return the passes of the ascent and those of the weights."""
+        return 2.0 + 0.75 * self.steps
+
+    def refuses(self, model: nn.Module, data: "Data") -> str | None:
+        """Return why there are no probabilities, or None."""
+        if data.task == "classification":
+            return None
+        return "it compares class probabilities, and a regression has none: take pgd_at"
+
+    def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
+        """Return the share of epsilon that is in force."""
+        return {"share": data.train.inputs.new_ones(())}
+
+    def begin_epoch(
+        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
+    ) -> State:
+        """Return the state with the share of this epoch."""
+        return {**state, "share": ramped(state["share"], epoch, self.ramp)}
+
+    def draw(self, batch: "Batch", rng: torch.Generator) -> dict[str, Tensor]:
+        """Return standard normal noise."""
+        normal = torch.randn(batch.inputs.shape, generator=rng, dtype=batch.inputs.dtype)
+        return {"normal": normal.to(batch.inputs.device)}
+
+    def loss(
+        self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
+    ) -> tuple[Float[Tensor, ""], State]:
+        """Return the mean loss and beta times the mean divergence where the ascent ended."""
+        threat = around(batch, self.norm, h["epsilon"] * state["share"])
+        fixed = net.frozen(batch.inputs)
+        points = climb(
+            net,
+            lambda outputs: divergence(fixed, outputs),
+            threat.project(batch.inputs + h["noise"] * draw["normal"], batch.inputs),
+            batch.inputs,
+            threat,
+            steps=self.steps,
+            rel_step=h["rel_step"],
+        )
+        clean, worst, buffers = train_on_both(net, batch.inputs, points)
+        value = batch.loss(clean) + h["beta"] * divergence(clean, worst).mean()
+        return value, {**state, "buffers": buffers}
