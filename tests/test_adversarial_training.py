@@ -18,11 +18,13 @@ from lipbench.threat import Threat
 METHODS = {
     "pgd_at": ({"epsilon": 0.1, "steps": 3, "rel_step": 0.5}, 4, 4),
     "trades": ({"epsilon": 0.1, "steps": 3, "rel_step": 0.5, "beta": 2.0}, 6, 5),
+    "fgsm_at": ({"epsilon": 0.1}, 3, 3),
 }
 # What makes each of them standard training.
 WITHOUT_EFFECT = {
     "pgd_at": {"epsilon": 0.0},
     "trades": {"beta": 0.0},
+    "fgsm_at": {"epsilon": 0.0},
 }
 INF = Norm(math.inf)
 # So few steps that none is recorded, which takes longer than all of them.

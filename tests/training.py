@@ -24,6 +24,7 @@ TINY = {
     "weight_regularization": {"mu": 0.01},
     "pgd_at": {"epsilon": 0.02, "steps": 2, "rel_step": 0.6},
     "trades": {"epsilon": 0.02, "steps": 2, "rel_step": 0.6},
+    "fgsm_at": {"epsilon": 0.02},
 }
 
 ADAM = Optimizer(name="adam", lr=0.01)

@@ -1,0 +1,86 @@
+"""Adversarial training by one step of the size of the ball."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipbench.method import Method, Scalars, State
+from lipbench.net import Net
+from lipbench.norm import Norm
+from lipbench.worst_case import (
+    LARGEST,
+    around,
+    check_threat,
+    climb,
+    error,
+    ramped,
+    train_on_both,
+)
+
+if TYPE_CHECKING:
+    from lipbench.data import Batch, Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSMTraining(Method):
+    """Mix the loss at the samples with that one steepest step of length epsilon away from them.
+
+    The objective is clean·loss(x) + (1 - clean)·loss(x + epsilon·sign ∇loss(x)), in the l2 norm
+    with the gradient divided by its length, and the moved point cut by the box of valid inputs.
+    No gradient flows through the sign; it is taken in evaluation mode. Networks can learn to be
+    flat at such points alone, and fall to attacks of more steps: the method guarantees nothing.
+
+    Works with any loss. It has no strength to drive: beyond some epsilon the network recognises
+    the moved samples by their pattern, and answers both kinds well.
+
+    Source:
+        Goodfellow, Shlens, Szegedy, Explaining and Harnessing Adversarial Examples (2015),
+        section 6, with the epsilon of its MNIST experiments. The box is not in the paper, nor are
+        the l2 form and `ramp`.
+    """
+
+    stackable: ClassVar[bool] = True
+
+    epsilon: float = 0.25
+    """Length of the step, in pixel units of `norm`."""
+    norm: Norm = LARGEST
+    """Of the step, 2 or inf."""
+    clean: float = 0.5
+    """Weight of the loss at the samples themselves, alpha in the paper."""
+    ramp: int = 0
+    """Epochs in which epsilon is smaller, growing in equal parts."""
+
+    def __post_init__(self) -> None:
+        check_threat(self.norm, self.epsilon)
+        if not 0 <= self.clean <= 1:
+            raise ValueError(f"clean must be between 0 and 1, got {self.clean}.")
+        if self.ramp < 0:
+            raise ValueError(f"ramp must be at least 0, got {self.ramp}.")
+
+    @property
+    def cost(self) -> float:
+        """Return the pass of the step and the two of the weights."""
+        return 2.6
+
+    def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
+        """Return the share of epsilon that is in force."""
+        return {"share": data.train.inputs.new_ones(())}
+
+    def begin_epoch(
+        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
+    ) -> State:
+        """Return the state with the share of this epoch."""
+        return {**state, "share": ramped(state["share"], epoch, self.ramp)}
+
+    def loss(
+        self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
+    ) -> tuple[Float[Tensor, ""], State]:
+        """Return the mixture of both mean losses."""
+        threat, x = around(batch, self.norm, h["epsilon"] * state["share"]), batch.inputs
+        moved = climb(net, error(batch), x, x, threat, steps=1, rel_step=1.0)
+        clean, worst, buffers = train_on_both(net, x, moved)
+        value = h["clean"] * batch.loss(clean) + (1 - h["clean"]) * batch.loss(worst)
+        return value, {**state, "buffers": buffers}
