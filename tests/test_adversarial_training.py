@@ -19,12 +19,14 @@ METHODS = {
     "pgd_at": ({"epsilon": 0.1, "steps": 3, "rel_step": 0.5}, 4, 4),
     "trades": ({"epsilon": 0.1, "steps": 3, "rel_step": 0.5, "beta": 2.0}, 6, 5),
     "fgsm_at": ({"epsilon": 0.1}, 3, 3),
+    "fast_at": ({"epsilon": 0.1, "probe": 64}, 2, 2),
 }
 # What makes each of them standard training.
 WITHOUT_EFFECT = {
     "pgd_at": {"epsilon": 0.0},
     "trades": {"beta": 0.0},
     "fgsm_at": {"epsilon": 0.0},
+    "fast_at": {"epsilon": 0.0, "probe": 16},
 }
 INF = Norm(math.inf)
 # So few steps that none is recorded, which takes longer than all of them.

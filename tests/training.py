@@ -25,6 +25,7 @@ TINY = {
     "pgd_at": {"epsilon": 0.02, "steps": 2, "rel_step": 0.6},
     "trades": {"epsilon": 0.02, "steps": 2, "rel_step": 0.6},
     "fgsm_at": {"epsilon": 0.02},
+    "fast_at": {"epsilon": 0.02, "probe": 16},
 }
 
 ADAM = Optimizer(name="adam", lr=0.01)
