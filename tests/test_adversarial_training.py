@@ -20,6 +20,7 @@ METHODS = {
     "trades": ({"epsilon": 0.1, "steps": 3, "rel_step": 0.5, "beta": 2.0}, 6, 5),
     "fgsm_at": ({"epsilon": 0.1}, 3, 3),
     "fast_at": ({"epsilon": 0.1, "probe": 64}, 2, 2),
+    "free_at": ({"epsilon": 0.1, "replays": 3}, 3, 3),
 }
 # What makes each of them standard training.
 WITHOUT_EFFECT = {
@@ -27,6 +28,7 @@ WITHOUT_EFFECT = {
     "trades": {"beta": 0.0},
     "fgsm_at": {"epsilon": 0.0},
     "fast_at": {"epsilon": 0.0, "probe": 16},
+    "free_at": {"epsilon": 0.0, "replays": 1},
 }
 INF = Norm(math.inf)
 # So few steps that none is recorded, which takes longer than all of them.

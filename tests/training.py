@@ -26,6 +26,7 @@ TINY = {
     "trades": {"epsilon": 0.02, "steps": 2, "rel_step": 0.6},
     "fgsm_at": {"epsilon": 0.02},
     "fast_at": {"epsilon": 0.02, "probe": 16},
+    "free_at": {"epsilon": 0.02, "replays": 2},
 }
 
 ADAM = Optimizer(name="adam", lr=0.01)
