@@ -13,6 +13,7 @@ from lipbench.explain import Residual, Slopes
 from lipbench.normalise import Normalise
 from lipbench.slopes import CURVES, Curve, prelu
 from lipbench.sorting import GroupSort, MaxMin
+from lipbench.splines import Spline, spline_curve
 
 Tensors = steps.Tensors
 Reader = Callable[[Tensors], steps.Step]
@@ -167,6 +168,16 @@ def _prelu(layer: nn.PReLU, site: Site) -> Reader:
     return lambda tensors: curve_step(prelu(tensors[site.key("weight")], axes), site)
 
 
+def _spline(layer: Spline, site: Site) -> Reader:
+    axes = len(site.output_shape) - 1
+
+    def read(tensors: Tensors) -> steps.Step:
+        heights, knots = tensors[site.key("heights")], tensors[site.key("knots")]
+        return curve_step(spline_curve(heights, knots, axes), site)
+
+    return read
+
+
 def _slopes(layer: Slopes, site: Site) -> Reader:
     step = steps.Slope(
         **site.place, function=layer.function, lo=layer.lo, hi=layer.hi, claimed=True
@@ -262,6 +273,7 @@ _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     nn.BatchNorm2d: _batch_norm,
     Normalise: _normalise,
     nn.PReLU: _prelu,
+    Spline: _spline,
     nn.Flatten: _rearrange,
     nn.Unflatten: _rearrange,
     nn.Identity: _rearrange,

@@ -27,6 +27,7 @@ TINY = {
     "fgsm_at": {"epsilon": 0.02},
     "fast_at": {"epsilon": 0.02, "probe": 16},
     "free_at": {"epsilon": 0.02, "replays": 2},
+    "lipschitz_activation": {"knots": 5},
 }
 
 ADAM = Optimizer(name="adam", lr=0.01)
