@@ -1,0 +1,224 @@
+"""What methods share whose networks do not expand l2 distances, whatever their parameters are."""
+
+import copy
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lipbench.bound import Refused
+from lipbench.constants import constant
+from lipbench.method import Claim, Method, Params, Scalars, State, Strength
+from lipbench.net import Net
+from lipbench.network import walk
+from lipbench.norm import Norm
+from lipbench.normalise import Normalise
+from lipbench.sequential import Part, parts
+from lipbench.sorting import MaxMin
+from lipbench.steps import AveragePool, MaxPool, Scale, Slope
+
+if TYPE_CHECKING:
+    from lipbench.data import Batch, Data
+
+_L2 = Norm(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contractive(Method):
+    """Train parameters V and use layers made of them that are 1-Lipschitz in l2 for every V.
+
+    The objective is the offset cross entropy t·CE((z - u·e_y)/t, y), with z the logits, e_y the
+    unit vector of the label, u the `offset` and t the `temperature`: without an offset a network
+    that cannot scale its logits would not ask for margins.
+
+    The network that is trained has plain layers, or layers that explain themselves, and V are
+    their parameters; `explicit` makes of V the parameters in effect, of the same names and
+    shapes. Those are what a checkpoint holds, so that it is a network like any other.
+
+    A subclass says what replaces a layer (`layer`), what makes it 1-Lipschitz (`explicit`), which
+    layers it cannot replace (`unfit`), and which of its layers hold an activation (`is_bent`).
+
+    Source:
+        Prach, Lampert, Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks
+        (ECCV 2022), https://arxiv.org/abs/2208.03160, section 5, for the loss, with u = √2 and
+        t = 1/4.
+        Prach, Brau, Buttazzo, Lampert, 1-Lipschitz Layers Compared (CVPR 2024),
+        https://arxiv.org/abs/2311.16833, with u = 2√2·36/255.
+    """
+
+    stackable: ClassVar[bool] = True
+    strength: ClassVar[Strength] = Strength(field="offset", scale=0.1)
+
+    offset: float = 2 * math.sqrt(2) * 36 / 255
+    """By how much the own logit must lead, in units of logits; one pixel unit moves the difference
+    of two logits by at most √2."""
+    temperature: float = 0.25
+    """What logits are divided by in the cross entropy, in units of logits."""
+    activation: Literal["maxmin", "relu", "keep"] = "maxmin"
+    """What stands between layers: sorted pairs of channels, ReLU, or what the model has."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.offset < math.inf:
+            raise ValueError(f"offset must be at least 0 and finite, got {self.offset}.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
+
+    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+        """Return what replaces a dense or convolutional layer, with its initial V.
+
+        Here it is the layer itself, whose weight starts orthogonal: a convolution's as the
+        orthogonal matrix of its channels in the middle of the kernel, and 0 elsewhere.
+        """
+        layer = copy.deepcopy(part.layer)
+        assert isinstance(layer.weight, Tensor)
+        start_orthogonal(layer.weight, rng)
+        return layer
+
+    @abstractmethod
+    def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
+        """Return the parameters in effect of a layer that `layer` returned.
+
+        This is pure tensor code that runs under `torch.func.vmap`, unless `is_final`: then `raw`
+        is in float64, and iterations must converge. What is not returned stays as it is.
+
+        Args:
+            layer: The layer, whose own numbers have no meaning.
+            raw: The parameters that are trained, by their names in the layer.
+            is_final: Whether the network is to be saved and judged.
+        """
+
+    def unfit(self, part: Part) -> str | None:
+        """Return why a dense or convolutional layer cannot be replaced, or None."""
+        return None
+
+    def is_bent(self, part: Part) -> bool:
+        """Return whether what replaces a layer holds an activation: none follows it then."""
+        return False
+
+    def refuses(self, model: nn.Module, data: "Data") -> str | None:
+        """Return why the method cannot train this network on these data, or None."""
+        if data.task != "classification":
+            return "the offset cross entropy needs classes"
+        try:
+            for part in parts(model, data.dataset.input_shape):
+                self._check(part)
+        except Refused as refusal:
+            return str(refusal).removesuffix(".")
+        return None
+
+    def build(
+        self, model: nn.Module, input_shape: tuple[int, ...], rng: torch.Generator
+    ) -> nn.Module:
+        """Return the network with its layers and activations replaced.
+
+        An activation behind the last layer stays.
+        """
+        layers: list[nn.Module] = []
+        is_bent = False
+        for part in parts(model, input_shape):
+            if part.is_linear:
+                layers.append(self.layer(part, rng))
+                is_bent = self.is_bent(part)
+            elif not part.is_activation or part.is_last:
+                layers.append(part.layer)
+            elif not is_bent:
+                kinds = {"maxmin": MaxMin, "relu": nn.ReLU}
+                kind = kinds.get(self.activation)
+                layers.append(part.layer if kind is None else kind())
+        return nn.Sequential(*layers)
+
+    def loss(
+        self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
+    ) -> tuple[Float[Tensor, ""], State]:
+        """Return the mean offset cross entropy of the batch for the parameters in effect."""
+        outputs, buffers = net.with_params(self._explicit(net)).train(batch.inputs)
+        classes = torch.arange(outputs.shape[1], device=outputs.device)
+        own = (classes == batch.targets.unsqueeze(1)).to(outputs.dtype)
+        scaled = (outputs - h["offset"] * own) / h["temperature"]
+        return h["temperature"] * batch.loss(scaled), {**state, "buffers": buffers}
+
+    def effective(self, net: Net, state: State, h: Scalars) -> Params:
+        """Return the parameters in effect."""
+        return {**net.params, **self._explicit(net)}
+
+    def finish(self, net: Net, state: State, data: "Data", h: Scalars) -> Params:
+        """Return the parameters in effect, computed in float64 and with converged iterations."""
+        double = {name: value.detach().double() for name, value in net.params.items()}
+        found = self._explicit(net.with_params(double), is_final=True)
+        return {
+            **net.params,
+            **{name: value.to(net.params[name].dtype) for name, value in found.items()},
+        }
+
+    def claims(self, net: Net) -> Claim:
+        """Return the product of the constants of pooling, activations and normalisation."""
+        kinds = (Scale, Slope, MaxPool, AveragePool)
+        rest = [constant(step, _L2) for step in net.steps.steps if isinstance(step, kinds)]
+        # Weights are stored in single precision: every factor is rounded once.
+        return Claim(norm=_L2, constant=math.prod(rest), tolerance=1e-5)
+
+    def _explicit(self, net: Net, *, is_final: bool = False) -> Params:
+        found: Params = {}
+        for place, layer in net.skeleton.module.named_children():
+            names = [name for name, _ in layer.named_parameters()]
+            if names:
+                raw = {name: net.params[f"{place}.{name}"] for name in names}
+                made = self.explicit(layer, raw, is_final=is_final)
+                found |= {f"{place}.{name}": value for name, value in made.items()}
+        return found
+
+    def _check(self, part: Part) -> None:
+        """Raise a refusal if the network with this layer would not be contractive."""
+        if part.is_linear:
+            reason = _strange(part) or self.unfit(part)
+        elif part.is_activation and not part.is_last and self.activation != "keep":
+            reason = self._odd(part)
+        else:
+            reason = _expansion(part)
+        if reason is not None:
+            raise part.refusal(reason)
+
+    def _odd(self, part: Part) -> str | None:
+        channels = part.input_shape[0]
+        if self.activation == "relu" or channels % 2 == 0:
+            return None
+        return f"{channels} channels are no pairs to sort; make them even or set activation"
+
+
+def start_orthogonal(weight: Float[Tensor, "out in *kernel"], rng: torch.Generator) -> None:
+    """Fill a weight, in place, with an orthogonal matrix, in the middle of a kernel."""
+    with torch.no_grad():
+        matrix = torch.empty(weight.shape[:2])
+        nn.init.orthogonal_(matrix, generator=rng)
+        middle = weight.zero_()
+        for size in weight.shape[2:]:
+            middle = middle.select(2, size // 2)
+        middle.copy_(matrix)
+
+
+def _strange(part: Part) -> str | None:
+    """Return what a convolution has that no method replaces."""
+    layer = part.layer
+    if not isinstance(layer, nn.Conv2d):
+        return None
+    if layer.groups != 1:
+        return f"groups of channels have no version, got groups {layer.groups}"
+    if layer.padding_mode not in ("zeros", "circular"):
+        return f"padding with copies may expand distances, got {layer.padding_mode!r}"
+    return None
+
+
+def _expansion(part: Part) -> str | None:
+    """Return why a layer that stays could expand distances."""
+    if isinstance(part.layer, Normalise):
+        return None  # What it does to distances is claimed.
+    if isinstance(part.layer, nn.PReLU):
+        return "its slope is trained, and may expand distances"
+    params, buffers = dict(part.layer.named_parameters()), dict(part.layer.named_buffers())
+    network = walk(part.layer, part.input_shape).bind(params, buffers)
+    most = math.prod(constant(step, _L2) for step in network.steps)
+    return f"it can expand distances {most:.4g} times" if most > 1 + 1e-8 else None

@@ -1,0 +1,98 @@
+"""The layers of a chain of modules, one after the other, with the shapes between them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lipbench.bound import Refused
+from lipbench.normalise import Normalise
+from lipbench.primitives import refuse
+from lipbench.slopes import CURVES
+from lipbench.sorting import GroupSort, MaxMin
+from lipbench.steps import Shape
+
+_ACTIVATIONS = (*CURVES, nn.PReLU, GroupSort, MaxMin)
+_OTHERS = (
+    nn.Flatten,
+    nn.Identity,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    Normalise,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A layer and where it stands."""
+
+    name: str
+    layer: nn.Module
+    input_shape: Shape
+    output_shape: Shape
+    is_last: bool
+    """Whether no dense or convolutional layer stands behind it."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Return whether it is a dense or convolutional layer."""
+        return isinstance(self.layer, nn.Linear | nn.Conv2d)
+
+    @property
+    def is_activation(self) -> bool:
+        """Return whether it is an elementwise function or one that sorts."""
+        return type(self.layer) in _ACTIVATIONS
+
+    def refusal(self, reason: str) -> Refused:
+        """Return the refusal of this layer, which it names by path and class."""
+        return refuse(self.layer, self.name, reason)
+
+
+def parts(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Part, ...]:
+    """Return the layers of a chain in order.
+
+    Raises:
+        Refused: If the module is no `nn.Sequential`, or a layer is neither dense nor a
+            convolution in two dimensions, nor pooling, an activation, `nn.Flatten` or `Normalise`.
+    """
+    layers = _layers(module)
+    linear = [number for number, layer in enumerate(layers) if _is_linear(layer)]
+    found: list[Part] = []
+    values = torch.zeros(1, *input_shape)
+    with torch.no_grad():
+        for number, layer in enumerate(layers):
+            before = tuple(values.shape[1:])
+            _refuse_flat(layer, str(number), before)
+            values = layer(values)
+            part = Part(
+                name=str(number),
+                layer=layer,
+                input_shape=before,
+                output_shape=tuple(values.shape[1:]),
+                is_last=not linear or number >= linear[-1],
+            )
+            found.append(part)
+    return tuple(found)
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    if type(module) is not nn.Sequential:
+        raise refuse(module, "", "it is no nn.Sequential, whose layers could be replaced.")
+    layers = list(module)
+    for number, layer in enumerate(layers):
+        if not (_is_linear(layer) or type(layer) in (*_ACTIVATIONS, *_OTHERS)):
+            raise refuse(layer, str(number), "no rule for this class.")
+    return layers
+
+
+def _refuse_flat(layer: nn.Module, name: str, shape: Shape) -> None:
+    if isinstance(layer, nn.Linear) and len(shape) != 1:
+        raise refuse(layer, name, f"inputs of shape {shape} must be flattened first.")
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    return type(layer) in (nn.Linear, nn.Conv2d)
