@@ -209,7 +209,14 @@ def _strange(part: Part) -> str | None:
         return f"groups of channels have no version, got groups {layer.groups}"
     if layer.padding_mode not in ("zeros", "circular"):
         return f"padding with copies may expand distances, got {layer.padding_mode!r}"
+    if layer.padding_mode == "circular" and _repeats(part, layer):
+        return "its circular padding is so wide that outputs repeat"
     return None
+
+
+def _repeats(part: Part, layer: nn.Conv2d) -> bool:
+    sizes = zip(part.input_shape[1:], part.output_shape[1:], layer.stride, strict=True)
+    return any(stride * (outside - 1) >= inside for inside, outside, stride in sizes)
 
 
 def _expansion(part: Part) -> str | None:

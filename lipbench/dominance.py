@@ -7,8 +7,8 @@ whose row sums are 0. Hence W·diag(t)^(-1/2) has the l2 norm 1 at most.
 
 For a convolution on an endless grid the sum is over channels j and all shifts of one kernel
 against the other. Zeros around an image and a stride only leave rows and columns out, other
-dilations only spread the taps, and an image that is periodic adds shifts that meet: none of these
-makes an entry of the sum larger.
+dilations only spread the taps, and on an image that is periodic the entries of shifts that meet are
+added: none of these makes the sum larger.
 
 Source:
     Prach, Lampert, Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks

@@ -37,7 +37,7 @@ class AOL(Contractive):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 1.5
+        return 2.0
 
     def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
         """Return the rescaled weight."""

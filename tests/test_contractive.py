@@ -195,6 +195,7 @@ def refusal(*layers, **fields):
         ([nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 1)], "'1' (MaxPool2d): it can expand distances 3"),
         ([nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, groups=2)], "'1' (Conv2d): groups of channels"),
         ([nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")], "padding with copies may expand"),
+        ([nn.Conv2d(1, 2, 1, padding=1, padding_mode="circular")], "so wide that outputs repeat"),
         ([nn.Sequential(nn.Flatten())], "'0' (Sequential): no rule for this class"),
     ],
 )
