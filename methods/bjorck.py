@@ -1,0 +1,77 @@
+"""Orthonormal layers by Björck's iteration."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lipbench.contractive import Contractive, start_orthogonal
+from lipbench.method import Params
+from lipbench.orthogonal import orthonormalised, polar
+from lipbench.sequential import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bjorck(Contractive):
+    """Make the rows or the columns of each weight orthonormal, whichever are fewer.
+
+    In training W is V/s after `iterations` steps W ← 3/2·W - 1/2·W·Wᵀ·W, with s an upper bound of
+    ‖V‖; what is saved is their limit, the polar factor of V. All singular values of a dense layer
+    are 1, so that with sorting activations gradients keep their length on the way back.
+
+    A convolution's kernel becomes such a matrix, outputs × (inputs and taps), divided by the root
+    of the most windows that one pixel lies in: k for a square kernel and stride 1. That is RKO,
+    whose norm is at most 1 but mostly less.
+
+    The guarantee is a constant of 1 in l2 on all of space, times that of normalisation.
+
+    Source:
+        Anil, Lucas, Grosse, Sorting Out Lipschitz Function Approximation (ICML 2019),
+        https://arxiv.org/abs/1811.05381, section 4.2, with the norm of V in place of s.
+        Li, Haque, Anil, Lucas, Grosse, Jacobsen, Preventing Gradient Attenuation in Lipschitz
+        Constrained Convolutional Networks (NeurIPS 2019), https://arxiv.org/abs/1911.00937, for
+        reshaped kernel orthogonalisation (RKO) as a baseline.
+    """
+
+    iterations: int = 10
+    """Steps of the iteration in training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
+
+    @property
+    def cost(self) -> float:
+        """Return the cost of a step in steps of standard training."""
+        return 2.0 + 1.1 * self.iterations
+
+    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+        """Return the layer with a weight that is orthonormal as a matrix."""
+        layer = super().layer(part, rng)
+        assert isinstance(layer.weight, Tensor)
+        with torch.no_grad():
+            start_orthogonal(layer.weight.view(len(layer.weight), -1), rng)
+        return layer
+
+    def unfit(self, part: Part) -> str | None:
+        """Return why a dense or convolutional layer cannot be replaced, or None."""
+        if isinstance(part.layer, nn.Conv2d) and part.layer.dilation != (1, 1):
+            return f"spread kernels have no version, got dilation {part.layer.dilation}"
+        return None
+
+    def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
+        """Return the orthonormal weight, of a convolution divided by its overlaps."""
+        weight = raw["weight"]
+        matrix = weight.flatten(1)
+        found = polar(matrix) if is_final else orthonormalised(matrix, self.iterations)
+        return {"weight": found.reshape(weight.shape) / math.sqrt(_overlaps(layer))}
+
+
+def _overlaps(layer: nn.Module) -> int:
+    """Return in how many windows one pixel lies at most."""
+    if not isinstance(layer, nn.Conv2d):
+        return 1
+    sizes = zip(layer.kernel_size, layer.stride, strict=True)
+    return math.prod(-(-size // stride) for size, stride in sizes)
