@@ -14,6 +14,7 @@ from lipbench.steps import (
     AveragePool,
     Concatenation,
     Contraction,
+    ConvContraction,
     GroupSort,
     Linear,
     MaxPool,
@@ -139,8 +140,22 @@ def _(step: Contraction, norm: Norm) -> float:
     triangle = 1 + 2 * _matrix_norm(weight / diagonal, norm) * _matrix_norm(weight.T, norm) * slack
     if norm != 2.0:
         return triangle
-    excess = max(0.0, _matrix_norm(weight / diagonal.sqrt(), norm) ** 2 * slack - 1)
-    return min(triangle, math.sqrt(1 + 4 * excess * (1 + excess)) * _ROUNDING)
+    return min(triangle, _residual(_matrix_norm(weight / diagonal.sqrt(), norm) ** 2 * slack))
+
+
+@constant.register(ConvContraction)
+def _(step: ConvContraction, norm: Norm) -> float:
+    dual = {1.0: Norm(math.inf), math.inf: Norm(1.0)}.get(float(norm), norm)
+    # The norm of a transpose is that of the matrix in the dual norm.
+    there, back = upper_norm(step.operator, norm), upper_norm(step.operator, dual)
+    triangle = (1 + 2 * there * back) * _ROUNDING
+    return triangle if norm != 2.0 else min(triangle, _residual(there**2 * _ROUNDING))
+
+
+def _residual(eigenvalue: float) -> float:
+    """Return the l2 constant of a residual step from the e above."""
+    excess = max(0.0, eigenvalue - 1)
+    return math.sqrt(1 + 4 * excess * (1 + excess)) * _ROUNDING
 
 
 def _matrix_norm(matrix: Float[Tensor, "out in"], norm: Norm) -> float:

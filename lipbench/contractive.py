@@ -104,8 +104,10 @@ class Contractive(Method):
         if data.task != "classification":
             return "the offset cross entropy needs classes"
         try:
+            is_bent = False
             for part in parts(model, data.dataset.input_shape):
-                self._check(part)
+                self._check(part, is_bent=is_bent)
+                is_bent = self.is_bent(part) if part.is_linear else is_bent
         except Refused as refusal:
             return str(refusal).removesuffix(".")
         return None
@@ -171,14 +173,16 @@ class Contractive(Method):
                 found |= {f"{place}.{name}": value for name, value in made.items()}
         return found
 
-    def _check(self, part: Part) -> None:
+    def _check(self, part: Part, *, is_bent: bool) -> None:
         """Raise a refusal if the network with this layer would not be contractive."""
         if part.is_linear:
             reason = _strange(part) or self.unfit(part)
-        elif part.is_activation and not part.is_last and self.activation != "keep":
-            reason = self._odd(part)
-        else:
+        elif not part.is_activation or part.is_last:
             reason = _expansion(part)
+        elif is_bent:
+            reason = None
+        else:
+            reason = _expansion(part) if self.activation == "keep" else self._odd(part)
         if reason is not None:
             raise part.refusal(reason)
 

@@ -54,3 +54,17 @@ def rescaled(
     # Of a column that is 0 the sum is 0, and any positive number will do.
     factor = torch.where(sums > 0, sums, 1.0).rsqrt()
     return weight * factor.reshape(1, -1, *[1] * (weight.ndim - 2))
+
+
+def rescaled_by_fewer(
+    weight: Float[Tensor, "out in *kernel"],
+    log_q: Float[Tensor, " fewer"] | None = None,
+) -> Float[Tensor, "out in *kernel"]:
+    """Return `rescaled` W, or where there are fewer outputs than inputs the same of Wᵀ.
+
+    The norm of a matrix is that of its transpose. Columns that are more than rows cannot be
+    orthogonal, and would lose most of their norm.
+    """
+    if weight.shape[0] < weight.shape[1]:
+        return rescaled(weight.transpose(0, 1), log_q).transpose(0, 1)
+    return rescaled(weight, log_q)

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from lipbench import steps
 from lipbench.bound import Refused
-from lipbench.explain import Residual, Slopes
+from lipbench.explain import ConvResidual, Residual, Slopes
 from lipbench.normalise import Normalise
 from lipbench.slopes import CURVES, Curve, prelu
 from lipbench.sorting import GroupSort, MaxMin
@@ -195,6 +195,28 @@ def _residual(layer: Residual, site: Site) -> Reader:
     )
 
 
+def _conv_residual(layer: ConvResidual, site: Site) -> Reader:
+    weight, bias = site.key("weight"), site.key("bias")
+    return lambda tensors: steps.ConvContraction(
+        **site.place,
+        operator=steps.Convolution(
+            name=site.name,
+            input_shapes=site.input_shapes,
+            output_shape=(len(tensors[bias]), *site.output_shape[1:]),
+            weight=tensors[weight].transpose(0, 1),
+            bias=tensors[bias],
+            weight_name=weight,
+            bias_name=bias,
+            stride=(1, 1),
+            padding=tuple((side, side) for side in layer.padding),
+            padding_mode=layer.padding_mode,
+            dilation=(1, 1),
+            groups=1,
+        ),
+        function=layer.function,
+    )
+
+
 def _rearrange(layer: nn.Module, site: Site) -> Reader:
     step = steps.Rearrange(**site.place)
     return lambda tensors: step
@@ -290,6 +312,7 @@ _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     GroupSort: _group_sort,
     MaxMin: _max_min,
     Residual: _residual,
+    ConvResidual: _conv_residual,
     Slopes: _slopes,
     **dict.fromkeys(CURVES, _curve),
 }

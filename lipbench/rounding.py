@@ -21,6 +21,7 @@ from lipbench.steps import (
     AveragePool,
     Concatenation,
     Contraction,
+    ConvContraction,
     GroupSort,
     Linear,
     MaxPool,
@@ -141,3 +142,16 @@ def _(step: Contraction, source: Enclosed) -> Tensor:
     spread = (spread * (1 + UNIT) + _FUNCTION * (1 + inner.abs() + hidden)) / step.diagonal
     own = 2 * terms * UNIT * (hidden / step.diagonal) @ weight.T + UNIT * source.values.abs()
     return source.radius * (1 + UNIT) + 2 * spread @ weight.T * (1 + terms * UNIT) + own
+
+
+@_radius.register(ConvContraction)
+def _(step: ConvContraction, source: Enclosed) -> Tensor:
+    operator, absolute = step.operator, step.operator.absolute()
+    inner = operator(source.values)
+    hidden = step.function(inner).abs()
+    # s has slopes in [0, 1]; its own evaluation is that of any elementwise function.
+    spread = _radius(operator, source) * (1 + UNIT) + _FUNCTION * (1 + inner.abs() + hidden)
+    terms = operator.weight[:, 0].numel() + 2
+    own = 2 * terms * UNIT * absolute.adjoint(hidden) + UNIT * source.values.abs()
+    back = 2 * absolute.adjoint(spread) * (1 + terms * UNIT)
+    return source.radius * (1 + UNIT) + back + own

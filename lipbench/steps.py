@@ -378,3 +378,19 @@ class Contraction(Step):
         """Return x - 2 W T⁻¹ s(Wᵀx + b)."""
         hidden = self.function(inputs @ self.weight + self.bias)
         return inputs - 2 * (hidden / self.diagonal) @ self.weight.T
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConvContraction(Step):
+    """The residual step x - 2 Vᵀ s(Vx + b), V a convolution and s as in `Contraction`.
+
+    It does not expand l2 distances where the norm of V is at most 1.
+    """
+
+    operator: Convolution
+    """V and b."""
+    function: Elementwise
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Return x - 2 Vᵀ s(Vx + b)."""
+        return inputs - 2 * self.operator.adjoint(self.function(self.operator(inputs)))

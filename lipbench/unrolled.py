@@ -24,6 +24,7 @@ from lipbench.steps import (
     AveragePool,
     Concatenation,
     Contraction,
+    ConvContraction,
     Elementwise,
     GroupSort,
     Linear,
@@ -134,6 +135,8 @@ def widths(network: Network) -> tuple[int, ...]:
             counts.append(math.prod(step.output_shape) * (step.group - 1) // 2)
         elif isinstance(step, Contraction):
             counts.append(len(step.diagonal))
+        elif isinstance(step, ConvContraction):
+            counts.append(math.prod(step.operator.output_shape))
     return (*counts, math.prod(network.output_shape))
 
 
@@ -331,6 +334,19 @@ def _(step: Contraction, unroller: _Unroller, value: Affine) -> Affine:
     hidden = unroller.neurons(step.name, pulled, step.function, (zero, zero + 1), None)
     back = hidden.each(lambda part: part.scaled(-2 / step.diagonal.unsqueeze(1)))
     return value.plus(back.each(lambda part: part.times(step.weight)))
+
+
+@_unrolled.register(ConvContraction)
+def _(step: ConvContraction, unroller: _Unroller, value: Affine) -> Affine:
+    operator = step.operator
+    pulled = _unrolled(operator, unroller, value)
+    zero = torch.zeros(len(pulled), dtype=torch.float64)
+    hidden = unroller.neurons(step.name, pulled, step.function, (zero, zero + 1), None)
+    back, terms = operator.absolute().adjoint, operator.weight[:, 0].numel()
+    pushed = hidden.each(
+        lambda part: part.through(operator.adjoint, back, operator.output_shape, terms)
+    )
+    return value.plus(_weighted(pushed, -2.0))
 
 
 def _larger(name: str, unroller: _Unroller, one: Affine, other: Affine) -> Affine:

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from lipbench.contractive import Contractive
-from lipbench.dominance import rescaled
+from lipbench.dominance import rescaled, rescaled_by_fewer
 from lipbench.method import Params
 
 
@@ -41,7 +41,5 @@ class AOL(Contractive):
 
     def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
         """Return the rescaled weight."""
-        weight = raw["weight"]
-        if self.side == "fewer" and weight.shape[0] < weight.shape[1]:
-            return {"weight": rescaled(weight.transpose(0, 1)).transpose(0, 1)}
-        return {"weight": rescaled(weight)}
+        rescale = rescaled if self.side == "inputs" else rescaled_by_fewer
+        return {"weight": rescale(raw["weight"])}
