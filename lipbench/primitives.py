@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from lipbench import steps
 from lipbench.bound import Refused
+from lipbench.circular import Circular
 from lipbench.explain import ConvResidual, Residual, Slopes
 from lipbench.normalise import Normalise
 from lipbench.slopes import CURVES, Curve, prelu
@@ -98,6 +99,24 @@ def _convolution(layer: Any, site: Site) -> Reader:
         padding_mode=layer.padding_mode,
         dilation=tuple(layer.dilation),
         groups=layer.groups,
+    )
+
+
+def _circular(layer: Circular, site: Site) -> Reader:
+    bias = None if layer.bias is None else site.key("bias")
+    weight = site.key("weight")
+    height, width = layer.size
+    return lambda tensors: steps.Convolution(
+        **site.place,
+        weight=tensors[weight],
+        bias=None if bias is None else tensors[bias],
+        weight_name=weight,
+        bias_name=bias,
+        stride=(layer.stride, layer.stride),
+        padding=((0, height - 1), (0, width - 1)),
+        padding_mode="circular",
+        dilation=(1, 1),
+        groups=1,
     )
 
 
@@ -288,6 +307,7 @@ _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
+    Circular: _circular,
     nn.ConvTranspose1d: _transposed_convolution,
     nn.ConvTranspose2d: _transposed_convolution,
     nn.ConvTranspose3d: _transposed_convolution,
