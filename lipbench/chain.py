@@ -8,7 +8,7 @@ from lipbench.bound import Refused
 from lipbench.centred import Slopes
 from lipbench.intervals import slopes
 from lipbench.network import Network
-from lipbench.steps import Contraction, ConvContraction, GroupSort, MaxPool, Slope
+from lipbench.steps import Contraction, ConvContraction, GroupSort, MaxPool, Sandwich, Slope
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
 
@@ -74,7 +74,11 @@ def refusal(network: Network, most_neurons: int) -> str | None:
 
 def widths(network: Network) -> list[int]:
     """Return how many neurons each layer of a chain has, without its matrices."""
-    return [math.prod(step.output_shape) for step in network.steps if isinstance(step, Slope)]
+    return [
+        len(step.scale) if isinstance(step, Sandwich) else math.prod(step.output_shape)
+        for step in network.steps
+        if isinstance(step, Slope | Sandwich)
+    ]
 
 
 def _product(left: Matrix, right: Matrix) -> Matrix:

@@ -20,6 +20,7 @@ from lipbench.steps import (
     MaxPool,
     Padding,
     Rearrange,
+    Sandwich,
     Scale,
     Slope,
     Step,
@@ -156,6 +157,18 @@ def _residual(eigenvalue: float) -> float:
     """Return the l2 constant of a residual step from the e above."""
     excess = max(0.0, eigenvalue - 1)
     return math.sqrt(1 + 4 * excess * (1 + excess)) * _ROUNDING
+
+
+@constant.register(Sandwich)
+def _(step: Sandwich, norm: Norm) -> float:
+    # The layer's docstring has the proof that the squared norm of [A B] is a constant in l2.
+    slack = 1 + 1e-12 * max(*step.outer.shape, *step.inner.shape)
+    ways = (_matrix_norm(part.double().T, norm) for part in (step.push, step.pull))
+    triangle = math.prod(ways) * slack
+    if norm != 2.0:
+        return triangle
+    both = torch.cat([step.outer, step.inner], dim=1).double()
+    return min(triangle, _matrix_norm(both, norm) ** 2 * _ROUNDING)
 
 
 def _matrix_norm(matrix: Float[Tensor, "out in"], norm: Norm) -> float:

@@ -12,6 +12,7 @@ from lipbench.bound import Refused
 from lipbench.circular import Circular
 from lipbench.explain import ConvResidual, Residual, Slopes
 from lipbench.normalise import Normalise
+from lipbench.sandwich import SandwichLayer
 from lipbench.slopes import CURVES, Curve, prelu
 from lipbench.sorting import GroupSort, MaxMin
 from lipbench.splines import Spline, spline_curve
@@ -236,6 +237,17 @@ def _conv_residual(layer: ConvResidual, site: Site) -> Reader:
     )
 
 
+def _sandwich(layer: SandwichLayer, site: Site) -> Reader:
+    return lambda tensors: steps.Sandwich(
+        **site.place,
+        outer=tensors[site.key("outer")],
+        inner=tensors[site.key("inner")],
+        scale=tensors[site.key("psi")].exp(),
+        bias=tensors[site.key("bias")],
+        function=layer.function,
+    )
+
+
 def _rearrange(layer: nn.Module, site: Site) -> Reader:
     step = steps.Rearrange(**site.place)
     return lambda tensors: step
@@ -333,6 +345,7 @@ _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     MaxMin: _max_min,
     Residual: _residual,
     ConvResidual: _conv_residual,
+    SandwichLayer: _sandwich,
     Slopes: _slopes,
     **dict.fromkeys(CURVES, _curve),
 }

@@ -27,6 +27,7 @@ from lipbench.steps import (
     MaxPool,
     Padding,
     Rearrange,
+    Sandwich,
     Scale,
     Slope,
     Step,
@@ -155,3 +156,17 @@ def _(step: ConvContraction, source: Enclosed) -> Tensor:
     own = 2 * terms * UNIT * absolute.adjoint(hidden) + UNIT * source.values.abs()
     back = 2 * absolute.adjoint(spread) * (1 + terms * UNIT)
     return source.radius * (1 + UNIT) + back + own
+
+
+@_radius.register(Sandwich)
+def _(step: Sandwich, source: Enclosed) -> Tensor:
+    # Entries of both matrices are rounded three times, and roots of 2 once.
+    pull, push = step.pull.abs(), step.push.abs()
+    terms = (max(*step.inner.shape, *step.outer.shape) + 8) * UNIT
+    inner = source.values @ step.pull + step.bias
+    spread = source.radius @ pull * (1 + terms)
+    spread = spread + terms * (source.values.abs() @ pull + step.bias.abs())
+    hidden = step.function(inner).abs()
+    # s has slopes in [0, 1]; its own evaluation is that of any elementwise function.
+    spread = spread * (1 + UNIT) + _FUNCTION * (1 + inner.abs() + hidden)
+    return spread @ push * (1 + terms) + terms * hidden @ push

@@ -23,7 +23,15 @@ from lipbench.duality import steepest, support
 from lipbench.linearised import split
 from lipbench.network import Network
 from lipbench.norm import Norm
-from lipbench.steps import Contraction, ConvContraction, Elementwise, GroupSort, Slope, Step
+from lipbench.steps import (
+    Contraction,
+    ConvContraction,
+    Elementwise,
+    GroupSort,
+    Sandwich,
+    Slope,
+    Step,
+)
 from lipbench.threat import Box
 
 _LENGTHS = (0.4, 0.04)
@@ -110,7 +118,7 @@ def _bent(network: Network, reach: float) -> Network:
         return lambda inputs: _Bent.apply(inputs, function, reach)
 
     def bent(step: Step) -> Step:
-        if isinstance(step, Slope | Contraction | ConvContraction):
+        if isinstance(step, Slope | Contraction | ConvContraction | Sandwich):
             return replace(step, function=bend(step.function))
         if isinstance(step, GroupSort):
             parts = {part.name: getattr(step, part.name) for part in fields(step)}

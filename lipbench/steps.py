@@ -1,5 +1,6 @@
 """The primitive steps that a network is made of."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -394,3 +395,34 @@ class ConvContraction(Step):
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Return x - 2 Vᵀ s(Vx + b)."""
         return inputs - 2 * self.operator.adjoint(self.function(self.operator(inputs)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sandwich(Step):
+    """The step √2·AᵀΨ s(√2·Ψ⁻¹Bx + b), with s elementwise of slopes in [0, 1].
+
+    It expands l2 distances at most λ times, λ the largest eigenvalue of AAᵀ + BBᵀ.
+    """
+
+    outer: Float[Tensor, "hidden out"]
+    """A."""
+    inner: Float[Tensor, "hidden in"]
+    """B."""
+    scale: Float[Tensor, " hidden"]
+    """The diagonal of Ψ, positive."""
+    bias: Float[Tensor, " hidden"]
+    function: Elementwise
+
+    @property
+    def pull(self) -> Float[Tensor, "in hidden"]:
+        """Return √2·BᵀΨ⁻¹."""
+        return math.sqrt(2) * self.inner.T / self.scale
+
+    @property
+    def push(self) -> Float[Tensor, "hidden out"]:
+        """Return √2·ΨA."""
+        return math.sqrt(2) * self.scale.unsqueeze(1) * self.outer
+
+    def __call__(self, inputs: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
+        """Return √2·AᵀΨ s(√2·Ψ⁻¹Bx + b)."""
+        return self.function(inputs @ self.pull + self.bias) @ self.push

@@ -31,6 +31,7 @@ from lipbench.steps import (
     MaxPool,
     Padding,
     Rearrange,
+    Sandwich,
     Scale,
     Slope,
     Step,
@@ -137,6 +138,8 @@ def widths(network: Network) -> tuple[int, ...]:
             counts.append(len(step.diagonal))
         elif isinstance(step, ConvContraction):
             counts.append(math.prod(step.operator.output_shape))
+        elif isinstance(step, Sandwich):
+            counts.append(len(step.scale))
     return (*counts, math.prod(network.output_shape))
 
 
@@ -347,6 +350,18 @@ def _(step: ConvContraction, unroller: _Unroller, value: Affine) -> Affine:
         lambda part: part.through(operator.adjoint, back, operator.output_shape, terms)
     )
     return value.plus(_weighted(pushed, -2.0))
+
+
+@_unrolled.register(Sandwich)
+def _(step: Sandwich, unroller: _Unroller, value: Affine) -> Affine:
+    root, scale = math.sqrt(2), step.scale.unsqueeze(1)
+    pulled = value.each(lambda part: part.times(step.inner).scaled(root / scale))
+    pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(step.bias.unsqueeze(1))))
+    zero = torch.zeros_like(step.scale)
+    ends = zero, zero + 1
+    sides = ends if step.function is torch.relu else None
+    hidden = unroller.neurons(step.name, pulled, step.function, ends, sides)
+    return hidden.each(lambda part: part.scaled(root * scale).times(step.outer.T))
 
 
 def _larger(name: str, unroller: _Unroller, one: Affine, other: Affine) -> Affine:

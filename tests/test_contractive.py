@@ -31,7 +31,7 @@ DENSE = a_model(widths=(16, 16), normalisation=(0.5, 0.5))
 # Bounds that prove a claim, where the product of layer norms does not.
 PROOFS: dict[str, str] = {}
 # Methods that have no version for convolutions.
-DENSE_ONLY: set[str] = set()
+DENSE_ONLY = {"sandwich"}
 
 
 @dataclass(frozen=True, kw_only=True)

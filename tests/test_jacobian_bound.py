@@ -122,6 +122,7 @@ def test_smooth_networks_are_bounded_too(seed, widths, activation, box, norm):
         ("convolutional", L2, (0.2, 0.4)),
         ("residual", LINF, None),
         ("residual", L1, (0.2, 0.4)),
+        ("sandwich", L2, (0.2, 0.4)),
         ("linear", L1, (0.2, 0.4)),
         ("linear", LINF, None),
     ],

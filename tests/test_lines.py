@@ -152,7 +152,7 @@ def test_neurons_read_what_lies_between_the_ends(seed, widths, activation, lo, w
         assert (most <= upper).all()
 
 
-@pytest.mark.parametrize("case", ["branching", "groups", "convolutional", "residual"])
+@pytest.mark.parametrize("case", ["branching", "groups", "convolutional", "residual", "sandwich"])
 def test_any_architecture_is_followed(case):
     model, shape = CASES[case]()
     network = unroll(as_network(model, shape))

@@ -159,7 +159,7 @@ def test_derivatives_at_points_of_the_box_are_inside(network, box):
     assert encloses(as_network(*network), box)
 
 
-@pytest.mark.parametrize("case", ["branching", "groups", "residual", "linear"])
+@pytest.mark.parametrize("case", ["branching", "groups", "residual", "sandwich", "linear"])
 def test_networks_that_branch_are_enclosed(case):
     assert encloses(as_network(*CASES[case]()), (0.1, 0.4))
 

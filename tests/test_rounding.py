@@ -12,6 +12,7 @@ from written import Written
 import lipbench
 from lipbench.network import as_network
 from lipbench.rounding import Enclosed, _radius, enclose
+from lipbench.sandwich import SandwichLayer
 
 
 def fractions(tensor):
@@ -79,7 +80,31 @@ def _sort(step, x):
     return found
 
 
+def _sandwich(step, x):
+    root = Fraction(math.isqrt(2 * 10**80), 10**40)
+    scale, bias = fractions(step.scale), fractions(step.bias)
+    outer, inner = ([fractions(row) for row in part] for part in (step.outer, step.inner))
+    hidden = [
+        max(Fraction(0), root * sum(w * v for w, v in zip(row, x, strict=True)) / s + b)
+        for row, s, b in zip(inner, scale, bias, strict=True)
+    ]
+    columns = zip(*outer, strict=True)
+    return [
+        root * sum(w * s * v for w, s, v in zip(column, scale, hidden, strict=True))
+        for column in columns
+    ]
+
+
+def a_sandwich():
+    layer = SandwichLayer(3, 5, 4)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    return layer
+
+
 EXACT = {
+    "Sandwich": _sandwich,
     "Convolution": _linear,
     "TransposedConvolution": _linear,
     "Padding": lambda step, x: [
@@ -110,6 +135,7 @@ MODELS = {
     "sums": (lambda: Written(lambda self, x: (1 - x) / 3 + x / 7 - 5 * (x + x / 9)), (4,)),
     "joined": (lambda: Written(lambda self, x: torch.cat([x / 3, x - 1, x / 7], dim=1)), (4,)),
     "means": (lambda: Written(lambda self, x: x.mean((2, 3)) / 3), (2, 3, 5)),
+    "sandwiched": (lambda: a_sandwich(), (3,)),
     "residual": (
         lambda: nn.Sequential(nn.Conv1d(2, 2, 3, padding=1), Written(lambda self, x: x + x / 3)),
         (2, 4),

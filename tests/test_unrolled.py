@@ -16,6 +16,7 @@ from lipbench.bound import Refused
 from lipbench.explain import Residual
 from lipbench.network import as_network
 from lipbench.normalise import Normalise
+from lipbench.sandwich import SandwichLayer
 from lipbench.unrolled import neurons, unroll
 
 
@@ -46,6 +47,15 @@ def residual():
     return nn.Sequential(nn.Linear(5, 6), explained, nn.Tanh(), nn.Linear(6, 2)).double(), (5,)
 
 
+def sandwich():
+    torch.manual_seed(0)
+    layer = SandwichLayer(5, 6, 4)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    return nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 2)).double(), (5,)
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -70,6 +80,7 @@ CASES = {
     "dense": lambda: (random_network(0, (5, 7, 3), nn.Sigmoid).double(), (5,)),
     "convolutional": convolutional,
     "residual": residual,
+    "sandwich": sandwich,
     "dilated pool": lambda: (nn.MaxPool2d(2, stride=1, dilation=2), (2, 7, 8)),
     "pool of three": lambda: (nn.MaxPool1d(3, 2, padding=1), (2, 9)),
     "linear": lambda: (nn.Linear(3, 2).double(), (3,)),

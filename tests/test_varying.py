@@ -114,7 +114,7 @@ def test_it_is_not_below_the_exact_constant(seed):
     assert crossings([value("lipbab", network, box), value("local_l2", network, box)]) == []
 
 
-@pytest.mark.parametrize("case", ["branching", "groups", "residual", "linear"])
+@pytest.mark.parametrize("case", ["branching", "groups", "residual", "sandwich", "linear"])
 def test_networks_that_branch_are_bounded(case):
     network = as_network(*CASES[case]())
     box = (0.2, 0.4)
