@@ -103,6 +103,15 @@ def a_sandwich():
     return layer
 
 
+def scaling(factor):
+    # The map relu(factor·x).
+    layer = SandwichLayer(4, 4, 4).double()
+    with torch.no_grad():
+        layer.outer.copy_(torch.eye(4) * factor / 2**0.5)
+        layer.inner.copy_(torch.eye(4) / 2**0.5)
+    return layer
+
+
 EXACT = {
     "Sandwich": _sandwich,
     "Convolution": _linear,
@@ -167,6 +176,7 @@ def test_exact_outputs_lie_in_the_enclosure(name):
         (lipbench.GroupSort(4), (4,), [4.0] * 4),
         (nn.ReflectionPad1d(1), (1, 4), [2.0, 1.0, 2.0, 3.0, 4.0, 3.0]),
         (Written(lambda self, x: -2 * x), (4,), [2.0, 4.0, 6.0, 8.0]),
+        (scaling(3.0), (4,), [3.0, 6.0, 9.0, 12.0]),
         (
             Written(lambda self, x: torch.cat([x, 3 * x], 1)),
             (4,),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from training import a_method, a_model, a_net, an_entry, digits, initial, train
 
+from lipbench import chain
 from lipbench.bound import Bound
 from lipbench.constants import constant
 from lipbench.network import as_network
@@ -84,6 +85,7 @@ def test_other_bounds_read_the_layer_too():
     """Each neuron's multiplier at its best proves no less than the layer's own."""
     torch.manual_seed(0)
     network = as_network(nn.Sequential(a_layer(4, 6, 3), nn.Linear(3, 2).double()), (4,))
+    assert chain.widths(network) == [6]
     crude = value_of(network, "product").value
     for name in ("lipsdp_neuron", "liplt", "fastlip"):
         found = value_of(network, name)
