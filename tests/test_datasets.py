@@ -197,6 +197,76 @@ def test_half_max_abs_refuses_a_number_out_of_range(field, value):
         a_dataset("half_max_abs", **{field: value})
 
 
+def test_the_sine_has_the_points_and_the_noise_of_the_authors(tmp_path):
+    """100 points i·10/99; sin(x) ≤ y < sin(x) + 1, and the noise has mean ½ and variance 1/12."""
+    raw = a_dataset("sine").read(tmp_path)
+    x = np.arange(100) * 10 / 99
+    np.testing.assert_allclose(raw.train_inputs[:, 0], x, rtol=1e-6, atol=1e-7)
+    many = a_dataset("sine", samples=4000).read(tmp_path)
+    for part in (raw, many):
+        noise = part.train_targets - np.sin(part.train_inputs.astype(np.float64))
+        assert -1e-6 <= noise.min() < 0.1
+        assert 0.9 < noise.max() <= 1 + 1e-6
+    assert noise.mean() == pytest.approx(0.5, abs=0.02)
+    assert noise.std() == pytest.approx(12**-0.5, rel=0.05)
+
+
+def test_the_sine_is_tested_against_its_mean(tmp_path):
+    raw = a_dataset("sine", noise=0.5).read(tmp_path)
+    x = np.linspace(0, 10, 1001)
+    np.testing.assert_allclose(raw.test_targets[:, 0], np.sin(x) + 0.25, atol=1e-6)
+
+
+def test_the_step_is_1_at_the_points_of_the_authors(tmp_path):
+    raw = a_dataset("step").read(tmp_path)
+    ones = [*range(10, 15), *range(70, 80)]
+    assert raw.train_targets[:, 0].nonzero()[0].tolist() == ones
+    assert set(raw.train_targets[:, 0]) == {0.0, 1.0}
+    fine = a_dataset("step", samples=991).read(tmp_path)  # ten points between two of theirs
+    assert fine.train_targets[::10].tolist() == raw.train_targets.tolist()
+    jumps = fine.train_inputs[:-1, 0][np.diff(fine.train_targets[:, 0]) != 0]
+    np.testing.assert_allclose(jumps * 9.9, [9.5, 14.5, 69.5, 79.5], atol=0.11)
+
+
+def test_the_step_has_noise_where_it_is_asked_for(tmp_path):
+    plain, noisy = (
+        a_dataset("step", samples=4000, noise=noise).read(tmp_path) for noise in (0.0, 0.2)
+    )
+    assert (noisy.train_targets - plain.train_targets).std() == pytest.approx(0.2, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["sine", "step"])
+def test_regression_on_an_interval_samples_its_pairs_there(name, tmp_path):
+    dataset = a_dataset(name)
+    counts, _ = np.histogram(
+        dataset.sample_pairs(2000, np.random.default_rng(0)), bins=10, range=(0, 10)
+    )
+    assert counts.sum() == 2000
+    assert counts.min() > 140
+    data = split(dataset, dataset.read(tmp_path))
+    assert (len(data.train), len(data.pairs), len(data.test)) == (100, 0, 1001)
+    assert data.train.targets.shape == (100, 1)
+    assert dataset.grid().shape == (1001, 1)
+
+
+@pytest.mark.parametrize("name", ["sine", "step"])
+@pytest.mark.parametrize(("field", "value"), [("samples", 1), ("noise", -0.1)])
+def test_regression_on_an_interval_refuses_a_number_out_of_range(name, field, value):
+    with pytest.raises(ValueError, match=f"{field} must be at least"):
+        a_dataset(name, **{field: value})
+
+
+def test_draws_of_noise_differ_between_seeds_and_data_sets(tmp_path):
+    noise = [
+        a_dataset(name, noise=1.0, split_seed=seed).read(tmp_path).train_targets
+        for name, seed in (("sine", 0), ("sine", 0), ("sine", 1), ("step", 0))
+    ]
+    assert np.array_equal(noise[0], noise[1])
+    assert not np.array_equal(noise[0], noise[2])
+    digests = {a_dataset(name, noise=n).digest for name in ("sine", "step") for n in (0.0, 1.0)}
+    assert len(digests) == 4
+
+
 def test_data_that_follow_from_fields_have_a_digest_of_the_fields():
     digests = {a_dataset("half_max_abs", samples=n).digest for n in (10, 20)}
     assert len(digests) == 2
