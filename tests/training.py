@@ -28,6 +28,8 @@ TINY = {
     "fast_at": {"epsilon": 0.02, "probe": 16},
     "free_at": {"epsilon": 0.02, "replays": 2},
     "lipschitz_activation": {"knots": 5},
+    "sdp_penalty": {"rounds": 1, "tolerance": 0.01},
+    "sdp_enforced": {"constant": 2.0, "rounds": 1, "tolerance": 0.01},
 }
 
 ADAM = Optimizer(name="adam", lr=0.01)
@@ -45,6 +47,13 @@ VARIANTS = {
     "refreshed": {"name": "clip", "pairs": 8, "lambda_": 0.1, "refresh": 5},
     "path": {"name": "clip", "pairs": 8, "path": (0.0, 1.0, 0.1), "epochs": 2},
 }
+
+
+def is_stackable(variant):
+    return load("lipbench.methods", VARIANTS[variant]["name"], Method).stackable
+
+
+STACKABLE = [variant for variant in VARIANTS if is_stackable(variant)]
 
 
 def a_method(name, **fields):

@@ -1,0 +1,67 @@
+"""Training with an enforced Lipschitz constant, by a semidefinite program."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lipbench.alternating import Alternating, Kept
+from lipbench.inequality import Inequality, Layers, Multipliers, Weights, rescaled
+from lipbench.method import Claim, Scalars, Strength
+from lipbench.net import Net
+from lipbench.norm import Norm
+
+_ROOM = 1e-6
+"""Share by which the constant is missed on purpose, so that a bound's tolerance is below it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDPEnforced(Alternating):
+    """Minimise the loss over the networks that LipSDP proves to have a constant in l2.
+
+    minimise loss(W) subject to W = V, N(V, L²; T) ≥ 0
+
+    by the alternating direction method of multipliers: N is the matrix inequality of LipSDP with
+    fixed multipliers T, ρ = L² and L = `constant` (`lipbench.inequality` derives it). A round takes
+    the V with N ≥ 0 that is nearest to W + Y/r. The T are those that LipSDP finds for the network
+    at the end of the warm start, whose constant L_0 is another: they are taken as if all its k
+    layers were scaled by (L/L_0)^(1/k). The authors enforce L = L_0, where that changes nothing.
+
+    What is guaranteed is the constant of the network that is returned, which has the weights V: it
+    is certified in float64 for the weights as they are stored.
+
+    Source:
+        Pauli, Koch, Berberich, Kohler, Allgöwer, Training Robust Neural Networks Using Lipschitz
+        Bounds (2022), https://arxiv.org/abs/2005.02929, and its public code, for one layer of
+        neurons with slopes in [0, 1]. More layers, other slopes and the rule for L ≠ L_0 are this
+        project's. Defaults are those of the code, but its 10,000 full-batch steps (learning rate
+        0.01) between rounds are an epoch or more here, and `constant` has no published value.
+    """
+
+    strength: ClassVar[Strength] = Strength(field="constant", shrinks=False, least=1e-3)
+
+    constant: float = 1.0
+    """L, in outputs per pixel unit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.constant < math.inf:
+            raise ValueError(f"constant must be positive and finite, got {self.constant}.")
+
+    def level(self, h: Scalars) -> float:
+        """Return L."""
+        return float(h["constant"])
+
+    def solution(
+        self, layers: Layers, kept: Kept, targets: Weights, h: Scalars
+    ) -> tuple[Weights, Multipliers, float]:
+        """Return the nearest copy."""
+        aim = self.level(h) / layers.factor * (1 - _ROOM)
+        ratio = aim / math.sqrt(kept.square) if kept.square > 0 else 1.0
+        multipliers = rescaled(kept.multipliers, ratio)
+        inequality = Inequality(slopes=layers.slopes, multipliers=multipliers)
+        found, square = self.proposed(inequality, targets, aim**2, None)
+        return found, multipliers, square
+
+    def claims(self, net: Net) -> Claim:
+        """Return L."""
+        return Claim(norm=Norm(2), constant=self.constant, tolerance=1e-6)
