@@ -161,7 +161,7 @@ class Contractive(Method):
         kinds = (Scale, Slope, MaxPool, AveragePool)
         rest = [constant(step, _L2) for step in net.steps.steps if isinstance(step, kinds)]
         # Weights are stored in single precision: every factor is rounded once.
-        return Claim(norm=_L2, constant=math.prod(rest), tolerance=1e-5)
+        return Claim(norm=_L2, constant=math.prod(rest, start=1.0), tolerance=1e-5)
 
     def _explicit(self, net: Net, *, is_final: bool = False) -> Params:
         found: Params = {}

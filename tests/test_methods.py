@@ -4,17 +4,28 @@ import dataclasses
 
 import pytest
 import torch
-from training import SMALL, TINY, a_method, a_model, a_net, an_entry, digits, initial, same, train
+from training import (
+    METHODS,
+    SMALL,
+    TINY,
+    a_method,
+    a_model,
+    a_net,
+    an_entry,
+    digits,
+    initial,
+    same,
+    train,
+)
 
 from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method
 from lipbench.optimiser import Optimizer
-from lipbench.registry import load, names
+from lipbench.registry import load
 from lipbench.seeds import stream
 from lipbench.trainer import Trainer
 from lipbench.trial import Trial
 
-METHODS = names("lipbench.methods")
 DRIVEN = [name for name in METHODS if load("lipbench.methods", name, Method).strength is not None]
 
 

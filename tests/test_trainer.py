@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from training import (
     ADAM,
+    METHODS,
     SMALL,
     STACKABLE,
     VARIANTS,
@@ -35,11 +36,9 @@ from lipbench.discrepancy import Discrepancy
 from lipbench.loading import selection_score
 from lipbench.method import Method
 from lipbench.optimiser import Optimizer
-from lipbench.registry import load, names
+from lipbench.registry import load
 from lipbench.trainer import Refusal, Trainer
 from lipbench.trial import Trial
-
-METHODS = names("lipbench.methods")
 
 FRAIL = """
 from dataclasses import dataclass

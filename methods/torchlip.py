@@ -1,0 +1,76 @@
+"""Layers of deel-torchlip."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from lipbench.borrowed import Borrowed
+from lipbench.sequential import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torchlip(Borrowed):
+    """Train layers of deel-torchlip, with the offset cross entropy of 1-Lipschitz networks.
+
+    - `bjorck`: SpectralLinear and SpectralConv2d as they come: spectral normalisation, then
+      Björck's iteration until it moves less than 10⁻³, 15 steps at most. That pulls small singular
+      values towards 1 and takes none above it. Convolutions are divided by √(⌈k/s⌉²).
+    - `spectral`: the same without Björck's iteration.
+    - `frobenius`: FrobeniusLinear and FrobeniusConv2d, whose weight as a whole has the norm 1; for
+      convolutions of stride 1.
+
+    The library claims a constant of 1 in l2; that is the claim here, times that of normalisation.
+    The losses of the library (HKR) are not offered.
+
+    Source:
+        Serrurier, Mamalet, González-Sanz, Boissin, Loubes, del Barrio, Achieving Robustness in
+        Classification Using Optimal Transport with Hinge Regularization (CVPR 2021),
+        https://arxiv.org/abs/2006.06520, and the package deel-torchlip 1.0.5 (MIT licence).
+    """
+
+    package: ClassVar[str] = "deel.torchlip"
+    extra: ClassVar[str] = "torchlip"
+
+    layer_type: Literal["bjorck", "spectral", "frobenius"] = "bjorck"
+    """Which of its layers."""
+
+    @property
+    def cost(self) -> float:
+        """Return the cost of a step in steps of standard training."""
+        return {"bjorck": 8.0, "spectral": 4.0, "frobenius": 3.0}[self.layer_type]
+
+    def unfit(self, part: Part) -> str | None:
+        """Return why a dense or convolutional layer has no version, or None."""
+        layer = part.layer
+        if not isinstance(layer, nn.Conv2d):
+            return None
+        if layer.dilation != (1, 1):
+            return f"torchlip has no spread kernels, got dilation {layer.dilation}"
+        if self.layer_type == "frobenius" and layer.stride != (1, 1):
+            return f"FrobeniusConv2d has no strides, got {layer.stride}"
+        return None
+
+    def made(self, layer: nn.Module) -> nn.Module:
+        """Return the layer of torchlip."""
+        library: Any = import_module("deel.torchlip")
+        options: dict[str, Any] = {"bias": False}
+        if self.layer_type == "spectral":
+            options["eps_bjorck"] = None
+        if isinstance(layer, nn.Linear):
+            sizes = layer.in_features, layer.out_features
+            if self.layer_type == "frobenius":
+                return library.FrobeniusLinear(*sizes, disjoint_neurons=False, **options)
+            return library.SpectralLinear(*sizes, **options)
+        assert isinstance(layer, nn.Conv2d)
+        kinds = {"frobenius": library.FrobeniusConv2d}
+        return kinds.get(self.layer_type, library.SpectralConv2d)(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            padding_mode=layer.padding_mode,
+            **options,
+        )
