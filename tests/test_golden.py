@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import runs
 import torch
+from training import TINY
 
 import lipbench
 from lipbench.cell import TRAINING_PROTOCOL
 from lipbench.checkpoints import read_tensors
+from lipbench.method import Method
+from lipbench.registry import load
 
 STORED = Path(__file__).with_name("golden.json")
 # More than other versions of torch and other processors change, less than any change of a rule.
@@ -26,13 +29,20 @@ ENTRIES = {
     "weight_regularization": {"target_accuracy": 0.5, "mu": 0.01},
     "clip": {"target_accuracy": 0.5, "lambda": 0.1, "pairs": 16},
     "spectral_norm": {"layer_bound": 2.0, "last_layer_bound": 4.0},
+    **{
+        name: {field.rstrip("_"): value for field, value in fields.items()}
+        for name, fields in TINY.items()
+        if name not in ("weight_regularization", "clip")
+    },
 }
 
 
 def methods():
-    """Return the names of the built-in methods."""
+    """Return the names of the built-in methods, without those of other libraries' layers."""
     points = distribution("lipbench").entry_points
-    return sorted(point.name for point in points if point.group == "lipbench.methods")
+    found = sorted(point.name for point in points if point.group == "lipbench.methods")
+    loaded = {name: load("lipbench.methods", name, Method) for name in found}
+    return [name for name, method in loaded.items() if not hasattr(method, "package")]
 
 
 def trained(name, folder, **training):
