@@ -40,6 +40,8 @@ TINY = {
     "lipschitz_activation": {"knots": 5},
     "sdp_penalty": {"rounds": 1, "tolerance": 0.01},
     "sdp_enforced": {"constant": 2.0, "rounds": 1, "tolerance": 0.01},
+    "lipmlp": {"alpha": 0.01},
+    "parseval": {"beta": 0.001, "share": 0.5},
 }
 
 ADAM = Optimizer(name="adam", lr=0.01)
