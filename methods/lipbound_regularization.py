@@ -30,7 +30,9 @@ class LipBoundRegularization(Method):
     the same for all kernels of one size, and the gradient of the logarithm does not see it.
 
     A logarithm has no smallest value: the pull on a layer grows as its weights shrink, and a large
-    lambda empties the network. The method guarantees nothing.
+    lambda empties the network. On the digits, with Adam at 0.02, a ReLU network of layers 64-64-10
+    did well with lambda 0.1 and was gone with 0.3, one of sigmoids did with 0.03 and was gone with
+    0.1. The method guarantees nothing.
 
     Source:
         Araujo, Negrevergne, Chevaleyre, Atif, On Lipschitz Regularization of Convolutional Layers
