@@ -36,10 +36,10 @@ class LipBoundRegularization(Method):
 
     Source:
         Araujo, Negrevergne, Chevaleyre, Atif, On Lipschitz Regularization of Convolutional Layers
-        using Toeplitz Matrix Theory (AAAI 2021), Theorem 3 and section 6,
-        https://arxiv.org/abs/2006.08391. The paper speaks of convolutions; a dense layer is a
-        kernel of one tap, whose LipBound is the Frobenius norm. The other penalties are those of
-        the authors' code. The default of lambda is this project's.
+        using Toeplitz Matrix Theory (AAAI 2021), https://arxiv.org/abs/2006.08391: LipBound and
+        the logarithmic penalty. The paper speaks of convolutions; a dense layer is a kernel of one
+        tap, whose LipBound is the Frobenius norm. The other penalties are those of the authors'
+        code. The default of lambda is this project's.
     """
 
     stackable: ClassVar[bool] = True

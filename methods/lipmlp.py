@@ -35,8 +35,8 @@ class LipMLP(Method):
 
     Source:
         Liu, Williams, Jacobson, Fidler, Litany, Learning Smooth Neural Functions via Lipschitz
-        Regularization (SIGGRAPH 2022), eq. (7) to (9), https://arxiv.org/abs/2202.08345. For dense
-        layers only.
+        Regularization (SIGGRAPH 2022), https://arxiv.org/abs/2202.08345: its weight normalisation
+        and its loss. For dense layers only.
     """
 
     stackable: ClassVar[bool] = True

@@ -31,15 +31,15 @@ class Parseval(Method):
     Here they are a stretch, at a random place in every step, of an order that is drawn afresh in
     every epoch.
 
-    The last layer is left free and has weight decay instead, as in the paper's experiments. Its
-    convex weights for layers that sum others have no counterpart here. The retraction is a soft
-    one, slower than a large learning rate: the method guarantees nothing. It has no strength: more
-    of beta does not mean a smaller constant where singular values are below 1.
+    By default the last layer is left free, so that it may scale the logits, and it alone has weight
+    decay. The paper's convex weights for layers that sum others have no counterpart here. The
+    retraction is a soft one, slower than a large learning rate: the method guarantees nothing. It
+    has no strength: below 1 a singular value grows with beta.
 
     Source:
         Cissé, Bojanowski, Grave, Dauphin, Usunier, Parseval Networks: Improving Robustness to
-        Adversarial Examples (ICML 2017), section 4 and Algorithm 1,
-        https://arxiv.org/abs/1704.08847.
+        Adversarial Examples (ICML 2017), https://arxiv.org/abs/1704.08847: the retraction and its
+        use on a subset of the rows.
     """
 
     stackable: ClassVar[bool] = True

@@ -31,9 +31,9 @@ class SpectralRegularization(Method):
 
     Source:
         Yoshida, Miyato, Spectral Norm Regularization for Improving the Generalizability of Deep
-        Learning (2017), eq. (4) and Algorithm 1, https://arxiv.org/abs/1705.10941, which has the
-        norm of the reshaped kernel for a convolution; here by default that of the operator on
-        images of this size.
+        Learning (2017), https://arxiv.org/abs/1705.10941: its objective, and its algorithm of one
+        power iteration per step. It has the norm of the reshaped kernel for a convolution; here
+        by default that of the operator on images of this size.
     """
 
     stackable: ClassVar[bool] = True
