@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.momentum import ascend_with_memory, nothing
 from lipbench.net import Net
 from lipbench.pairs import Pairs, ascend, climb, quotients
 from lipbench.penalty import parameter_penalty
@@ -46,10 +47,16 @@ class CLIP(Method):
     topk: int = 8
     pairs: int | None = 64
     """How many pairs; None takes the whole pair set."""
-    update: Literal["accept", "plain", "free"] = "accept"
+    update: Literal["accept", "plain", "free", "fixed"] = "accept"
     """How the pairs climb. `accept` undoes a step that lowers the quotient and adapts the step
     size of each pair. `plain` takes every step, as Algorithm 1. `free` uses the backward pass of
-    the weights for the pairs too, so that only pairs that count move."""
+    the weights for the pairs too, so that only pairs that count move. `fixed` pairs never climb:
+    with `redraw` they are the sets to hold the others against."""
+    ascent: Literal["gradient", "nesterov", "adam"] = "gradient"
+    """What a climbing pair follows: L·∇L, or a direction that remembers earlier steps, which the
+    paper leaves to future work. With `adam` tau is in pixels: 0.01 suits it better."""
+    momentum: float = 0.9
+    """How much of their mean slope `nesterov` and `adam` keep from step to step."""
     tau: float = 1.0
     """Step size of the pairs in x ← x + tau·L·∇L; the first one with `accept`."""
     factor: float = 1.3
@@ -58,8 +65,10 @@ class CLIP(Method):
     """Pixel units: v = u + noise·U[0, 1) per coordinate, or noise times a standard normal."""
     noise_kind: Literal["uniform", "gaussian"] = "uniform"
     refresh: int = 2000
-    """Steps after which the pairs are drawn afresh, at the next beginning of an epoch. Fresh
-    pairs see a smaller constant until they have climbed: the accuracy jumps."""
+    """Steps after which the pairs are drawn afresh, at the next beginning of an epoch: 1 is each
+    epoch. Fresh pairs see a smaller constant until they have climbed: the accuracy jumps."""
+    redraw: Literal["refresh", "step"] = "refresh"
+    """When the pairs are drawn afresh: after `refresh` steps, or before every step."""
     project_pairs: bool = False
     """Keep the pairs in the box of valid inputs; the paper does not."""
 
@@ -77,8 +86,20 @@ class CLIP(Method):
                 raise ValueError(f"{field} must be at least 1, got {value}.")
         if not self.factor > 1:
             raise ValueError(f"factor must be more than 1, got {self.factor}.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}.")
         if self.project_pairs and self.update == "free":
             raise ValueError("project_pairs cannot be had with update = 'free': leave one out.")
+        if self.ascent != "gradient" and self.update in ("free", "fixed"):
+            raise ValueError(
+                f"ascent = {self.ascent!r} cannot be had with update = {self.update!r}: "
+                "set update to 'accept' or 'plain'."
+            )
+        if self.redraw == "step" and (self.update == "free" or self.ascent != "gradient"):
+            raise ValueError(
+                "redraw = 'step' cannot be had with update = 'free' or an ascent that remembers "
+                f"earlier steps, got update = {self.update!r} and ascent = {self.ascent!r}."
+            )
 
     @property
     def ascends(self) -> tuple[str, ...]:
@@ -88,7 +109,7 @@ class CLIP(Method):
     @property
     def cost(self) -> float:
         """Return the passes over pairs beside those over a batch of about 128 samples."""
-        passes = {"accept": 4 / 3, "plain": 2.0, "free": 1.0}[self.update]
+        passes = {"accept": 4 / 3, "plain": 2.0, "free": 1.0, "fixed": 1.0}[self.update]
         return 1 + 2 * (self.pairs or 6000) / 128 * passes
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
@@ -106,14 +127,14 @@ class CLIP(Method):
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return fresh pairs."""
-        u = data.base_points(self.pairs, rng)
-        draw = torch.rand if self.noise_kind == "uniform" else torch.randn
-        v = u + self.noise * draw(u.shape, generator=rng, dtype=u.dtype).to(u.device)
-        if self.project_pairs and data.box is not None:
-            v = v.clamp(*data.box)
+        u, v = self._fresh(data, rng)
         step = torch.full((len(u),), self.tau, dtype=u.dtype, device=u.device)
         age = torch.zeros((), dtype=torch.int64, device=u.device)
-        return _entries(Pairs.of(u, v, step), torch.zeros_like(step)) | {"age": age}
+        pairs = Pairs.of(u, v, step)
+        state: State = _entries(pairs, torch.zeros_like(step)) | {"age": age}
+        if self.ascent != "gradient":
+            state["memory"] = nothing(self.ascent, pairs)
+        return state
 
     def begin_epoch(
         self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
@@ -123,10 +144,22 @@ class CLIP(Method):
             return {**state, **self.start(net, data, rng)}
         return state
 
+    def draw(self, batch: "Batch", rng: torch.Generator) -> dict[str, Tensor]:
+        """Return the ends of fresh pairs, where each step has its own."""
+        if self.redraw == "refresh":
+            return {}
+        assert batch.data is not None
+        u, v = self._fresh(batch.data, rng)
+        return {"u": u, "v": v}
+
     def loss(
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
     ) -> tuple[Float[Tensor, ""], State]:
         """Return the objective after the pairs have climbed, and the pairs."""
+        if self.redraw == "step":
+            step = torch.zeros_like(state["step"]) + h["tau"]
+            fresh = Pairs.of(draw["u"], draw["v"], step)
+            state = {**state, **_entries(fresh, state["quotient"])}
         lipschitz, climbed = self._lipschitz_term(net, batch, state, h)
         outputs, buffers = net.train(batch.inputs)
         norm = parameter_penalty(net.params, power=1, biases=True)
@@ -154,14 +187,40 @@ class CLIP(Method):
             return self._term_with_pairs(net, current, h["lambda_"])
         accept = self.update == "accept"
         net = net.exact
-        frozen = net.frozen
-        current, climbed = ascend(frozen.stem or frozen, current, accept=accept, factor=h["factor"])
+        if self.update == "fixed":
+            values = quotients(net.stem or net, current)
+            return h["lambda_"] * self._aggregate(values), _entries(current, values.detach())
+        frozen, remembered = net.frozen, {}
+        if self.ascent == "gradient":
+            current, climbed = ascend(
+                frozen.stem or frozen, current, accept=accept, factor=h["factor"]
+            )
+        else:
+            current, memory, climbed = ascend_with_memory(
+                frozen.stem or frozen,
+                current,
+                state["memory"],
+                rule=self.ascent,
+                decay=h["momentum"],
+                accept=accept,
+                factor=h["factor"],
+            )
+            remembered = {"memory": memory}
         net.meter.gradients += 2 * len(climbed)
         # With the accept test the quotients of the moved pairs are known, and only those pairs
         # that count need a pass with gradients in the weights.
         counted = current.top(climbed, self._count(len(climbed))) if accept else current
         term = h["lambda_"] * self._aggregate(quotients(net.stem or net, counted))
-        return term, _entries(current, climbed)
+        return term, _entries(current, climbed) | remembered
+
+    def _fresh(self, data: "Data", rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return both ends of pairs that are drawn."""
+        u = data.base_points(self.pairs, rng)
+        draw = torch.rand if self.noise_kind == "uniform" else torch.randn
+        v = u + self.noise * draw(u.shape, generator=rng, dtype=u.dtype).to(u.device)
+        if self.project_pairs and data.box is not None:
+            v = v.clamp(*data.box)
+        return u, v
 
     def _term_with_pairs(
         self, net: Net, current: Pairs, weight: Float[Tensor, ""]

@@ -414,3 +414,111 @@ def test_the_weight_norm_is_that_of_all_parameters():
     plain = float(batch.loss(net(batch.inputs)))
     assert float(value) == pytest.approx(plain)
     assert float(parameter_penalty(net.params, power=1, biases=True)) > 1
+
+
+# Options that the paper leaves to future work, and sets of pairs to hold the climbing ones against.
+
+OPTIONS = {
+    "nesterov": {"ascent": "nesterov", "tau": 0.3},
+    "adam": {"ascent": "adam", "tau": 0.01},
+    "plain nesterov": {"ascent": "nesterov", "update": "plain", "tau": 0.1},
+    "fixed": {"update": "fixed"},
+    "redrawn": {"update": "fixed", "redraw": "step"},
+    "redrawn, climbing": {"update": "plain", "redraw": "step"},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_with_lambda_0_is_standard_training_bit_for_bit(option):
+    (ours,) = train(an_entry("clip", pairs=8, lambda_=0.0, epochs=2, **OPTIONS[option]))
+    (standard,) = train(an_entry("standard", epochs=2))
+    assert same(ours.checkpoints["last"].params, standard.checkpoints["last"].params)
+
+
+@pytest.mark.parametrize("option", ["nesterov", "adam", "fixed"])
+def test_an_option_is_algorithm_2_with_another_ascent(option):
+    """Plain steps by the optimisers of torch, on ½L² of every pair; or none."""
+    data, weight, tau = digits(dtype=torch.float64), 0.3, 0.01
+    net, (u, v) = initial(data), first_pairs(data, 8)
+    ends = [u.requires_grad_(), v.requires_grad_()]
+    climber = {
+        "nesterov": torch.optim.SGD(ends, lr=tau, momentum=0.8, nesterov=True, maximize=True),
+        "adam": torch.optim.Adam(ends, lr=tau, betas=(0.8, 0.999), maximize=True),
+        "fixed": torch.optim.SGD(ends, lr=0.0),
+    }[option]
+    theirs = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+    for inputs, targets in batches(data, 30, epochs=2):
+        climber.zero_grad()
+        (quotient(net, u, v).square().sum() / 2).backward()
+        climber.step()
+        theirs.zero_grad()
+        loss = F.cross_entropy(net(inputs), targets)
+        (loss + weight * quotient(net, u.detach(), v.detach()).max()).backward()
+        theirs.step()
+    fields = {"update": "fixed"}
+    if option != "fixed":
+        fields = {"update": "plain", "ascent": option, "momentum": 0.8, "tau": tau}
+    options = {"epochs": 2, "batch_size": 30, "dtype": "float64"}
+    (outcome,) = train(an_entry("clip", pairs=8, lambda_=weight, **options, **fields), data)
+    for name, value in net.named_parameters():
+        found = outcome.checkpoints["last"].params[name]
+        torch.testing.assert_close(found, value.detach(), rtol=1e-7, atol=1e-9)
+
+
+def pairs_of(epochs, **fields):
+    # The pairs after each epoch of one step.
+    trainer, seen = a_trainer(an_entry("clip", epochs=epochs, batch_size=128, **fields)), []
+    trainer.run(trainer.begin(), lambda progress: seen.append(ends(progress.state)))
+    return seen
+
+
+@pytest.mark.parametrize("redrawing", [{"redraw": "step"}, {"refresh": 1}])
+def test_pairs_are_drawn_afresh_and_do_not_climb(redrawing):
+    """At each step, or at the beginning of each epoch: samples set aside, and noisy copies."""
+    seen = pairs_of(3, pairs=8, update="fixed", **redrawing)
+    for u, v in seen:
+        nearest = torch.cdist(u[0].flatten(1), digits().pairs.inputs.flatten(1)).min(dim=1).values
+        assert float(nearest.max()) < 1e-5
+        assert float((v - u).min()) + 1e-6 >= 0
+        assert float((v - u).max()) <= 0.1 + 1e-6
+    assert not torch.equal(seen[0][0], seen[1][0])
+    assert not torch.equal(seen[1][1] - seen[1][0], seen[2][1] - seen[2][0])
+
+
+def test_fixed_pairs_stay():
+    seen = pairs_of(3, pairs=8, update="fixed")
+    assert all(torch.equal(one[0], seen[0][0]) for one in seen)
+
+
+def test_fresh_pairs_climb_one_step_of_size_tau():
+    """From where they were drawn: farther with a larger tau, never longer than one step."""
+    steps = {"pairs": 8, "redraw": "step"}
+    (near,), (far,) = (pairs_of(1, update="plain", tau=t, **steps) for t in (1.0, 9.0))
+    (start,) = pairs_of(1, update="fixed", **steps)
+    moves = [(one[0] - start[0]).norm() for one in (near, far)]
+    torch.testing.assert_close(9 * moves[0], moves[1], rtol=1e-3, atol=0)
+
+
+def test_pairs_drawn_afresh_forget_earlier_steps():
+    entry = an_entry("clip", pairs=8, ascent="adam", refresh=4, epochs=2)
+    trainer, counts = a_trainer(entry), []
+    trainer.run(
+        trainer.begin(), lambda now: counts.append(float(now.state["memory"]["steps"].max()))
+    )
+    assert counts[0] > 0
+    assert max(counts) <= 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ascent": "adam", "update": "free"}, "ascent = 'adam' cannot be had with .* 'free'"),
+        ({"ascent": "nesterov", "update": "fixed"}, "ascent = 'nesterov' cannot .* 'fixed'"),
+        ({"redraw": "step", "update": "free"}, "redraw = 'step' cannot be had with .* 'free'"),
+        ({"redraw": "step", "ascent": "adam"}, "redraw = 'step' cannot .* ascent = 'adam'"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1\.0"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        a_method("clip", **fields)

@@ -57,6 +57,8 @@ VARIANTS = {
     "driven norm": {"name": "spectral_norm", "target": 0.5},
     "free": {"name": "clip", "pairs": 8, "lambda_": 0.1, "update": "free", "mu": 0.01},
     "refreshed": {"name": "clip", "pairs": 8, "lambda_": 0.1, "refresh": 5},
+    "adam": {"name": "clip", "pairs": 8, "lambda_": 0.1, "ascent": "adam", "tau": 0.01},
+    "redrawn": {"name": "clip", "pairs": 8, "lambda_": 0.1, "update": "plain", "redraw": "step"},
     "path": {"name": "clip", "pairs": 8, "path": (0.0, 1.0, 0.1), "epochs": 2},
 }
 
