@@ -24,9 +24,9 @@ class GradientLipschitz(Method):
     The objective is loss + lambda·max(max_x ‖∇ₓ g(x)‖₂ - L0, 0), with g the margin or the loss of
     each sample. Its subgradient is that of the steepest sample of all. A step sees a batch, whose
     maximum is of the batch alone: less than that of the data, and at another sample each time. So
-    the `kept` steepest samples met so far come along with each batch, and all of them are
-    measured with the present weights: the maximum of an epoch's samples as far as the weights
-    that went over them are the present ones. With `kept` 0 it is the maximum over the batch.
+    the `kept` steepest samples met so far come along with each batch, and are measured anew with
+    the present weights. Were the weights to rest for an epoch, the maximum at its end would be that
+    of all samples. With `kept` 0 it is the maximum over the batch.
 
     The gradients are those of the network in evaluation mode. A maximum over the data is a lower
     bound of the constant of g: the method guarantees nothing.
