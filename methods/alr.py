@@ -40,7 +40,7 @@ class ALR(Method):
     """
 
     stackable: ClassVar[bool] = True
-    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.05)
+    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.5)
 
     lambda_: float = 1.0
     """Weight of the penalty; where the discrepancy principle starts."""

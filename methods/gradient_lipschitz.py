@@ -40,7 +40,7 @@ class GradientLipschitz(Method):
     """
 
     stackable: ClassVar[bool] = True
-    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.02)
+    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.05)
 
     lambda_: float = 0.02
     """Weight of the excess; where the discrepancy principle starts."""

@@ -28,7 +28,7 @@ class InputGradient(Method):
     """
 
     stackable: ClassVar[bool] = True
-    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.1)
+    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.5)
 
     lambda_: float = 0.1
     """Weight of the mean squared slope; where the discrepancy principle starts."""

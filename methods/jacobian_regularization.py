@@ -30,7 +30,7 @@ class JacobianRegularization(Method):
     """
 
     stackable: ClassVar[bool] = True
-    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.01)
+    strength: ClassVar[Strength] = Strength(field="lambda_", scale=0.1)
 
     lambda_: float = 0.01
     """Weight of half the squared norm; where the discrepancy principle starts."""
