@@ -100,13 +100,14 @@ class GloRo(Method):
         outputs, buffers = net.train(batch.inputs)
         network = replace(net, buffers=buffers).steps
         gaps, vectors = followed.gaps(network, state, self.iterations)
-        rises = h["epsilon"] * state["share"] * gaps
         predicted = outputs.argmax(dim=1)
-        bottom = margins.bottom(outputs, predicted, margins.of_rows(rises, predicted))
+        rises = h["epsilon"] * state["share"] * margins.of_rows(gaps, predicted)
+        bottom = margins.bottom(outputs, predicted, rises)
         odds = F.softplus(bottom - outputs.logsumexp(dim=1))
         value = batch.loss(outputs) + h["lambda_"] * odds.mean()
-        own = margins.of_rows(rises.detach(), batch.targets)
-        counts = margins.counted(state, margins.safe(outputs.detach(), batch.targets, own))
+        # A sample that is wrong is not safe, whatever rises.
+        certified = margins.safe(outputs.detach(), batch.targets, rises.detach())
+        counts = margins.counted(state, certified)
         return value, {**state, **vectors, **counts, "buffers": buffers}
 
     def end_epoch(self, net: Net, summary: Summary, state: State, h: Scalars) -> State:

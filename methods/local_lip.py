@@ -121,17 +121,16 @@ class LocalLip(Method):
         radius, own = h["epsilon"] * state["share"], vicinity.read(state, trunk, batch.index)
         near, moved = vicinity.around(trunk, batch.inputs, radius, own, self.iterations)
         if self.form == "bottom":
-            rivals = outputs.argmax(dim=1)
-            rises = near.rises(last, rivals)
-            bottom = margins.bottom(outputs, rivals, rises)
+            predicted = outputs.argmax(dim=1)
+            rises = near.rises(last, predicted)
+            bottom = margins.bottom(outputs, predicted, rises)
             value = batch.loss(outputs) + F.softplus(bottom - outputs.logsumexp(dim=1)).mean()
-            right = rivals == batch.targets
         else:
             rises = near.rises(last, batch.targets)
             risen = (1 - h["kappa"]) * state["share"]
             value = (1 - risen) * batch.loss(outputs) + risen * batch.loss(outputs + rises)
-            right = torch.ones_like(batch.targets, dtype=torch.bool)
-        certified = right & margins.safe(outputs.detach(), batch.targets, rises.detach())
+        # A sample that is wrong is not safe, whatever rises.
+        certified = margins.safe(outputs.detach(), batch.targets, rises.detach())
         counts = margins.counted(state, certified)
         vectors = vicinity.written(state, moved, batch.index)
         return value, {**state, **vectors, **counts, "buffers": buffers}

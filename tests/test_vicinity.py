@@ -171,6 +171,18 @@ def test_a_convolution_is_the_dense_layer_that_it_is():
         torch.testing.assert_close(*(getattr(each, field) for each in found), rtol=1e-5, atol=1e-9)
 
 
+def test_an_entry_that_many_windows_see_moves_all_of_them():
+    """A peak in the middle of 3x3 pixels is the maximum of four windows."""
+    module = nn.Sequential(nn.MaxPool2d(2, 1), nn.Flatten(), nn.Linear(4, 2))
+    trunk, _ = followed.split(a_net(module, (1, 3, 3)).steps)
+    image = torch.zeros(1, 1, 3, 3)
+    image[..., 1, 1] = 1.0
+    found, _ = near(trunk, image)
+    moved_on = trunk(image * (1 + RADIUS)) - trunk(image)
+    assert float(moved_on.norm()) == pytest.approx(2 * RADIUS, rel=1e-5)
+    assert float(found.reach) == pytest.approx(2 * RADIUS, rel=1e-5)
+
+
 def test_vectors_are_kept_for_each_sample():
     trunk, _, inputs = a_chain("relu")
     state = vicinity.start(trunk, 10, torch.Generator().manual_seed(0))
