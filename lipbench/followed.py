@@ -150,8 +150,11 @@ def constant(
         else:
             own = _own(step)
         known.append(_behind(step, own, [known[i] for i in step.inputs]))
-    like = next((step.weight for _, step in _linear(network)), torch.zeros(()))
-    return torch.as_tensor(known[network.output]).to(like), moved
+    found = known[network.output]
+    if isinstance(found, Tensor):
+        like = next((step.weight for _, step in _linear(network)), found)
+        return found.to(like), moved
+    return torch.full((), found), moved
 
 
 def gaps(
@@ -168,7 +171,7 @@ def gaps(
     """
     if not by_rows:
         whole, moved = constant(network, vectors, iterations)
-        others = 1 - torch.eye(network.output_shape[0]).to(whole)
+        others = 1 - torch.eye(network.output_shape[0], dtype=whole.dtype, device=whole.device)
         return math.sqrt(2) * whole * others, moved
     trunk, last = split(network)
     before, moved = constant(trunk, vectors, iterations)

@@ -230,7 +230,7 @@ def _why_not(step: Step, first: bool) -> str | None:
 def _steepest(step: Slope, lo: Tensor, hi: Tensor) -> Tensor:
     """Return the largest slopes between two ends, of a function that rises."""
     if step.sides is not None:
-        left, right = (torch.as_tensor(side).to(lo) for side in step.sides)
+        left, right = (torch.ones_like(lo) * side for side in step.sides)
         crossing = torch.maximum(left, right)
         return torch.where(lo >= 0, right, torch.where(hi <= 0, left, crossing))
     assert step.derivative is not None

@@ -73,7 +73,7 @@ class GloRo(Method):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 1.5
+        return 2.8
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why there are no margins, or no constant to hold them against, or None."""

@@ -75,7 +75,7 @@ class LCC(Method):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 2.0 if self.norm == _EUCLIDEAN else 1.5
+        return 2.3 if self.norm == _EUCLIDEAN else 1.5
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be projected, or None."""

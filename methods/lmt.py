@@ -70,7 +70,7 @@ class LMT(Method):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 1.5
+        return 2.4
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why there are no margins, or no constant to hold them against, or None."""

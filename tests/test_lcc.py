@@ -6,7 +6,7 @@ from certifying import QUICK, Tiny, accuracy, one_step, refusal, regression, tra
 from matrices import matrix_norm, matrix_of
 from torch import nn
 from torch.nn.utils import parametrizations
-from training import a_method, a_model, a_net, an_entry, digits, initial, same, train
+from training import a_method, a_model, a_net, an_entry, digits, initial, same
 
 from lipbench.bound import Bound
 from lipbench.constants import constant
@@ -78,7 +78,7 @@ def test_all_layers_keep_their_norms_after_every_epoch_and_when_saved(norm):
     norms exceed their limit by as much.
     """
     lag = 1e-3 if norm == 2 else 1e-6
-    options = {**QUICK, "epochs": 8, "optimizer": Optimizer(name="adam", lr=0.002)}
+    options = {**QUICK, "epochs": 3, "optimizer": Optimizer(name="adam", lr=0.002)}
     entry = an_entry("lcc", norm=norm, lambda_=1.0, lambda_bn=0.8, dtype="float64", **options)
     trainer = Trainer([Trial(entry=entry, seed=0)], TINY, digits(dtype=torch.float64))
     largest = []
@@ -99,7 +99,7 @@ def test_all_layers_keep_their_norms_after_every_epoch_and_when_saved(norm):
         check(net.with_params(measured), lag)
 
     (outcome,) = trainer.run(trainer.begin(), after_epoch)
-    assert max(largest) > 0.99
+    assert max(largest) > 0.95
     last = outcome.checkpoints["last"]
     check(Net(trainer.ensemble.skeleton, last.params, last.buffers), 1e-9)
 
@@ -115,7 +115,7 @@ def test_all_layers_keep_their_norms_after_every_epoch_and_when_saved(norm):
 )
 def test_the_claim_is_proved_by_the_product_bound(model, steps, norm):
     fields = {"lambda_": 0.7, "lambda_bn": 0.6, "norm": norm}
-    net, _ = trained("lcc", model, epochs=3, **fields)
+    net, _ = trained("lcc", model, epochs=1, **fields)
     method = a_method("lcc", **fields)
     claim = method.claims(net)
     expected = math.prod(fields[field] ** count for field, count in steps)
@@ -133,22 +133,19 @@ def _is_free(step):
 
 @each_norm
 def test_without_limits_it_is_standard_training_bit_for_bit(norm):
-    (ours,) = train(an_entry("lcc", norm=norm, lambda_=math.inf, lambda_bn=math.inf), model=TINY)
-    (standard,) = train(an_entry("standard"), model=TINY)
-    for kind in ("params", "buffers"):
-        one, other = (getattr(each.checkpoints["last"], kind) for each in (ours, standard))
-        assert same(one, other)
-    method = a_method("lcc", norm=norm, lambda_=math.inf)
-    assert method.claims(a_net(initial(digits()), (1, 8, 8))) is None
+    fields = {"lambda_": math.inf, "lambda_bn": math.inf, "norm": norm}
+    ours, _ = trained("lcc", TINY, epochs=1, **fields)
+    standard, _ = trained("standard", TINY, epochs=1)
+    assert same(ours.params, standard.params)
+    assert same(ours.buffers, standard.buffers)
+    assert a_method("lcc", **fields).claims(ours) is None
 
 
-def test_a_smaller_limit_is_a_smaller_constant_and_both_learn():
-    sizes = []
-    for limit in (2.0, 4.0):
-        net, _ = trained("lcc", lambda_=limit)
-        sizes.append(product(net, Norm(2)))
-        assert accuracy(net, digits().train) > 0.7
-    assert sizes[0] < sizes[1]
+def test_a_limit_makes_the_constant_small_and_lets_the_network_learn():
+    net, _ = trained("lcc", lambda_=3.0)
+    standard, _ = trained("standard")
+    assert product(net, Norm(2)) < 0.7 * product(standard, Norm(2))
+    assert accuracy(net, digits().train) > 0.8
 
 
 def test_a_layer_that_is_used_twice_is_scaled_once():
