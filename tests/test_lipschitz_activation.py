@@ -73,6 +73,18 @@ def test_more_lambda_leaves_smaller_norms_and_slopes(trained):
     assert steepest[0] > steepest[1] > steepest[2]
 
 
+def test_a_larger_mu_leaves_smaller_weights():
+    """And with them a smaller constant: it is what a target accuracy drives."""
+    squares = []
+    for mu in (0.0, 0.1):
+        fields = {"mu": mu, "knots": 5, "epochs": 5, "batch_size": 64, "lr": 0.1}
+        (outcome,) = train(an_entry("lipschitz_activation", **fields), model=RELU)
+        params = outcome.checkpoints["last"].params
+        squares.append([float(params[f"{n}.weight"].square().sum()) for n in (1, 3)])
+    assert squares[0] > squares[1]
+    assert squares[0][1] > squares[1][1]
+
+
 def test_activations_learn_and_their_slopes_are_in_the_bound(trained):
     net = built(knots=9)
     before, last = net.params["2.heights"], trained[0.0].checkpoints["last"]
