@@ -2,7 +2,6 @@
 
 import copy
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -78,7 +77,6 @@ class Contractive(Method):
         start_orthogonal(layer.weight, rng)
         return layer
 
-    @abstractmethod
     def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
         """Return the parameters in effect of a layer that `layer` returned.
 
@@ -90,6 +88,22 @@ class Contractive(Method):
             raw: The parameters that are trained, by their names in the layer.
             is_final: Whether the network is to be saved and judged.
         """
+        raise NotImplementedError
+
+    def in_effect(self, net: Net, state: State, *, is_final: bool = False) -> tuple[Params, State]:
+        """Return what `explicit` makes of all layers, by names in the network, and the state.
+
+        A method that carries something from step to step, such as singular vectors, has this in
+        place of `explicit`.
+        """
+        found: Params = {}
+        for place, layer in net.skeleton.module.named_children():
+            names = [name for name, _ in layer.named_parameters()]
+            if names:
+                raw = {name: net.params[f"{place}.{name}"] for name in names}
+                made = self.explicit(layer, raw, is_final=is_final)
+                found |= {f"{place}.{name}": value for name, value in made.items()}
+        return found, state
 
     def unfit(self, part: Part) -> str | None:
         """Return why a dense or convolutional layer cannot be replaced, or None."""
@@ -137,7 +151,8 @@ class Contractive(Method):
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
     ) -> tuple[Float[Tensor, ""], State]:
         """Return the mean offset cross entropy of the batch for the parameters in effect."""
-        outputs, buffers = net.with_params(self._explicit(net)).train(batch.inputs)
+        params, state = self.in_effect(net, state)
+        outputs, buffers = net.with_params(params).train(batch.inputs)
         classes = torch.arange(outputs.shape[1], device=outputs.device)
         own = (classes == batch.targets.unsqueeze(1)).to(outputs.dtype)
         scaled = (outputs - h["offset"] * own) / h["temperature"]
@@ -145,12 +160,12 @@ class Contractive(Method):
 
     def effective(self, net: Net, state: State, h: Scalars) -> Params:
         """Return the parameters in effect."""
-        return {**net.params, **self._explicit(net)}
+        return {**net.params, **self.in_effect(net, state)[0]}
 
     def finish(self, net: Net, state: State, data: "Data", h: Scalars) -> Params:
         """Return the parameters in effect, computed in float64 and with converged iterations."""
         double = {name: value.detach().double() for name, value in net.params.items()}
-        found = self._explicit(net.with_params(double), is_final=True)
+        found, _ = self.in_effect(net.with_params(double), state, is_final=True)
         return {
             **net.params,
             **{name: value.to(net.params[name].dtype) for name, value in found.items()},
@@ -162,16 +177,6 @@ class Contractive(Method):
         rest = [constant(step, _L2) for step in net.steps.steps if isinstance(step, kinds)]
         # Weights are stored in single precision: every factor is rounded once.
         return Claim(norm=_L2, constant=math.prod(rest, start=1.0), tolerance=1e-5)
-
-    def _explicit(self, net: Net, *, is_final: bool = False) -> Params:
-        found: Params = {}
-        for place, layer in net.skeleton.module.named_children():
-            names = [name for name, _ in layer.named_parameters()]
-            if names:
-                raw = {name: net.params[f"{place}.{name}"] for name in names}
-                made = self.explicit(layer, raw, is_final=is_final)
-                found |= {f"{place}.{name}": value for name, value in made.items()}
-        return found
 
     def _check(self, part: Part, *, is_bent: bool) -> None:
         """Raise a refusal if the network with this layer would not be contractive."""
