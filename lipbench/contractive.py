@@ -43,8 +43,7 @@ class Contractive(Method):
 
     Source:
         Prach, Lampert, Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks
-        (ECCV 2022), https://arxiv.org/abs/2208.03160, section 5, for the loss, with u = √2 and
-        t = 1/4.
+        (ECCV 2022), https://arxiv.org/abs/2208.03160, for the loss, with u = √2 and t = 1/4.
         Prach, Brau, Buttazzo, Lampert, 1-Lipschitz Layers Compared (CVPR 2024),
         https://arxiv.org/abs/2311.16833, with u = 2√2·36/255.
     """
@@ -54,7 +53,8 @@ class Contractive(Method):
 
     offset: float = 2 * math.sqrt(2) * 36 / 255
     """By how much the own logit must lead, in units of logits; one pixel unit moves the difference
-    of two logits by at most √2."""
+    of two logits by at most √2. Beyond the leads that a network can have, more of it changes
+    nothing: a target accuracy below the one that is left then is not reached."""
     temperature: float = 0.25
     """What logits are divided by in the cross entropy, in units of logits."""
     activation: Literal["maxmin", "relu", "keep"] = "maxmin"

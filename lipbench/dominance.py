@@ -14,7 +14,7 @@ Source:
     Prach, Lampert, Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks
     (ECCV 2022), https://arxiv.org/abs/2208.03160, theorems 1 and 2, with q = 1. Araujo, Havens,
     Delattre, Allauzen, Hu, A Unified Algebraic Perspective on Lipschitz Neural Networks (ICLR
-    2023), https://arxiv.org/abs/2303.03169, theorem 3, with q.
+    2023), https://arxiv.org/abs/2303.03169, for SDP-based layers, with q.
 """
 
 import torch

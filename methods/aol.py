@@ -28,7 +28,7 @@ class AOL(Contractive):
 
     Source:
         Prach, Lampert, Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks
-        (ECCV 2022), https://arxiv.org/abs/2208.03160, theorems 1 and 2; section 5 for the loss.
+        (ECCV 2022), https://arxiv.org/abs/2208.03160, theorems 1 and 2.
     """
 
     side: Literal["fewer", "inputs"] = "fewer"

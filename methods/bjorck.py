@@ -28,7 +28,7 @@ class Bjorck(Contractive):
 
     Source:
         Anil, Lucas, Grosse, Sorting Out Lipschitz Function Approximation (ICML 2019),
-        https://arxiv.org/abs/1811.05381, section 4.2, with the norm of V in place of s.
+        https://arxiv.org/abs/1811.05381, for dense layers, with another bound of the norm as s.
         Li, Haque, Anil, Lucas, Grosse, Jacobsen, Preventing Gradient Attenuation in Lipschitz
         Constrained Convolutional Networks (NeurIPS 2019), https://arxiv.org/abs/1911.00937, for
         reshaped kernel orthogonalisation (RKO) as a baseline.

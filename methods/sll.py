@@ -29,8 +29,8 @@ class SLL(ContractiveResidual):
 
     Source:
         Araujo, Havens, Delattre, Allauzen, Hu, A Unified Algebraic Perspective on Lipschitz
-        Neural Networks (ICLR 2023), https://arxiv.org/abs/2303.03169, theorem 1 for both kinds of
-        layers, theorem 3 for T.
+        Neural Networks (ICLR 2023), https://arxiv.org/abs/2303.03169: theorem 1 for both kinds of
+        layers, with the T of SDP-based Lipschitz layers.
     """
 
     @property
