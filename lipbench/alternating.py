@@ -70,7 +70,7 @@ class Alternating(Method):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training, rounds apart."""
-        return 1.5
+        return 2.3
 
     @abstractmethod
     def solution(

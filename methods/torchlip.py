@@ -39,7 +39,7 @@ class Torchlip(Borrowed):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return {"bjorck": 8.0, "spectral": 4.0, "frobenius": 3.0}[self.layer_type]
+        return {"bjorck": 7.0, "spectral": 5.0, "frobenius": 4.5}[self.layer_type]
 
     def unfit(self, part: Part) -> str | None:
         """Return why a dense or convolutional layer has no version, or None."""
