@@ -6,13 +6,34 @@ from itertools import combinations
 from typing import Any
 
 _TARGET = "target_accuracy"
+_SPELT = {
+    "at": "AT",
+    "bjorck": "Björck",
+    "fast": "Fast",
+    "free": "Free",
+    "gloro": "GloRo",
+    "gram": "Gram",
+    "jacobian": "Jacobian",
+    "lip": "Lip",
+    "lipbound": "LipBound",
+    "lipmlp": "LipMLP",
+    "lipschitz": "Lipschitz",
+    "local": "Local",
+    "trades": "TRADES",
+}
+"""Words that are proper names, or short and no acronyms."""
 
 
 def spoken(name: str) -> str:
-    """Return an entry point's name for a table: a short first word is taken for an acronym."""
+    """Return an entry point's name for a table, with words spelt as the field spells them.
+
+    Another first word of up to four letters is taken for an acronym.
+    """
     first, *others = name.replace("_", " ").replace(":", " ").split() or [name]
-    first = first.upper() if len(first) <= 4 and first.islower() else first[:1].upper() + first[1:]
-    return " ".join((first, *others))
+    if first not in _SPELT:
+        is_acronym = len(first) <= 4 and first.islower()
+        first = first.upper() if is_acronym else first[:1].upper() + first[1:]
+    return " ".join(_SPELT.get(word, word) for word in (first, *others))
 
 
 def labels(rows: Sequence[tuple[str, str]]) -> list[str]:

@@ -339,6 +339,9 @@ def test_labels_name_the_target_and_only_what_tells_rows_apart():
 
 def test_a_strange_name_is_a_label_too():
     assert spoken("torchattacks:PGD") == "Torchattacks PGD"
+    assert spoken("pgd_at") == "PGD AT"
+    assert spoken("fast_at") == "Fast AT"
+    assert spoken("gradient_lipschitz") == "Gradient Lipschitz"
     assert spoken("_") == "_"
 
 
