@@ -84,17 +84,14 @@ def test_up_to_the_bound_nothing_is_penalised():
     assert not any(each.any() for each in slope.values())
 
 
-@pytest.mark.parametrize(
-    "fields", [{"lambda_": 0.0}, {"bound": math.inf}, {"lambda_": 0.0, "kept": 0}]
-)
+@pytest.mark.parametrize("fields", [{"lambda_": 0.0, "kept": 0}, {"bound": math.inf}])
 def test_without_a_penalty_it_is_standard_training_bit_for_bit(fields):
     assert is_standard(NAME, **fields)
 
 
-@pytest.mark.parametrize("of", ["margin", "loss"])
-def test_a_larger_lambda_leaves_a_smaller_largest_gradient(of):
-    nets = trained(NAME, "lambda_", (0.0, 0.05, 0.5), of=of)
-    sizes = [float(gradients(net, range(128), of).max()) for net in nets]
+def test_a_larger_lambda_leaves_a_smaller_largest_gradient():
+    nets = trained(NAME, "lambda_", (0.0, 0.05, 0.5))
+    sizes = [float(gradients(net, range(0, 128, 2), "margin").max()) for net in nets]
     assert sizes[0] > 1.2 * sizes[1] > 1.2**2 * sizes[2]
 
 

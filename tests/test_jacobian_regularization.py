@@ -84,9 +84,8 @@ def test_with_lambda_0_it_is_standard_training_bit_for_bit(projections):
     assert is_standard(NAME, lambda_=0.0, projections=projections)
 
 
-@pytest.mark.parametrize("projections", [1, -1])
-def test_a_larger_lambda_leaves_a_smaller_jacobian(projections):
-    nets = trained(NAME, "lambda_", (0.0, 0.1, 1.0), projections=projections)
+def test_a_larger_lambda_leaves_a_smaller_jacobian():
+    nets = trained(NAME, "lambda_", (0.0, 0.1, 1.0))
     sizes = [float(jacobian(net, a_batch().inputs).norm()) for net in nets]
     assert sizes[0] > 1.3 * sizes[1] > 1.3**2 * sizes[2]
 
