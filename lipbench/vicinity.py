@@ -154,6 +154,8 @@ class _Ball:
         self.roots = torch.ones_like(inputs)
         self.vectors, self.iterations = vectors, iterations
         self.moved: Vectors = {}
+        self._is_even = True
+        """Whether the balls differ in their centres only, as they do up to the first layer."""
         self._open: tuple[Linear, str] | None = None
         """A linear step whose values have no slopes yet, so that its norm is not known."""
 
@@ -165,13 +167,13 @@ class _Ball:
         elif isinstance(step, Slope):
             slopes = _steepest(step, self.lo.detach(), self.hi.detach())
             if self._open is None:
-                self.roots = self.roots * slopes
+                self.roots, self._is_even = self.roots * slopes, False
             self.close(slopes.sqrt())
             self.values, self.lo, self.hi = (step(one) for one in (self.values, self.lo, self.hi))
         elif isinstance(step, MaxPool):
             # A maximum moves by no more than its window does, and reads at most the largest root.
             self.close(None)
-            self.reach = self.reach * constant(step, Norm(2))
+            self.reach, self._is_even = self.reach * constant(step, Norm(2)), False
             self.values, self.lo, self.hi, self.roots = (
                 step(one) for one in (self.values, self.lo, self.hi, self.roots)
             )
@@ -195,17 +197,24 @@ class _Ball:
         step, name = self._open
         behind = torch.ones_like(self.values) if roots is None else roots
         outside = behind.reshape(behind.shape[0], *step.output_shape)
-        norms, self.moved[name] = _norms(
-            step, self.roots, outside, self.vectors[name], self.iterations
-        )
+        start = self.vectors[name]
+        if self._is_even and isinstance(step, Dense) and _side(step) != step.input_shape:
+            norms, moved = _norms_by_rows(step, outside, start, self.iterations)
+        else:
+            norms, moved = _norms(step, self.roots, outside, start, self.iterations)
+        self.moved[name], self._is_even = moved, False
         self.reach, self.roots, self._open = self.reach * norms, behind, None
 
     def _read(self, step: Linear) -> None:
-        middle, half = (self.lo + self.hi) / 2, (self.hi - self.lo) / 2
-        middle, spread = step(middle), step.absolute().apply(half)
-        squares = replace(step, weight=step.weight.square(), bias=None).apply(self.roots.square())
-        self.values = step(self.values)
-        ball = _as_rows(self.reach, squares) * _root(squares)
+        half, roots = (self.hi - self.lo) / 2, self.roots
+        if self._is_even:
+            half, roots = half[:1], roots[:1]  # those of all
+        spread = step.absolute().apply(half)
+        squares = replace(step, weight=step.weight.square(), bias=None).apply(roots.square())
+        centres = step(self.values)
+        middle = centres if self._is_even else step((self.lo + self.hi) / 2)
+        self.values = centres
+        ball = _as_rows(self.reach, centres) * _root(squares)
         self.lo = torch.maximum(middle - spread, self.values - ball)
         self.hi = torch.minimum(middle + spread, self.values + ball)
 
@@ -251,12 +260,28 @@ def _norms(
 
     there, home = (forth, back) if _side(step) == step.input_shape else (back, forth)
     fixed = step.detach()
-    vector = start + _KICK / math.sqrt(start[0].numel())
-    vector = _unit(vector, start)
+    vector = _kicked(start)
     for _ in range(iterations):
         vector = _unit(home(fixed, there(fixed, vector)), vector)
     images = there(step, vector)
     return _length(images, dims=tuple(range(1, images.ndim))), vector.detach()
+
+
+def _norms_by_rows(
+    step: Dense, outside: Tensor, start: Tensor, iterations: int
+) -> tuple[Float[Tensor, " batch"], Tensor]:
+    """Return the same where all values that are read have root 1, from WWᵀ, which is smaller."""
+    gram = step.weight @ step.weight.T
+    fixed = gram.detach()
+    vector = _kicked(start)
+    for _ in range(iterations):
+        vector = _unit(outside * ((outside * vector) @ fixed), vector)
+    left = outside * vector
+    return _root((left * (left @ gram)).sum(dim=1)), vector.detach()
+
+
+def _kicked(start: Tensor) -> Tensor:
+    return _unit(start + _KICK / math.sqrt(start[0].numel()), start)
 
 
 def _side(step: Linear) -> Shape:

@@ -78,7 +78,7 @@ class LocalLip(Method):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 10.0
+        return 7.0
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why there are no margins, or no local constant to hold them against, or None."""

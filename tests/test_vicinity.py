@@ -28,7 +28,17 @@ def convolutional():
     )
 
 
+def early():
+    # What reads the input itself differs from sample to sample.
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.MaxPool2d(2, 1), nn.Hardtanh(0.0, 0.7), nn.Flatten()),
+        *(nn.Linear(9, 6), nn.Sigmoid(), nn.Linear(6, 4)),
+    )
+
+
 CHAINS = {
+    "early": (early, (1, 4, 4)),
     "relu": (lambda: dense(nn.ReLU), (5,)),
     "sigmoid": (lambda: dense(nn.Sigmoid), (5,)),
     "clipped": (lambda: dense(lambda: nn.Hardtanh(0.0, 0.3)), (5,)),
@@ -83,6 +93,17 @@ def test_no_point_of_a_ball_does_more(name):
         assert bool((gain <= rises * (1 + 1e-3) + 1e-9).all())
         largest = torch.maximum(largest, (gain / rises.clamp_min(1e-9)).max())
     assert float(largest) > 0.1
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_samples_know_nothing_of_each_other(name):
+    trunk, _, inputs = a_chain(name)
+    vectors = vicinity.start(trunk, len(inputs), torch.Generator().manual_seed(2))
+    whole, _ = vicinity.around(trunk, inputs, RADIUS, vectors, 3)
+    own = {key: value[4:5] for key, value in vectors.items()}
+    alone, _ = vicinity.around(trunk, inputs[4:5], RADIUS, own, 3)
+    for field in ("values", "lo", "hi", "roots", "reach"):
+        torch.testing.assert_close(getattr(whole, field)[4:5], getattr(alone, field))
 
 
 def literal(weights, biases, x, radius):
