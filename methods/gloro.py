@@ -38,8 +38,8 @@ class GloRo(Method):
 
     Source:
         Leino, Wang, Fredrikson, Globally-Robust Neural Networks (ICML 2021),
-        https://arxiv.org/abs/2102.08452, section 3 and, for the TRADES form, section 4. Its
-        schedules of epsilon are from the authors' code, where they grow like a logarithm.
+        https://arxiv.org/abs/2102.08452, section 3; the TRADES form and the schedule as in the
+        authors' code, where epsilon grows like a logarithm and not in a straight line.
     """
 
     stackable: ClassVar[bool] = True

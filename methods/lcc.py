@@ -45,9 +45,9 @@ class LCC(Method):
 
     Source:
         Gouk, Frank, Pfahringer, Cree, Regularisation of neural networks by enforcing Lipschitz
-        continuity (Machine Learning 110, 2021), https://arxiv.org/abs/1804.04368, section 4 and
-        Algorithm 1. There each projection takes two steps of power iteration from a random vector;
-        here the vector is kept from step to step.
+        continuity (Machine Learning 110, 2021), https://arxiv.org/abs/1804.04368. There each
+        projection takes two steps of power iteration from a random vector; here the vector is kept
+        from step to step.
     """
 
     stackable: ClassVar[bool] = True

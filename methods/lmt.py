@@ -33,8 +33,8 @@ class LMT(Method):
     Source:
         Tsuzuku, Sato, Sugiyama, Lipschitz-Margin Training: Scalable Certification of Perturbation
         Invariance for Deep Neural Networks (NeurIPS 2018), https://arxiv.org/abs/1802.04034,
-        Algorithm 1 for "network", section 3.3 for "rows". `limited` is what the authors' code does
-        to its rises; it does not differentiate the factor, and neither does this.
+        Proposition 1 for "network", section 3.3 for "rows". `limited` is what the authors' code
+        does to its rises; it does not differentiate the factor, and neither does this.
     """
 
     stackable: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class LMT(Method):
     the whole last layer."""
     limited: bool = False
     """Scale the rises of a sample down so far that no wrong logit exceeds the own one, and to 0 if
-    it is misclassified (LMT++). It trains at any c, and leaves the constant large."""
+    it is misclassified (LMT++). So the digits can be trained at c = 1, with a large constant."""
     ramp: float = 0.5
     """Share of the epochs over which c grows to its value; the paper has 0 for MNIST and 5 of 160
     epochs for SVHN."""

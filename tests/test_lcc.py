@@ -74,8 +74,7 @@ def test_a_projection_is_that_of_the_paper(normed, norm, lambda_):
 def test_all_layers_keep_their_norms_after_every_epoch_and_when_saved(norm):
     """In l2 two steps of power iteration lag behind; saved is what the core has certified.
 
-    The lag is that of the steps: at a tenfold learning rate weights turn by a tenth in each, and
-    norms exceed their limit by as much.
+    The lag is that of the steps: at ten times this learning rate norms exceed the limit by 10 %.
     """
     lag = 1e-3 if norm == 2 else 1e-6
     options = {**QUICK, "epochs": 3, "optimizer": Optimizer(name="adam", lr=0.002)}
