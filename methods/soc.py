@@ -50,6 +50,9 @@ class SOC(Contractive):
     """Powers of S behind the identity that the series has in training."""
     final_terms: int = 12
     """Those that it has in the network that is saved."""
+    most_width: int = 512
+    """What the inputs or outputs of a dense layer, whichever are fewer, may be at most: the time of
+    a step grows with their cube, to about a minute of one core for 1,000."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +62,9 @@ class SOC(Contractive):
             raise ValueError(
                 f"final_terms must be at least terms ({self.terms}), got {self.final_terms}."
             )
+
+        if self.most_width < 1:
+            raise ValueError(f"most_width must be at least 1, got {self.most_width}.")
 
     @property
     def cost(self) -> float:
@@ -84,7 +90,13 @@ class SOC(Contractive):
         return {"weight": layer.remade(weight * (_REACH / norm.clamp_min(least)), change)}
 
     def unfit(self, part: Part) -> str | None:
-        """Return why a convolution has no periodic version, or None."""
+        """Return why a convolution has no periodic version or a layer is too wide, or None."""
+        width = min(part.input_shape[-1], part.output_shape[-1])
+        if isinstance(part.layer, nn.Linear) and width > self.most_width:
+            return (
+                f"the exponential of a layer with {width} inputs or outputs takes long; raise "
+                f"most_width ({self.most_width}) to allow it"
+            )
         return misfit(part)
 
     def _turned(self, symbol: Complex[Tensor, "f g out in"]) -> Complex[Tensor, "f g out in"]:

@@ -140,9 +140,17 @@ def test_a_convolution_that_shrinks_the_image_is_refused():
     assert reason.startswith("layer '0' (Conv2d): an image around whose edges")
 
 
+def test_a_dense_layer_that_would_take_long_is_refused_by_its_size():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 600), nn.ReLU(), nn.Linear(600, 10))
+    assert a_method("soc").refuses(model, digits()) is None
+    reason = a_method("soc", most_width=63).refuses(model, digits())
+    assert reason.startswith("layer '1' (Linear): the exponential of a layer with 64 inputs")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"most_width": 0}, "most_width must be at least 1, got 0"),
         ({"terms": 0}, "terms must be at least 1, got 0"),
         ({"terms": 8, "final_terms": 7}, r"final_terms must be at least terms \(8\), got 7"),
         ({"offset": -1.0}, "offset must be at least 0 and finite, got -1.0"),
