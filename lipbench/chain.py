@@ -75,7 +75,7 @@ def refusal(network: Network, most_neurons: int) -> str | None:
 def widths(network: Network) -> list[int]:
     """Return how many neurons each layer of a chain has, without its matrices."""
     return [
-        len(step.scale) if isinstance(step, Sandwich) else math.prod(step.output_shape)
+        math.prod((step.inner if isinstance(step, Sandwich) else step).output_shape)
         for step in network.steps
         if isinstance(step, Slope | Sandwich)
     ]

@@ -63,6 +63,13 @@ class Circular(nn.Module):
         outputs = torch.fft.irfft2(products, s=size)
         return outputs if self.bias is None else outputs + self.bias.view(-1, 1, 1)
 
+    def adjoint(self, outputs: Float[Tensor, "batch out i j"]) -> Float[Tensor, "batch in h w"]:
+        """Return Wᵀy."""
+        images = torch.fft.rfft2(outputs.to(self.weight.dtype))
+        products = torch.einsum("fgoc,bofg->bcfg", self._symbol(self.weight).conj(), images)
+        size = [n // self.stride for n in self.size]
+        return self._whole(torch.fft.irfft2(products, s=size))
+
     def extra_repr(self) -> str:
         """Return the settings that `repr` shows."""
         out, channels = self.weight.shape[:2]

@@ -162,13 +162,9 @@ def _residual(eigenvalue: float) -> float:
 @constant.register(Sandwich)
 def _(step: Sandwich, norm: Norm) -> float:
     # The layer's docstring has the proof that the squared norm of [A B] is a constant in l2.
-    slack = 1 + 1e-12 * max(*step.outer.shape, *step.inner.shape)
-    ways = (_matrix_norm(part.double().T, norm) for part in (step.push, step.pull))
-    triangle = math.prod(ways) * slack
-    if norm != 2.0:
-        return triangle
-    both = torch.cat([step.outer, step.inner], dim=1).double()
-    return min(triangle, _matrix_norm(both, norm) ** 2 * _ROUNDING)
+    transposed = {1.0: Norm(math.inf), math.inf: Norm(1)}.get(float(norm), norm)
+    triangle = upper_norm(step.push, transposed) * upper_norm(step.pull, norm) * _ROUNDING
+    return triangle if norm != 2.0 else min(triangle, upper_norm(step.both, norm) ** 2 * _ROUNDING)
 
 
 def _matrix_norm(matrix: Float[Tensor, "out in"], norm: Norm) -> float:

@@ -12,7 +12,7 @@ from lipbench.bound import Refused
 from lipbench.circular import Circular
 from lipbench.explain import ConvResidual, Residual, Slopes
 from lipbench.normalise import Normalise
-from lipbench.sandwich import SandwichLayer
+from lipbench.sandwich import CircularSandwich, SandwichLayer
 from lipbench.slopes import CURVES, Curve, prelu
 from lipbench.sorting import GroupSort, MaxMin
 from lipbench.splines import Spline, spline_curve
@@ -20,6 +20,7 @@ from lipbench.splines import Spline, spline_curve
 Tensors = steps.Tensors
 Reader = Callable[[Tensors], steps.Step]
 """Makes a step from the network's parameters and buffers by name."""
+_LinearReader = Callable[[Tensors], steps.Linear]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def refuse(layer: nn.Module, name: str, reason: str) -> Refused:
     return Refused(f"layer {name or '(root)'!r} ({type(layer).__name__}): {reason}")
 
 
-def _dense(layer: nn.Linear, site: Site) -> Reader:
+def _dense(layer: nn.Linear, site: Site) -> _LinearReader:
     bias = None if layer.bias is None else site.key("bias")
     weight = site.key("weight")
     return lambda tensors: steps.Dense(
@@ -103,7 +104,7 @@ def _convolution(layer: Any, site: Site) -> Reader:
     )
 
 
-def _circular(layer: Circular, site: Site) -> Reader:
+def _circular(layer: Circular, site: Site) -> _LinearReader:
     bias = None if layer.bias is None else site.key("bias")
     weight = site.key("weight")
     height, width = layer.size
@@ -238,12 +239,30 @@ def _conv_residual(layer: ConvResidual, site: Site) -> Reader:
 
 
 def _sandwich(layer: SandwichLayer, site: Site) -> Reader:
+    return _sandwiched(layer, site, _dense, 0)
+
+
+def _circular_sandwich(layer: CircularSandwich, site: Site) -> Reader:
+    return _sandwiched(layer, site, _circular, 2)
+
+
+def _sandwiched(
+    layer: Any, site: Site, read: Callable[[Any, Site], _LinearReader], axes: int
+) -> Reader:
+    hidden = (len(layer.bias), *site.input_shapes[0][1:])
+
+    def part(name: str, linear: nn.Module, shape: steps.Shape) -> _LinearReader:
+        return read(linear, Site(name=site.key(name), input_shapes=(shape,), output_shape=hidden))
+
+    inner = part("inner", layer.inner, site.input_shapes[0])
+    outer = part("outer", layer.outer, site.output_shape)
+    channels = [-1] + [1] * axes
     return lambda tensors: steps.Sandwich(
         **site.place,
-        outer=tensors[site.key("outer")],
-        inner=tensors[site.key("inner")],
-        scale=tensors[site.key("psi")].exp(),
-        bias=tensors[site.key("bias")],
+        outer=outer(tensors),
+        inner=inner(tensors),
+        scale=tensors[site.key("psi")].exp().reshape(channels),
+        bias=tensors[site.key("bias")].reshape(channels),
         function=layer.function,
     )
 
@@ -346,6 +365,7 @@ _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     Residual: _residual,
     ConvResidual: _conv_residual,
     SandwichLayer: _sandwich,
+    CircularSandwich: _circular_sandwich,
     Slopes: _slopes,
     **dict.fromkeys(CURVES, _curve),
 }

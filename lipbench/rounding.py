@@ -160,13 +160,13 @@ def _(step: ConvContraction, source: Enclosed) -> Tensor:
 
 @_radius.register(Sandwich)
 def _(step: Sandwich, source: Enclosed) -> Tensor:
-    # Entries of both matrices are rounded three times, and roots of 2 once.
-    pull, push = step.pull.abs(), step.push.abs()
-    terms = (max(*step.inner.shape, *step.outer.shape) + 8) * UNIT
-    inner = source.values @ step.pull + step.bias
-    spread = source.radius @ pull * (1 + terms)
-    spread = spread + terms * (source.values.abs() @ pull + step.bias.abs())
+    # Entries of both maps are rounded three times, and roots of 2 once.
+    pull, push = step.pull.absolute(), step.push.absolute()
+    terms = (max(pull.fan_in, push.weight[:, 0].numel()) + 8) * UNIT
+    inner = step.pull.apply(source.values) + step.bias
+    spread = pull.apply(source.radius) * (1 + terms)
+    spread = spread + terms * (pull.apply(source.values.abs()) + step.bias.abs())
     hidden = step.function(inner).abs()
     # s has slopes in [0, 1]; its own evaluation is that of any elementwise function.
     spread = spread * (1 + UNIT) + _FUNCTION * (1 + inner.abs() + hidden)
-    return spread @ push * (1 + terms) + terms * hidden @ push
+    return push.adjoint(spread) * (1 + terms) + terms * push.adjoint(hidden)

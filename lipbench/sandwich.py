@@ -1,11 +1,13 @@
-"""Dense layers with their activation inside, between matrices that balance each other."""
+"""Layers with their activation inside, between linear maps that balance each other."""
 
 import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
+from lipbench.circular import Circular
 from lipbench.steps import Elementwise
 
 
@@ -29,11 +31,7 @@ class SandwichLayer(nn.Module):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        hidden: int,
-        outputs: int,
-        function: Elementwise = torch.relu,
+        self, inputs: int, hidden: int, outputs: int, function: Elementwise = torch.relu
     ) -> None:
         """Keep s; all numbers are 0.
 
@@ -44,19 +42,49 @@ class SandwichLayer(nn.Module):
             function: What s is.
         """
         super().__init__()
-        self.outer = nn.Parameter(torch.zeros(hidden, outputs))
-        self.inner = nn.Parameter(torch.zeros(hidden, inputs))
+        self.outer = skip_init(nn.Linear, outputs, hidden, bias=False)
+        self.inner = skip_init(nn.Linear, inputs, hidden, bias=False)
         self.psi = nn.Parameter(torch.zeros(hidden))
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.function = function
+        for layer in (self.outer, self.inner):
+            nn.init.zeros_(layer.weight)
 
     def forward(self, inputs: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
         """Return √2·AᵀΨ s(√2·Ψ⁻¹Bx + b)."""
         scale, root = self.psi.exp(), math.sqrt(2)
-        hidden = self.function(root * (inputs @ self.inner.T) / scale + self.bias)
-        return root * (hidden * scale) @ self.outer
+        hidden = self.function(root * self.inner(inputs) / scale + self.bias)
+        return root * (hidden * scale) @ self.outer.weight
 
-    def extra_repr(self) -> str:
-        """Return the settings that `repr` shows."""
-        hidden, outputs = self.outer.shape
-        return f"{self.inner.shape[1]}, {hidden}, {outputs}"
+
+class CircularSandwich(nn.Module):
+    """The map of `SandwichLayer` with periodic convolutions A and B; Ψ and b are per channel."""
+
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        size: tuple[int, int],
+        taps: tuple[int, int],
+        function: Elementwise = torch.relu,
+    ) -> None:
+        """Keep s; all numbers are 0.
+
+        Args:
+            channels: Channels of the outputs, which are those of the neurons too, and of inputs.
+            size: Height and width of the image.
+            taps: As in `Circular`.
+            function: What s is.
+        """
+        super().__init__()
+        hidden = channels[0]
+        self.outer = Circular((hidden, hidden), size, taps, bias=False)
+        self.inner = Circular(channels, size, taps, bias=False)
+        self.psi = nn.Parameter(torch.zeros(hidden))
+        self.bias = nn.Parameter(torch.zeros(hidden))
+        self.function = function
+
+    def forward(self, inputs: Float[Tensor, "batch in h w"]) -> Float[Tensor, "batch out h w"]:
+        """Return √2·AᵀΨ s(√2·Ψ⁻¹Bx + b)."""
+        scale, root = self.psi.exp().view(-1, 1, 1), math.sqrt(2)
+        hidden = self.function(root * self.inner(inputs) / scale + self.bias.view(-1, 1, 1))
+        return root * self.outer.adjoint(hidden * scale)

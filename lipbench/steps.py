@@ -404,25 +404,38 @@ class Sandwich(Step):
     It expands l2 distances at most λ times, λ the largest eigenvalue of AAᵀ + BBᵀ.
     """
 
-    outer: Float[Tensor, "hidden out"]
-    """A."""
-    inner: Float[Tensor, "hidden in"]
-    """B."""
-    scale: Float[Tensor, " hidden"]
-    """The diagonal of Ψ, positive."""
-    bias: Float[Tensor, " hidden"]
+    outer: Linear
+    """A, from results to what s acts on, without a bias."""
+    inner: Linear
+    """B, from inputs to what s acts on, without a bias."""
+    scale: Float[Tensor, "hidden ..."]
+    """The diagonal of Ψ, positive, one for each channel."""
+    bias: Float[Tensor, "hidden ..."]
     function: Elementwise
 
     @property
-    def pull(self) -> Float[Tensor, "in hidden"]:
-        """Return √2·BᵀΨ⁻¹."""
-        return math.sqrt(2) * self.inner.T / self.scale
+    def both(self) -> Linear:
+        """Return [A B]."""
+        first, *rest = self.inner.input_shape
+        shape = (first + self.outer.input_shape[0], *rest)
+        weight = torch.cat([self.outer.weight, self.inner.weight], dim=1)
+        return replace(self.inner, weight=weight, input_shapes=(shape,))
 
     @property
-    def push(self) -> Float[Tensor, "hidden out"]:
-        """Return √2·ΨA."""
-        return math.sqrt(2) * self.scale.unsqueeze(1) * self.outer
+    def pull(self) -> Linear:
+        """Return √2·Ψ⁻¹B."""
+        factor = math.sqrt(2) / self._channels(self.inner)
+        return replace(self.inner, weight=factor * self.inner.weight)
 
-    def __call__(self, inputs: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
+    @property
+    def push(self) -> Linear:
+        """Return √2·ΨA."""
+        factor = math.sqrt(2) * self._channels(self.outer)
+        return replace(self.outer, weight=factor * self.outer.weight)
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
         """Return √2·AᵀΨ s(√2·Ψ⁻¹Bx + b)."""
-        return self.function(inputs @ self.pull + self.bias) @ self.push
+        return self.push.adjoint(self.function(self.pull.apply(inputs) + self.bias))
+
+    def _channels(self, linear: Linear) -> Float[Tensor, "hidden ..."]:
+        return self.scale.reshape(-1, *[1] * (linear.weight.ndim - 1))

@@ -139,7 +139,7 @@ def widths(network: Network) -> tuple[int, ...]:
         elif isinstance(step, ConvContraction):
             counts.append(math.prod(step.operator.output_shape))
         elif isinstance(step, Sandwich):
-            counts.append(len(step.scale))
+            counts.append(math.prod(step.inner.output_shape))
     return (*counts, math.prod(network.output_shape))
 
 
@@ -354,14 +354,23 @@ def _(step: ConvContraction, unroller: _Unroller, value: Affine) -> Affine:
 
 @_unrolled.register(Sandwich)
 def _(step: Sandwich, unroller: _Unroller, value: Affine) -> Affine:
-    root, scale = math.sqrt(2), step.scale.unsqueeze(1)
-    pulled = value.each(lambda part: part.times(step.inner).scaled(root / scale))
-    pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(step.bias.unsqueeze(1))))
-    zero = torch.zeros_like(step.scale)
+    inner, outer, root = step.inner, step.outer, math.sqrt(2)
+    hidden = outer.output_shape
+    scale, bias = (part.expand(hidden).reshape(-1, 1) for part in (step.scale, step.bias))
+    pulled = _unrolled(inner, unroller, value).each(lambda part: part.scaled(root / scale))
+    pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(bias)))
+    zero = torch.zeros(len(pulled), dtype=torch.float64)
     ends = zero, zero + 1
     sides = ends if step.function is torch.relu else None
-    hidden = unroller.neurons(step.name, pulled, step.function, ends, sides)
-    return hidden.each(lambda part: part.scaled(root * scale).times(step.outer.T))
+
+    def curve(numbers: Tensor) -> Tensor:
+        return step.function(numbers.reshape(-1, *hidden)).flatten(1)
+
+    neurons = unroller.neurons(step.name, pulled, curve, ends, sides)
+    back, terms = outer.absolute().adjoint, outer.weight[:, 0].numel()
+    return neurons.each(
+        lambda part: part.scaled(root * scale).through(outer.adjoint, back, hidden, terms)
+    )
 
 
 def _larger(name: str, unroller: _Unroller, one: Affine, other: Affine) -> Affine:

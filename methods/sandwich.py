@@ -7,12 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lipbench.circular import Circular
 from lipbench.contractive import Contractive, start_orthogonal
 from lipbench.method import Params
 from lipbench.normalise import Normalise
-from lipbench.sandwich import SandwichLayer
+from lipbench.periodic import misfit, periodic
+from lipbench.sandwich import CircularSandwich, SandwichLayer
 from lipbench.sequential import Part
 from lipbench.stiefel import cayley
+
+_START = math.sqrt(2) - 1
+"""The singular values of V at first, with which half of all squares is in A and half in B."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,12 @@ class Sandwich(Contractive):
     A dense layer and the ReLU behind it become √2·AᵀΨ relu(√2·Ψ⁻¹Bx + b), as wide as the layer,
     with [A B] the Cayley transform of V: its rows are orthonormal. Ψ = diag(exp(ψ)) is trained
     too. The last layer is orthogonal, by the Cayley transform of its own V. Inputs and outputs are
-    multiplied by √γ. Convolutions are refused.
+    multiplied by √γ.
+
+    A convolution becomes the same with two convolutions A and B, made of V frequency by frequency,
+    and one number of Ψ for each channel. Images are periodic: a layer that pads with zeros reads
+    around the edges instead. Outputs must have the size of the image; strides other than that of
+    a last layer, dilations and groups of channels are refused.
 
     For networks with one hidden layer these are all whose constant LipSDP certifies. For ReLU, Ψ
     only makes another number of the bias. Training starts from A and B for which √2·A is the
@@ -58,37 +68,63 @@ class Sandwich(Contractive):
     ) -> nn.Module:
         """Return the network, with its layers replaced, between factors of √γ."""
         layers = list(super().build(model, input_shape, rng).children())
-        last = max(place for place, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+        kinds = (nn.Linear, Circular, SandwichLayer, CircularSandwich)
+        last = max(place for place, layer in enumerate(layers) if isinstance(layer, kinds))
         factor = [Normalise([0.0], [self.gamma**-0.5]) for _ in range(2)]
         return nn.Sequential(factor[0], *layers[: last + 1], factor[1], *layers[last + 1 :])
 
     def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
-        """Return the last layer itself, and of others the layer with the activation inside."""
+        """Return an orthogonal layer for the last, and others with the activation inside."""
+        if isinstance(part.layer, nn.Conv2d):
+            plain = periodic(part, rng)
+            return plain if part.is_last else _sandwiched(plain)
         if part.is_last:
             return super().layer(part, rng)
         layer = part.layer
         assert isinstance(layer, nn.Linear)
         found = SandwichLayer(layer.in_features, layer.out_features, layer.out_features)
-        start_orthogonal(found.inner, rng)
+        start_orthogonal(found.inner.weight, rng)
         with torch.no_grad():
             # Of M = [0; v·Q] with QᵀQ = I, the transform is [(1 - v²)/(1 + v²)·I; -2v/(1 + v²)·Q].
-            found.inner.mul_(math.sqrt(2) - 1)
+            found.inner.weight.mul_(_START)
             if isinstance(layer.bias, Tensor):
                 found.bias.copy_(layer.bias)
         return found
 
     def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
         """Return A and B, or the orthogonal weight."""
-        if not isinstance(layer, SandwichLayer):
+        if isinstance(layer, Circular):
+            return {"weight": layer.remade(raw["weight"], cayley)}
+        if not isinstance(layer, SandwichLayer | CircularSandwich):
             return {"weight": cayley(raw["weight"])}
-        both = cayley(torch.cat([raw["outer"], raw["inner"]], dim=-1))
-        columns = raw["outer"].shape[-1]
-        return {"outer": both[..., :columns], "inner": both[..., columns:]}
+        both = torch.cat([raw["outer.weight"], raw["inner.weight"]], dim=1)
+        if isinstance(layer, CircularSandwich):
+            both = layer.inner.remade(both, cayley)
+        else:
+            both = cayley(both)
+        outputs = raw["outer.weight"].shape[1]
+        return {"outer.weight": both[:, :outputs], "inner.weight": both[:, outputs:]}
 
     def unfit(self, part: Part) -> str | None:
-        """Return why a layer is no dense one, or None."""
-        return None if isinstance(part.layer, nn.Linear) else "sandwich layers are dense only"
+        """Return why a convolution has no periodic version, or None."""
+        layer = part.layer
+        if isinstance(layer, nn.Conv2d) and not part.is_last and layer.stride != (1, 1):
+            return f"sandwich layers have no strides, got {layer.stride}"
+        return misfit(part)
 
     def is_bent(self, part: Part) -> bool:
         """Return whether what replaces a layer holds an activation: all but the last do."""
         return not part.is_last
+
+
+def _sandwiched(plain: Circular) -> CircularSandwich:
+    """Return a layer that starts with a kernel for B, and 0 for A, before their transform."""
+    hidden, channels = plain.weight.shape[:2]
+    found = CircularSandwich((hidden, channels), plain.size, plain.taps)
+    with torch.no_grad():
+        # Then the squares of all singular values have the mean that those of dense layers have.
+        factor = _START * (min(hidden, channels) / hidden) ** 0.5
+        found.inner.weight.copy_(factor * plain.weight)
+        if plain.bias is not None:
+            found.bias.copy_(plain.bias)
+    return found

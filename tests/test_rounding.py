@@ -12,7 +12,7 @@ from written import Written
 import lipbench
 from lipbench.network import as_network
 from lipbench.rounding import Enclosed, _radius, enclose
-from lipbench.sandwich import SandwichLayer
+from lipbench.sandwich import CircularSandwich, SandwichLayer
 
 
 def fractions(tensor):
@@ -81,25 +81,25 @@ def _sort(step, x):
 
 
 def _sandwich(step, x):
-    root = Fraction(math.isqrt(2 * 10**80), 10**40)
-    scale, bias = fractions(step.scale), fractions(step.bias)
-    outer, inner = ([fractions(row) for row in part] for part in (step.outer, step.inner))
-    hidden = [
-        max(Fraction(0), root * sum(w * v for w, v in zip(row, x, strict=True)) / s + b)
-        for row, s, b in zip(inner, scale, bias, strict=True)
+    # Entries of both matrices are single weights.
+    root, hidden = Fraction(math.isqrt(2 * 10**80), 10**40), step.inner.output_shape
+    scale, bias = (fractions(part.expand(hidden)) for part in (step.scale, step.bias))
+    pull = matrix_of(step.inner.apply, step.input_shape).tolist()
+    push = matrix_of(step.outer.adjoint, hidden).tolist()
+    inner = [
+        max(Fraction(0), root * sum(Fraction(w) * v for w, v in zip(row, x, strict=True)) / s + b)
+        for row, s, b in zip(pull, scale, bias, strict=True)
     ]
-    columns = zip(*outer, strict=True)
     return [
-        root * sum(w * s * v for w, s, v in zip(column, scale, hidden, strict=True))
-        for column in columns
+        root * sum(Fraction(w) * s * v for w, s, v in zip(row, scale, inner, strict=True))
+        for row in push
     ]
 
 
-def a_sandwich():
-    layer = SandwichLayer(3, 5, 4)
+def a_sandwich(layer):
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.normal_()
+            parameter.normal_(std=0.5)
     return layer
 
 
@@ -107,8 +107,8 @@ def scaling(factor):
     # The map relu(factor·x).
     layer = SandwichLayer(4, 4, 4).double()
     with torch.no_grad():
-        layer.outer.copy_(torch.eye(4) * factor / 2**0.5)
-        layer.inner.copy_(torch.eye(4) / 2**0.5)
+        layer.outer.weight.copy_(torch.eye(4) * factor / 2**0.5)
+        layer.inner.weight.copy_(torch.eye(4) / 2**0.5)
     return layer
 
 
@@ -144,7 +144,11 @@ MODELS = {
     "sums": (lambda: Written(lambda self, x: (1 - x) / 3 + x / 7 - 5 * (x + x / 9)), (4,)),
     "joined": (lambda: Written(lambda self, x: torch.cat([x / 3, x - 1, x / 7], dim=1)), (4,)),
     "means": (lambda: Written(lambda self, x: x.mean((2, 3)) / 3), (2, 3, 5)),
-    "sandwiched": (lambda: a_sandwich(), (3,)),
+    "sandwiched": (lambda: a_sandwich(SandwichLayer(3, 5, 4)), (3,)),
+    "sandwiched, circular": (
+        lambda: a_sandwich(CircularSandwich((3, 2), (2, 3), (1, 1))),
+        (2, 2, 3),
+    ),
     "residual": (
         lambda: nn.Sequential(nn.Conv1d(2, 2, 3, padding=1), Written(lambda self, x: x + x / 3)),
         (2, 4),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matrices import matrix_of
 from torch import nn
 from training import a_method, a_model, a_net, an_entry, digits, initial, train
 
@@ -19,6 +20,7 @@ from lipbench.normalise import Normalise
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
 from lipbench.sandwich import SandwichLayer
+from lipbench.sequential import parts
 from lipbench.soundness import recheck
 
 L2 = Norm(2)
@@ -52,28 +54,30 @@ def test_no_slopes_give_more_than_the_constant(inputs, hidden, outputs, seed, sc
     (step,) = as_network(layer, (inputs,)).steps
     largest = max(
         float(
-            torch.linalg.matrix_norm(2 * layer.outer.T.detach() * torch.tensor(slopes) @ inner, 2)
+            torch.linalg.matrix_norm(
+                2 * layer.outer.weight.T.detach() * torch.tensor(slopes) @ inner, 2
+            )
         )
-        for inner in [layer.inner.detach()]
+        for inner in [layer.inner.weight.detach()]
         for slopes in product([0.0, 1.0], repeat=hidden)
     )
     assert largest <= constant(step, L2) * (1 + 1e-9)
     for norm in (1.0, float("inf")):
-        jacobian = step.push.T @ step.pull.T
+        jacobian = step.push.weight.T @ step.pull.weight
         assert torch.linalg.matrix_norm(jacobian, norm) <= constant(step, Norm(norm)) * (1 + 1e-9)
 
 
 def test_the_constant_is_the_largest_eigenvalue():
     layer = a_layer(4, 3, 5)
     (step,) = as_network(layer, (4,)).steps
-    outer, inner = layer.outer.detach().numpy(), layer.inner.detach().numpy()
+    outer, inner = (part.weight.detach().numpy() for part in (layer.outer, layer.inner))
     expected = np.linalg.eigvalsh(outer @ outer.T + inner @ inner.T)[-1]
     assert constant(step, L2) == pytest.approx(expected, rel=1e-9)
     # It is attained where A = B = t·I: the map is 2t²·relu.
     with torch.no_grad():
         square = a_layer(3, 3, 3)
-        square.outer.copy_(0.3 * torch.eye(3, dtype=torch.float64))
-        square.inner.copy_(0.3 * torch.eye(3, dtype=torch.float64))
+        square.outer.weight.copy_(0.3 * torch.eye(3, dtype=torch.float64))
+        square.inner.weight.copy_(0.3 * torch.eye(3, dtype=torch.float64))
         square.bias.zero_()
         square.psi.zero_()
     (step,) = as_network(square, (3,)).steps
@@ -90,13 +94,13 @@ def test_other_bounds_read_the_layer_too():
     for name in ("lipsdp_neuron", "liplt", "fastlip"):
         found = value_of(network, name)
         assert recheck(network, found) == []
-        if name.startswith("lip"):
+        if name == "lipsdp_neuron":
             assert found.value <= crude * (1 + 1e-6)
 
 
 def twin(raw, x):
     # The paper's layer in numpy; each of these is [outer; inner] with rows for the neurons.
-    both = np.hstack([raw["outer"], raw["inner"]]).T
+    both = np.hstack([raw["outer.weight"], raw["inner.weight"]]).T
     n = both.shape[1]
     u, v = both[:n], both[n:]
     z = u - u.T + v.T @ v
@@ -114,7 +118,7 @@ def test_the_layer_in_effect_is_the_formula_of_the_paper():
     found = a_method("sandwich").explicit(layer, raw, is_final=True)
     with torch.no_grad():
         for name, value in found.items():
-            getattr(layer, name).copy_(value)
+            layer.get_parameter(name).copy_(value)
     expected = twin({name: value.numpy() for name, value in raw.items()}, x.numpy())
     np.testing.assert_allclose(layer(x.unsqueeze(0))[0].detach(), expected, atol=1e-12)
 
@@ -158,7 +162,7 @@ def test_a_layer_that_expands_is_found_out():
     method, module = finished(1.0, trained=False)
     layer = next(each for each in module if isinstance(each, SandwichLayer))
     with torch.no_grad():
-        layer.outer.mul_(1.01)
+        layer.outer.weight.mul_(1.01)
     claim = method.claims(a_net(module, (1, 8, 8)))
     proof = value_of(as_network(module, (1, 8, 8)), "product")
     assert proof.value > claim.constant * (1 + 100 * claim.tolerance)
@@ -167,9 +171,9 @@ def test_a_layer_that_expands_is_found_out():
 def test_training_starts_from_orthogonal_weights_between_relus():
     module = finished(1.0, trained=False)[1]
     layers = [each for each in module if isinstance(each, SandwichLayer)]
-    assert [layer.inner.shape for layer in layers] == [(70, 64), (16, 70), (16, 16)]
+    assert [layer.inner.weight.shape for layer in layers] == [(70, 64), (16, 70), (16, 16)]
     for layer in layers[1:]:
-        weight, x = 2**0.5 * layer.inner, torch.randn(5, layer.inner.shape[1])
+        weight, x = 2**0.5 * layer.inner.weight, torch.randn(5, layer.inner.in_features)
         values = torch.linalg.svdvals(weight)
         torch.testing.assert_close(values, torch.ones_like(values), atol=1e-5, rtol=0)
         torch.testing.assert_close(layer(x), torch.relu(x @ weight.T + layer.bias))
@@ -186,10 +190,65 @@ def test_the_factors_stand_around_all_layers_but_the_output_activation():
     torch.testing.assert_close(module[0](x), 2 * x)
 
 
-def test_convolutions_are_refused():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+def a_convolution(channels=(4, 2), seed=0):
+    first = nn.Conv2d(channels[1], channels[0], 3, padding=1)
+    model = nn.Sequential(first, nn.Flatten(), nn.Linear(25 * channels[0], 5))
+    part = parts(model, (channels[1], 5, 5))[0]
+    rng = torch.Generator().manual_seed(seed)
+    layer = a_method("sandwich").layer(part, rng).double()
+    with torch.no_grad():
+        for value in layer.parameters():
+            value.add_(torch.randn(value.shape, generator=rng, dtype=torch.float64) / 3)
+    return layer
+
+
+def as_matrices(layer):
+    (step,) = as_network(layer, (layer.inner.weight.shape[1], 5, 5)).steps
+    shapes = step.outer.input_shape, step.inner.input_shape
+    maps = step.outer.apply, step.inner.apply
+    return step, *[matrix_of(*pair) for pair in zip(maps, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("channels", [(4, 2), (2, 3)])
+def test_convolutions_have_orthonormal_rows_too(channels):
+    layer = a_convolution(channels)
+    raw = {name: value.detach().clone() for name, value in layer.named_parameters()}
+    found = a_method("sandwich").explicit(layer, raw, is_final=True)
+    with torch.no_grad():
+        for name, value in found.items():
+            layer.get_parameter(name).copy_(value)
+    step, outer, inner = as_matrices(layer)
+    identity = torch.eye(len(outer), dtype=torch.float64)
+    torch.testing.assert_close(outer @ outer.T + inner @ inner.T, identity)
+    assert constant(step, L2) == pytest.approx(1, abs=1e-9)
+    # The kernel of V has as few taps as the model's: more of them do not count.
+    raw["inner.weight"][..., 4, 4] += 1
+    again = a_method("sandwich").explicit(layer, raw, is_final=True)
+    assert all(torch.equal(value, found[name]) for name, value in again.items())
+
+
+def test_the_constant_of_a_convolution_is_the_largest_eigenvalue():
+    step, outer, inner = as_matrices(a_convolution())
+    expected = np.linalg.eigvalsh(outer @ outer.T + inner @ inner.T)[-1]
+    assert constant(step, L2) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_madry_cnn_trains():
+    entry = an_entry("sandwich", epochs=1, batch_size=64)
+    (outcome,) = train(entry, digits(train=64), model=a_model("madry_cnn"))
+    assert outcome.state == "done"
+
+
+def test_strides_are_refused_but_in_the_last_layer():
+    strided = nn.Conv2d(1, 2, 4, stride=2, padding=1)
+    model = nn.Sequential(strided, nn.ReLU(), nn.Flatten(), nn.Linear(32, 10))
     reason = a_method("sandwich").refuses(model, digits())
-    assert reason == "layer '0' (Conv2d): sandwich layers are dense only"
+    assert reason == "layer '0' (Conv2d): sandwich layers have no strides, got (2, 2)"
+    last = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 10, 8, 8))
+    assert a_method("sandwich").refuses(nn.Sequential(*last, nn.Flatten()), digits()) is None
+    assert "around whose edges" in a_method("sandwich").refuses(
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10)), digits()
+    )
 
 
 @pytest.mark.parametrize(

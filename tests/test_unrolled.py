@@ -16,7 +16,7 @@ from lipbench.bound import Refused
 from lipbench.explain import Residual
 from lipbench.network import as_network
 from lipbench.normalise import Normalise
-from lipbench.sandwich import SandwichLayer
+from lipbench.sandwich import CircularSandwich, SandwichLayer
 from lipbench.unrolled import neurons, unroll
 
 
@@ -56,6 +56,15 @@ def sandwich():
     return nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 2)).double(), (5,)
 
 
+def circular_sandwich():
+    torch.manual_seed(0)
+    layer = CircularSandwich((3, 2), (2, 3), (2, 2))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(18, 2)).double(), (2, 2, 3)
+
+
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
@@ -81,6 +90,7 @@ CASES = {
     "convolutional": convolutional,
     "residual": residual,
     "sandwich": sandwich,
+    "circular sandwich": circular_sandwich,
     "dilated pool": lambda: (nn.MaxPool2d(2, stride=1, dilation=2), (2, 7, 8)),
     "pool of three": lambda: (nn.MaxPool1d(3, 2, padding=1), (2, 9)),
     "linear": lambda: (nn.Linear(3, 2).double(), (3,)),
