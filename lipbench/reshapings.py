@@ -7,7 +7,7 @@ norm on endless and periodic grids, and beside zeros.
 
 Source:
     Singla, Feizi, Fantastic Four: Differentiable Bounds on Singular Values of Convolution Layers
-    (ICLR 2021), https://arxiv.org/abs/1911.10258, theorem 1.
+    (ICLR 2021), https://arxiv.org/abs/1911.10258.
 """
 
 import math

@@ -26,8 +26,8 @@ class SandwichLayer(nn.Module):
 
     Source:
         Wang, Manchester, Direct Parameterization of Lipschitz-Bounded Deep Networks (ICML 2023),
-        https://arxiv.org/abs/2301.11526, section 3 and theorem 3.1; the form for any A and B is
-        this project's.
+        https://arxiv.org/abs/2301.11526, the sandwich layer; the proof, for any A and B, is this
+        project's.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ def cayley(matrix: Shaped[Tensor, "*batch out in"]) -> Shaped[Tensor, "*batch ou
 
     Source:
         Trockman, Kolter, Orthogonalizing Convolutional Layers with the Cayley Transform (ICLR
-        2021), https://arxiv.org/abs/2104.07167, section 3 and appendix A.
+        2021), https://arxiv.org/abs/2104.07167; the reasons above are this project's.
     """
 
     def tall(top: Tensor, rest: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def exponential(matrix: Shaped[Tensor, "*batch out in"]) -> Shaped[Tensor, "*bat
 
     Source:
         Edelman, Arias, Smith, The Geometry of Algorithms with Orthogonality Constraints (1998),
-        https://arxiv.org/abs/physics/9806030, theorem 2.1, for geodesics; the form without a QR
+        https://arxiv.org/abs/physics/9806030, for geodesics; the form without a QR
         decomposition is this project's.
     """
 
@@ -69,8 +69,7 @@ def series(matrix: Shaped[Tensor, "*batch out in"], terms: int) -> Shaped[Tensor
     S is normal with imaginary eigenvalues.
 
     Source:
-        Singla, Feizi, Skew Orthogonal Convolutions (ICML 2021), https://arxiv.org/abs/2105.11417,
-        section 4.
+        Singla, Feizi, Skew Orthogonal Convolutions (ICML 2021), https://arxiv.org/abs/2105.11417.
     """
 
     def tall(top: Tensor, rest: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Cayley(Contractive):
 
     Source:
         Trockman, Kolter, Orthogonalizing Convolutional Layers with the Cayley Transform (ICLR
-        2021), https://arxiv.org/abs/2104.07167, section 3 and appendix A.
+        2021), https://arxiv.org/abs/2104.07167.
     """
 
     @property

@@ -43,7 +43,7 @@ class Sandwich(Contractive):
 
     Source:
         Wang, Manchester, Direct Parameterization of Lipschitz-Bounded Deep Networks (ICML 2023),
-        https://arxiv.org/abs/2301.11526, section 3, equations (7) to (9).
+        https://arxiv.org/abs/2301.11526, the sandwich layer.
     """
 
     gamma: float = 1.0

@@ -42,8 +42,7 @@ class SOC(Contractive):
     The guarantee is a constant of 1 in l2 on all of space, times that of normalisation.
 
     Source:
-        Singla, Feizi, Skew Orthogonal Convolutions (ICML 2021), https://arxiv.org/abs/2105.11417,
-        sections 4 and 5.
+        Singla, Feizi, Skew Orthogonal Convolutions (ICML 2021), https://arxiv.org/abs/2105.11417.
     """
 
     terms: int = 5
@@ -69,7 +68,7 @@ class SOC(Contractive):
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return 8.0
+        return 10.0
 
     def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
         """Return the layer itself, or a periodic convolution."""
