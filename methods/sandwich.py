@@ -34,8 +34,8 @@ class Sandwich(Contractive):
     around the edges instead. Outputs must have the size of the image; strides other than that of
     a last layer, dilations and groups of channels are refused.
 
-    For networks with one hidden layer these are all whose constant LipSDP certifies. For ReLU, Ψ
-    only makes another number of the bias. Training starts from A and B for which √2·A is the
+    According to the paper these are all networks of the shape whose constant LipSDP certifies. For
+    ReLU, Ψ only makes another number of the bias. Training starts from A and B for which √2·A is the
     identity and √2·B is orthogonal: from a network with orthogonal weights and ReLU. The authors'
     code trains the length of V as a number of its own; here V is trained itself.
 
