@@ -35,9 +35,9 @@ class Sandwich(Contractive):
     a last layer, dilations and groups of channels are refused.
 
     According to the paper these are all networks of the shape whose constant LipSDP certifies. For
-    ReLU, Ψ only makes another number of the bias. Training starts from A and B for which √2·A is the
-    identity and √2·B is orthogonal: from a network with orthogonal weights and ReLU. The authors'
-    code trains the length of V as a number of its own; here V is trained itself.
+    ReLU, Ψ only makes another number of the bias. Training starts from dense A and B for which √2·A
+    is the identity and √2·B is orthogonal: from a network with orthogonal weights and ReLU. The
+    authors' code trains the length of V as a number of its own; here V is trained itself.
 
     The guarantee is a constant of γ in l2 on all of space, times that of normalisation.
 
