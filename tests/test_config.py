@@ -348,8 +348,8 @@ def test_all_mistakes_of_a_file_are_told_at_once(problems):
         "benchmarks.toml:2: seeds must be a list of whole numbers, got [0, 1.5]",
         "benchmarks.toml:3: unknown key 'devic'; did you mean 'device'?",
         "benchmarks.toml:7: benchmark 'toy', dataset: data set 't_blob' is not installed; "
-        "did you mean 't_blobs'? Installed: digits, fashion_mnist, half_max_abs, mnist, t_blobs, "
-        "t_curve",
+        "did you mean 't_blobs'? Installed: digits, fashion_mnist, half_max_abs, mnist, sine, "
+        "step, t_blobs, t_curve",
         "benchmarks.toml:9: benchmark 'toy', training: epochs must be at least 1, got 0",
         "benchmarks.toml:10: benchmark 'toy', selection: unknown key 'stepz'; "
         "did you mean 'steps'?",

@@ -103,6 +103,7 @@ def test_repeated_retractions_approach_orthogonal_rows(beta):
 
 
 def test_a_retracted_convolution_of_stride_1_does_not_expand():
+    torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 3), nn.Flatten())
     net = a_net(module.double(), (1, 8, 8))
     tight, _ = retracted(net, steps=200, beta=0.3, last_layer="retracted")

@@ -106,13 +106,24 @@ def test_a_shape_is_recorded_once_it_was_met_often(monkeypatch):
     assert met == [4]  # which come four times, and two samples once
 
 
+# One of each kind of hook; the others are recorded in the slow tests.
+USUAL = ("standard", "clip", "free", "path", "driven norm", "bjorck", "lcc", "free_at", "sandwich")
+
+
 def the_entry(variant):
     return an_entry(**VARIANTS[variant])
 
 
 @pytest.mark.parametrize(
     ("variant", "recording"),
-    [("clip", "rerun"), ("path", "rerun"), *((variant, "traced") for variant in STACKABLE)],
+    [
+        ("clip", "rerun"),
+        ("path", "rerun"),
+        *(
+            pytest.param(name, "traced", marks=[] if name in USUAL else pytest.mark.slow)
+            for name in STACKABLE
+        ),
+    ],
 )
 def test_a_trainer_that_replays_ends_with_the_same_bits(variant, recording, monkeypatch):
     always(monkeypatch)
