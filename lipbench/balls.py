@@ -26,8 +26,10 @@ from lipbench.rounding import UNIT
 from lipbench.steps import Dense, Rearrange, Scale
 from lipbench.unrolled import unroll, widths
 
-_ENTRIES = 2**21
-"""Most derivatives of a layer, and of as many samples as are taken at once."""
+_MOST = 2**21
+"""Derivatives of a layer."""
+_AT_ONCE = 2**18
+"""Numbers in one tensor of as many samples as are taken together: what a cache holds."""
 
 
 class Balls:
@@ -46,11 +48,12 @@ class Balls:
         stem, rest = _cut(network)
         self._stem, self._norm = _Stem(stem, norm), norm
         first, *neurons, _ = widths(rest)
-        self._derivatives = first * max(neurons, default=1)
-        if self._derivatives > _ENTRIES:
+        self._widest = max(neurons, default=1)
+        self._derivatives = first * self._widest
+        if self._derivatives > _MOST:
             raise Refused(
-                f"a layer of {max(neurons)} neurons has derivatives in {first} numbers each, more "
-                f"than {_ENTRIES:,} together."
+                f"a layer of {self._widest} neurons has derivatives in {first} numbers each, more "
+                f"than {_MOST:,} together."
             )
         self._network = unroll(rest)
 
@@ -70,7 +73,7 @@ class Balls:
             labels: Whose output the others are subtracted from.
             radius: That of the balls, in the units of the inputs.
         """
-        count = max(1, _ENTRIES // self._derivatives)
+        count = max(1, _AT_ONCE // max(self._derivatives, self._stem.width * self._widest))
         parts = zip(inputs.split(count), labels.split(count), strict=True)
         with torch.no_grad():
             found = [self._constants(points, own, radius) for points, own in parts]
@@ -170,6 +173,13 @@ class _Stem:
         object.__setattr__(self, "matrix", None if output is None else output.parts[0])
         object.__setattr__(self, "offset", None if output is None else output.offset)
         object.__setattr__(self, "norm", norm)
+
+    @property
+    def width(self) -> int:
+        """Return how many entries a row has whose length is taken; 0 if it is that of a form."""
+        if self.matrix is None or self.norm == Norm(2):
+            return 0
+        return self.matrix.values.shape[1]
 
     def values(self, inputs: Float[Tensor, "samples inputs"]) -> Interval:
         """Return what the map makes of inputs, width × samples."""
