@@ -58,6 +58,31 @@ class Borrowed(Contractive):
     """Module to import."""
     extra: ClassVar[str]
     """The extra of lipbench that installs it."""
+    kinds: ClassVar[tuple[str, ...]]
+    """What `variant` may be, the first one if nothing is said."""
+
+    variant: str = ""
+    """Which of the library's layers: the part of the name after the colon."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.variant:
+            object.__setattr__(self, "variant", self.kinds[0])
+        if self.variant not in self.kinds:
+            raise ValueError(
+                f"{self.extra}:{self.variant} is not offered; there are {', '.join(self.kinds)}."
+            )
+
+    @classmethod
+    def variants(cls) -> tuple[str, ...]:
+        """Return the names that `variant` may take.
+
+        Raises:
+            ModuleNotFoundError: If the library is not installed.
+        """
+        if not is_installed(cls.package):
+            raise ModuleNotFoundError(_absent(cls))
+        return cls.kinds
 
     @abstractmethod
     def made(self, layer: nn.Module) -> nn.Module:
@@ -69,7 +94,7 @@ class Borrowed(Contractive):
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return that the library is not installed, or why a layer has no version, or None."""
         if not is_installed(self.package):
-            return f'{self.package} is not installed: pip install "lipbench[{self.extra}]"'
+            return _absent(type(self))
         return super().refuses(model, data)
 
     def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
@@ -223,6 +248,10 @@ class _Back(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         return None, None
+
+
+def _absent(method: type[Borrowed]) -> str:
+    return f'{method.package} is not installed: pip install "lipbench[{method.extra}]"'
 
 
 def _slots(net: Net) -> Iterator[tuple[str, Slot]]:

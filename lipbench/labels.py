@@ -7,6 +7,8 @@ from typing import Any
 
 _TARGET = "target_accuracy"
 _SPELT = {
+    "aoc": "AOC",
+    "aol": "AOL",
     "at": "AT",
     "bjorck": "Björck",
     "fast": "Fast",

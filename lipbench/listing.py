@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from lipbench.registry import PluginError, is_family, load, variants
+from lipbench.registry import PluginError, is_family, load, resolve, variants
 
 if TYPE_CHECKING:
     from lipbench.pricing import Price
@@ -50,12 +51,11 @@ def priced(plugins: list[Listed], device: str = "cpu") -> list[Listed]:
     from lipbench.method import Method
     from lipbench.pricing import price
 
-    return [
-        one
-        if one.broken
-        else replace(one, cost=price(load("lipbench.methods", one.name, Method), device=device))
-        for one in plugins
-    ]
+    def cost(name: str) -> "Price":
+        cls, fixed = resolve("lipbench.methods", name, Method)
+        return price(partial(cls, **fixed), device=device)
+
+    return [one if one.broken else replace(one, cost=cost(one.name)) for one in plugins]
 
 
 def text(plugins: list[Listed]) -> str:

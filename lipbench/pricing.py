@@ -43,7 +43,7 @@ class Price:
     """Why the method with its default fields does not train the reference network."""
 
 
-def price(method: type[Method], repeats: int = 5, device: str = "cpu") -> Price:
+def price(method: Callable[[], Method], repeats: int = 5, device: str = "cpu") -> Price:
     """Return the cost of a step of a method with its default fields.
 
     Both train `REFERENCE` on noise, in turn, for epochs of 24 steps. What begins an epoch counts,
@@ -51,7 +51,7 @@ def price(method: type[Method], repeats: int = 5, device: str = "cpu") -> Price:
     of each is not timed.
 
     Args:
-        method: The method.
+        method: Makes the method.
         repeats: How many epochs of each are timed.
         device: Where to train.
     """

@@ -32,9 +32,8 @@ class Orthogonium(Borrowed):
 
     package: ClassVar[str] = "orthogonium"
     extra: ClassVar[str] = "orthogonium"
+    kinds: ClassVar[tuple[str, ...]] = ("aoc", "aol")
 
-    layer_type: Literal["aoc", "aol"] = "aoc"
-    """Which of its convolutions."""
     orthogonaliser: Literal["bjorck", "qr", "exponential", "cholesky"] = "bjorck"
     """How matrices become orthogonal, with the library's own settings."""
 
@@ -77,7 +76,7 @@ class Orthogonium(Borrowed):
             "bias": False,
         }
         sizes = layer.in_channels, layer.out_channels
-        if self.layer_type == "aol":
+        if self.variant == "aol":
             almost: Any = import_module("orthogonium.layers.conv.AOL")
             return almost.AOLConv2D(*sizes, **options)
         return layers.AdaptiveOrthoConv2d(*sizes, ortho_params=parameters, **options)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -32,14 +32,12 @@ class Torchlip(Borrowed):
 
     package: ClassVar[str] = "deel.torchlip"
     extra: ClassVar[str] = "torchlip"
-
-    layer_type: Literal["bjorck", "spectral", "frobenius"] = "bjorck"
-    """Which of its layers."""
+    kinds: ClassVar[tuple[str, ...]] = ("bjorck", "spectral", "frobenius")
 
     @property
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
-        return {"bjorck": 7.0, "spectral": 5.0, "frobenius": 4.5}[self.layer_type]
+        return {"bjorck": 7.0, "spectral": 5.0, "frobenius": 4.5}[self.variant]
 
     def unfit(self, part: Part) -> str | None:
         """Return why a dense or convolutional layer has no version, or None."""
@@ -48,7 +46,7 @@ class Torchlip(Borrowed):
             return None
         if layer.dilation != (1, 1):
             return f"torchlip has no spread kernels, got dilation {layer.dilation}"
-        if self.layer_type == "frobenius" and layer.stride != (1, 1):
+        if self.variant == "frobenius" and layer.stride != (1, 1):
             return f"FrobeniusConv2d has no strides, got {layer.stride}"
         return None
 
@@ -56,16 +54,16 @@ class Torchlip(Borrowed):
         """Return the layer of torchlip."""
         library: Any = import_module("deel.torchlip")
         options: dict[str, Any] = {"bias": False}
-        if self.layer_type == "spectral":
+        if self.variant == "spectral":
             options["eps_bjorck"] = None
         if isinstance(layer, nn.Linear):
             sizes = layer.in_features, layer.out_features
-            if self.layer_type == "frobenius":
+            if self.variant == "frobenius":
                 return library.FrobeniusLinear(*sizes, disjoint_neurons=False, **options)
             return library.SpectralLinear(*sizes, **options)
         assert isinstance(layer, nn.Conv2d)
-        kinds = {"frobenius": library.FrobeniusConv2d}
-        return kinds.get(self.layer_type, library.SpectralConv2d)(
+        offered = {"frobenius": library.FrobeniusConv2d}
+        return offered.get(self.variant, library.SpectralConv2d)(
             layer.in_channels,
             layer.out_channels,
             layer.kernel_size,

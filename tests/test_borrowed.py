@@ -1,6 +1,7 @@
 """Layers of other libraries as methods, which those libraries train alike."""
 
 import importlib
+import re
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from lipbench.method import Method
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
-from lipbench.registry import load
+from lipbench.registry import PluginError, load, resolve, variants
 from lipbench.seeds import stream
 
 PACKAGES = {"torchlip": "deel.torchlip", "orthogonium": "orthogonium"}
@@ -39,11 +40,11 @@ def cases(*values):
 
 
 KINDS = cases(
-    ("torchlip", {"layer_type": "bjorck"}),
-    ("torchlip", {"layer_type": "spectral"}),
-    ("torchlip", {"layer_type": "frobenius"}),
-    ("orthogonium", {"layer_type": "aoc"}),
-    ("orthogonium", {"layer_type": "aol"}),
+    ("torchlip", {"variant": "bjorck"}),
+    ("torchlip", {"variant": "spectral"}),
+    ("torchlip", {"variant": "frobenius"}),
+    ("orthogonium", {"variant": "aoc"}),
+    ("orthogonium", {"variant": "aol"}),
     ("orthogonium", {"orthogonaliser": "qr"}),
     ("orthogonium", {"orthogonaliser": "exponential"}),
     ("orthogonium", {"orthogonaliser": "cholesky"}),
@@ -84,7 +85,7 @@ def product(net):
     ("name", "made", "fields", "options"),
     cases(
         # Without Björck's iteration, behind which the vectors of power iterations hardly matter.
-        ("torchlip", "SpectralLinear", {"layer_type": "spectral"}, {"eps_bjorck": None}),
+        ("torchlip", "SpectralLinear", {"variant": "spectral"}, {"eps_bjorck": None}),
         ("orthogonium", "OrthoLinear", {}, {}),
     ),
 )
@@ -165,7 +166,7 @@ def test_gradients_reach_what_the_library_trains(name, fields):
     loss, _ = method.loss(net.with_params(raw), batch, state, {}, h)
     for key, gradient in zip(raw, torch.autograd.grad(loss, list(raw.values())), strict=True):
         # The library's own q of almost-orthogonal layers cancels: it is never trained.
-        is_dead = fields.get("layer_type") == "aol" and key.endswith("raw.1")
+        is_dead = fields.get("variant") == "aol" and key.endswith("raw.1")
         assert (float(gradient.abs().max()) > 1e-8) != is_dead, key
 
 
@@ -194,17 +195,31 @@ def test_an_absent_library_is_refused_with_the_way_out(name, monkeypatch):
     monkeypatch.setattr(borrowed, "find_spec", lambda package: None)
     reason = a_method(name).refuses(initial(digits()), digits())
     assert reason == f'{PACKAGES[name]} is not installed: pip install "lipbench[{name}]"'
+    family = load("lipbench.methods", name, Method)
+    with pytest.raises(PluginError, match=re.escape(f'pip install "lipbench[{name}]"')):
+        variants("lipbench.methods", name, family)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in PACKAGES])
+def test_layers_are_named_behind_a_colon(name):
+    family = load("lipbench.methods", name, Method)
+    for kind in family.kinds:
+        assert resolve("lipbench.methods", f"{name}:{kind}", Method) == (family, {"variant": kind})
+    with pytest.raises(PluginError, match=f"did you mean '{name}:{family.kinds[0]}'"):
+        resolve("lipbench.methods", f"{name}:{family.kinds[0]}s", Method)
+    with pytest.raises(ValueError, match=f"{name}:lipnn is not offered; there are"):
+        family(variant="lipnn")
 
 
 @pytest.mark.parametrize(
     ("name", "fields", "layer", "reason"),
     cases(
         ("torchlip", {}, nn.Conv2d(1, 2, 3, dilation=2), "no spread kernels"),
-        ("torchlip", {"layer_type": "frobenius"}, nn.Conv2d(1, 2, 3, stride=2), "no strides"),
+        ("torchlip", {"variant": "frobenius"}, nn.Conv2d(1, 2, 3, stride=2), "no strides"),
         ("torchlip", {}, nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), "copies"),
         ("orthogonium", {}, nn.Conv2d(1, 2, (3, 1)), "square kernels"),
         ("orthogonium", {}, nn.Conv2d(1, 2, 2, stride=3), "exceeds its kernel"),
-        ("orthogonium", {"layer_type": "aol"}, nn.Conv2d(1, 2, 3, dilation=2), "spread kernels"),
+        ("orthogonium", {"variant": "aol"}, nn.Conv2d(1, 2, 3, dilation=2), "spread kernels"),
     ),
 )
 def test_convolutions_without_a_version_are_refused(name, fields, layer, reason):
