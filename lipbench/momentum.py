@@ -77,7 +77,7 @@ def ascend_with_memory(
     if not accept:
         return moved, fresh, before.sqrt()
     after = squared_quotients(function, moved)
-    better = after > before
+    better = (after > before) & after.isfinite()  # where it overflows nothing is known
     longer = replace(moved, step=pairs.step * factor)
     kept = longer.where(better, replace(pairs, step=pairs.step / factor))
     remembered = {name: _where(better, value) for name, value in fresh.items()}

@@ -143,7 +143,7 @@ def ascend(
     if not accept:
         return moved, before.sqrt()
     after = squared_quotients(function, moved)
-    better = after > before
+    better = (after > before) & after.isfinite()  # where it overflows nothing is known
     longer = replace(moved, step=pairs.step * factor)
     kept = longer.where(better, replace(pairs, step=pairs.step / factor))
     return kept, torch.where(better, after, before).sqrt()

@@ -144,3 +144,15 @@ def test_no_pair_comes_closer_than_the_least_distance_or_leaves_the_box(rule):
         assert (float(torch.minimum(moved.u, moved.v).min()) >= 0) & (
             float(torch.maximum(moved.u, moved.v).max()) <= 1
         )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_pair_climbs_to_where_the_quotient_overflows(rule):
+    """There it is the largest of all, and says nothing."""
+    pairs = some_pairs(apart=0.1)
+    _, values = climbed(overflowing, pairs, rule, 30, accept=True)
+    assert bool(values.isfinite().all())
+
+
+def overflowing(x):
+    return torch.where(x.flatten(1) > 1.1, torch.inf, x.flatten(1).square())

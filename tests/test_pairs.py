@@ -400,3 +400,15 @@ def test_ends_are_in_the_box_to_the_last_bit(box, seed):
     assert box[0] <= float(torch.minimum(pairs.u, pairs.v).min())
     assert float(torch.maximum(pairs.u, pairs.v).max()) <= torch.tensor(box[1])
     torch.testing.assert_close(torch.stack([pairs.u, pairs.v]), ends)
+
+
+def test_no_pair_climbs_to_where_the_quotient_overflows():
+    """There it is the largest of all, and says nothing."""
+    pairs = some_pairs(apart=0.02)
+    for _ in range(30):
+        pairs, values = ascend(
+            lambda x: torch.where(x.flatten(1) > 1.1, torch.inf, x.flatten(1).square()),
+            pairs,
+            accept=True,
+        )
+    assert bool(values.isfinite().all())
