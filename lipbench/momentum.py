@@ -20,6 +20,8 @@ Memory = dict[str, Tensor]
 _SQUARES = 0.999
 """How much of the average of squares Adam keeps from step to step."""
 _EPSILON = 1e-8
+_LONGEST = 1.0
+"""Pixels to which the accept test may lengthen a step of Adam."""
 
 
 def nothing(rule: Rule, pairs: Pairs) -> Memory:
@@ -52,8 +54,8 @@ def ascend_with_memory(
         memory: What earlier calls returned for them, or `nothing`.
         rule: Which direction.
         decay: How much of m is kept from step to step.
-        accept: Keep a move only where it raised L, and then multiply the pair's step by `factor`;
-            else divide it, and forget what led there.
+        accept: Keep a move only where it raised L, and then multiply the pair's step by `factor`,
+            Adam's up to 1; else divide it, and forget what led there.
         factor: Growth and decay of the step, more than 1.
 
     Returns:
@@ -78,7 +80,11 @@ def ascend_with_memory(
         return moved, fresh, before.sqrt()
     after = squared_quotients(function, moved)
     better = (after > before) & after.isfinite()  # where it overflows nothing is known
-    longer = replace(moved, step=pairs.step * factor)
+    grown = pairs.step * factor
+    if rule == "adam":
+        # Its direction has the same length where the slope is only rounding, as far outside.
+        grown = torch.where(pairs.step < _LONGEST, grown.clamp_max(_LONGEST), pairs.step)
+    longer = replace(moved, step=grown)
     kept = longer.where(better, replace(pairs, step=pairs.step / factor))
     remembered = {name: _where(better, value) for name, value in fresh.items()}
     return kept, remembered, torch.where(better, after, before).sqrt()
