@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import runs
@@ -153,3 +154,14 @@ def test_what_is_written_down_is_found_again(tmp_path):
     assert tmp_path / planned.folder == cell.folder(tmp_path).path
     assert planned.evaluations == tuple(one.key for one in cell.evaluations)
     assert json.loads(planned.dataset)["name"] == "digits"
+
+
+PUBLISHED = sorted(Path(__file__).parents[1].glob("results/*/*.toml"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_the_configurations_of_published_runs_can_be_planned(path):
+    if path.parent.name.startswith("zoo"):
+        pytest.importorskip("deel.torchlip")
+        pytest.importorskip("orthogonium")
+    assert plan(path).cells
