@@ -74,10 +74,13 @@ class Balls:
             radius: That of the balls, in the units of the inputs.
         """
         count = max(1, _AT_ONCE // max(self._derivatives, self._stem.width * self._widest))
-        parts = zip(inputs.split(count), labels.split(count), strict=True)
+        order = (
+            labels.argsort()
+        )  # samples of few labels at a time: each label takes its own products
+        parts = zip(inputs[order].split(count), labels[order].split(count), strict=True)
         with torch.no_grad():
-            found = [self._constants(points, own, radius) for points, own in parts]
-        return torch.cat(found)
+            found = torch.cat([self._constants(points, own, radius) for points, own in parts])
+        return found[order.argsort()]
 
     def _constants(self, inputs: Tensor, labels: Tensor, radius: float) -> Tensor:
         network = self._network
