@@ -46,7 +46,7 @@ class Balls:
             Refused: If it has a step without a rule, or too many neurons.
         """
         stem, rest = _cut(network)
-        self._stem, self._norm = _Stem(stem, norm), norm
+        self._stem, self._norm = _Stem.of(stem, norm), norm
         first, *neurons, _ = widths(rest)
         self._widest = max(neurons, default=1)
         self._derivatives = first * self._widest
@@ -162,20 +162,20 @@ _LARGER = 1 + 1e-9
 """A ball must be a little larger than the epsilon it is to prove, which counts inside."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Stem:
     """The linear map that a network begins with, and how long derivatives are before it."""
 
-    matrix: Matrix | None
-    offset: Matrix | None
     norm: Norm
+    matrix: Matrix | None = None
+    offset: Matrix | None = None
 
-    def __init__(self, network: Network | None, norm: Norm) -> None:
-        unrolled = None if network is None else unroll(network)
-        output = None if unrolled is None else unrolled.output
-        object.__setattr__(self, "matrix", None if output is None else output.parts[0])
-        object.__setattr__(self, "offset", None if output is None else output.offset)
-        object.__setattr__(self, "norm", norm)
+    @classmethod
+    def of(cls, network: Network | None, norm: Norm) -> "_Stem":
+        if network is None:
+            return cls(norm=norm)
+        output = unroll(network).output
+        return cls(norm=norm, matrix=output.parts[0], offset=output.offset)
 
     @property
     def width(self) -> int:

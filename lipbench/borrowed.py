@@ -105,10 +105,6 @@ class Borrowed(Contractive):
             plain.get_parameter("weight").copy_(_weight(own))
         return Slot(plain, [value.detach().clone() for value in _trained(own)])
 
-    def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
-        """Return nothing: weights are made in the hooks, which have the state."""
-        return {}
-
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return what the library's layers keep between steps."""
         library: dict[str, Tensor] = {}

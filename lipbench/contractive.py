@@ -80,15 +80,16 @@ class Contractive(Method):
     def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
         """Return the parameters in effect of a layer that `layer` returned.
 
-        This is pure tensor code that runs under `torch.func.vmap`, unless `is_final`: then `raw`
-        is in float64, and iterations must converge. What is not returned stays as it is.
+        What is not returned stays as it is: here everything, for layers that are contractive by
+        themselves. This is pure tensor code that runs under `torch.func.vmap`, unless `is_final`:
+        then `raw` is in float64, and iterations must converge.
 
         Args:
             layer: The layer, whose own numbers have no meaning.
             raw: The parameters that are trained, by their names in the layer.
             is_final: Whether the network is to be saved and judged.
         """
-        raise NotImplementedError
+        return {}
 
     def in_effect(self, net: Net, state: State, *, is_final: bool = False) -> tuple[Params, State]:
         """Return what `explicit` makes of all layers, by names in the network, and the state.

@@ -79,8 +79,9 @@ def _cost(cost: "Price | None") -> tuple[str, str]:
 
 
 def _note(one: Listed) -> str:
-    refused = one.cost is not None and one.cost.reason is not None
-    return f"not measured: {one.cost.reason}" if refused and one.cost else _cut("", one.broken)
+    if one.cost is not None and one.cost.reason is not None:
+        return f"not measured: {one.cost.reason}"
+    return _cut("", one.broken)
 
 
 def _lines(group: str, published: EntryPoint, base: type[Any]) -> Iterator[Listed]:

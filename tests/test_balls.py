@@ -23,6 +23,11 @@ from lipbench.sorting import GroupSort
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = Norm(2.0)
 CERTIFICATES = names("lipbench.certificates")
+IN_NORMS = [
+    (name, norm)
+    for name in CERTIFICATES
+    for norm in sorted(load("lipbench.certificates", name, Certificate).norms)
+]
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.GELU, nn.LeakyReLU, nn.Hardswish, nn.Sigmoid]
 
 
@@ -207,13 +212,10 @@ def trained(seed):
     return as_network(model, (2,)), inputs, labels
 
 
-@pytest.mark.parametrize("name", CERTIFICATES)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("name", "norm"), IN_NORMS)
 def test_no_class_changes_within_its_certificate(name, norm):
     network, inputs, labels = trained(0)
     certificate = load("lipbench.certificates", name, Certificate)()
-    if norm not in certificate.norms:
-        pytest.skip("not in this norm")
     assert certificate.refuses(network, norm) is None
     epsilons = [0.05, 0.2, 0.5]
     found = certificate.radius(network, norm, inputs, labels, epsilons)
