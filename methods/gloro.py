@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipbench import followed, margins
-from lipbench.method import Method, Scalars, State, Strength, Summary
+from lipbench.margin_training import MarginTraining
+from lipbench.method import Scalars, State, Strength, Summary
 from lipbench.net import Net
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GloRo(Method):
+class GloRo(MarginTraining):
     """Punish the odds of a class ⊥ that stands for all others within epsilon of a sample.
 
     With j the predicted class, the logit of ⊥ is the largest z_i + epsilon·K·‖w_i - w_j‖ of all
@@ -42,7 +43,6 @@ class GloRo(Method):
         authors' code, where epsilon grows like a logarithm and not in a straight line.
     """
 
-    stackable: ClassVar[bool] = True
     strength: ClassVar[Strength] = Strength(field="epsilon", scale=0.1)
 
     epsilon: float = 0.3
@@ -50,25 +50,16 @@ class GloRo(Method):
     lambda_: float = 1.0
     """Weight of ⊥: 1 is plain cross entropy over the classes and ⊥; the authors' larger networks
     have 1.5 and more."""
-    ramp: float = 0.5
-    """Share of the epochs over which epsilon grows to its value."""
-    first: float = 0.01
-    """Share of epsilon in the first epoch, if it grows."""
     iterations: int = 1
     """Steps of power iteration per training step; they converge after each epoch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in ("epsilon", "lambda_"):
             value = getattr(self, field)
             if not 0 <= value < math.inf:
                 name = field.rstrip("_")
                 raise ValueError(f"{name} must be at least 0 and finite, got {value}.")
-        for field in ("ramp", "first"):
-            value = getattr(self, field)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{field} must be in [0, 1], got {value}.")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
 
     @property
     def cost(self) -> float:
@@ -77,21 +68,12 @@ class GloRo(Method):
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why there are no margins, or no constant to hold them against, or None."""
-        if data.task != "classification":
-            return "margins need classes, and the data set is a regression"
-        return followed.why_not(model, data.dataset.input_shape)
+        reason = super().refuses(model, data)
+        return reason or followed.why_not(model, data.dataset.input_shape)
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return converged power vectors, the share of epsilon that is due, and empty counts."""
-        first = self.first if self.ramp > 0 else 1.0
-        share = margins.start(net.layers[-1].weight, first)
-        return {**followed.start(net.steps, rng), **share}
-
-    def begin_epoch(
-        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
-    ) -> State:
-        """Return the state with counts from 0."""
-        return {**state, **margins.restarted(state)}
+        return {**followed.start(net.steps, rng), **self.due(net.layers[-1].weight)}
 
     def loss(
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
@@ -112,9 +94,4 @@ class GloRo(Method):
 
     def end_epoch(self, net: Net, summary: Summary, state: State, h: Scalars) -> State:
         """Return the state with converged vectors, and the share of epsilon in the next epoch."""
-        share = margins.grown(state, summary, self.first, self.ramp)
-        return {**state, **followed.converged(net.steps, state), **share}
-
-    def report(self, net: Net, state: State, h: Scalars) -> dict[str, float]:
-        """Return the share of samples that were certified by what was measured in their step."""
-        return margins.report(state)
+        return super().end_epoch(net, summary, state, h) | followed.converged(net.steps, state)

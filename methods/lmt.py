@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lipbench import followed, margins
-from lipbench.method import Method, Scalars, State, Strength, Summary
+from lipbench.margin_training import MarginTraining
+from lipbench.method import Scalars, State, Strength, Summary
 from lipbench.net import Net
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMT(Method):
+class LMT(MarginTraining):
     """Take cross entropy where all wrong logits have risen as far as a move of length c allows.
 
     With `form` "rows" the logit j ≠ y rises by c·K·‖w_j - w_y‖: w are the rows of the last layer
@@ -37,7 +38,6 @@ class LMT(Method):
         does to its rises; it does not differentiate the factor, and neither does this.
     """
 
-    stackable: ClassVar[bool] = True
     strength: ClassVar[Strength] = Strength(field="c", scale=0.1)
 
     c: float = 0.3
@@ -58,14 +58,9 @@ class LMT(Method):
     """Steps of power iteration per training step; they converge after each epoch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.c < math.inf:
             raise ValueError(f"c must be at least 0 and finite, got {self.c}.")
-        for field in ("ramp", "first"):
-            value = getattr(self, field)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{field} must be in [0, 1], got {value}.")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
 
     @property
     def cost(self) -> float:
@@ -74,21 +69,12 @@ class LMT(Method):
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why there are no margins, or no constant to hold them against, or None."""
-        if data.task != "classification":
-            return "margins need classes, and the data set is a regression"
-        return followed.why_not(model, data.dataset.input_shape)
+        reason = super().refuses(model, data)
+        return reason or followed.why_not(model, data.dataset.input_shape)
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return converged power vectors, the share of c that is due, and empty counts."""
-        first = self.first if self.ramp > 0 else 1.0
-        share = margins.start(net.layers[-1].weight, first)
-        return {**followed.start(net.steps, rng), **share}
-
-    def begin_epoch(
-        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
-    ) -> State:
-        """Return the state with counts from 0."""
-        return {**state, **margins.restarted(state)}
+        return {**followed.start(net.steps, rng), **self.due(net.layers[-1].weight)}
 
     def loss(
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
@@ -107,12 +93,7 @@ class LMT(Method):
 
     def end_epoch(self, net: Net, summary: Summary, state: State, h: Scalars) -> State:
         """Return the state with converged vectors, and the share of c in the next epoch."""
-        share = margins.grown(state, summary, self.first, self.ramp)
-        return {**state, **followed.converged(net.steps, state), **share}
-
-    def report(self, net: Net, state: State, h: Scalars) -> dict[str, float]:
-        """Return the share of samples that were certified by what was measured in their step."""
-        return margins.report(state)
+        return super().end_epoch(net, summary, state, h) | followed.converged(net.steps, state)
 
 
 def _limit(

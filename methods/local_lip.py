@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from lipbench import followed, margins, vicinity
 from lipbench.bound import Refused
-from lipbench.method import Method, Scalars, State, Strength, Summary
+from lipbench.margin_training import MarginTraining
+from lipbench.method import Scalars, State, Strength
 from lipbench.net import Net
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalLip(Method):
+class LocalLip(MarginTraining):
     """Train margins against what the network can do within epsilon of each sample.
 
     A neuron that is constant while x' stays in the ball does not count in the norms of the layers
@@ -45,7 +46,6 @@ class LocalLip(Method):
         worst logits are searched in the ball and the box at once; here the better of both counts.
     """
 
-    stackable: ClassVar[bool] = True
     strength: ClassVar[Strength] = Strength(field="epsilon", scale=0.1)
 
     epsilon: float = 0.3
@@ -54,10 +54,6 @@ class LocalLip(Method):
     """Which logits have risen: that of ⊥, or all wrong ones."""
     kappa: float = 0.0
     """Weight of plain cross entropy in the form "worst", once epsilon has grown to its value."""
-    ramp: float = 0.5
-    """Share of the epochs over which epsilon grows to its value."""
-    first: float = 0.01
-    """Share of epsilon in the first epoch, if it grows."""
     iterations: int = 2
     """Steps of power iteration each time a sample is seen; the authors take 5 for MNIST and 2 for
     CIFAR-10."""
@@ -65,15 +61,13 @@ class LocalLip(Method):
     """Most numbers that the vectors of all training samples may be; each step copies them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.epsilon < math.inf:
             raise ValueError(f"epsilon must be at least 0 and finite, got {self.epsilon}.")
-        for field in ("kappa", "ramp", "first"):
-            value = getattr(self, field)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{field} must be in [0, 1], got {value}.")
-        for field in ("iterations", "largest"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")
+        if not 0 <= self.kappa <= 1:
+            raise ValueError(f"kappa must be in [0, 1], got {self.kappa}.")
+        if self.largest < 1:
+            raise ValueError(f"largest must be at least 1, got {self.largest}.")
 
     @property
     def cost(self) -> float:
@@ -82,8 +76,9 @@ class LocalLip(Method):
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why there are no margins, or no local constant to hold them against, or None."""
-        if data.task != "classification":
-            return "margins need classes, and the data set is a regression"
+        reason = super().refuses(model, data)
+        if reason is not None:
+            return reason
         try:
             trunk, _ = followed.split(followed.read(model, data.dataset.input_shape))
         except Refused as error:
@@ -100,14 +95,7 @@ class LocalLip(Method):
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return random vectors for each sample, the share of epsilon that is due, no counts."""
         trunk, last = followed.split(net.steps)
-        share = margins.start(last.weight, self.first if self.ramp > 0 else 1.0)
-        return {**vicinity.start(trunk, len(data.train), rng), **share}
-
-    def begin_epoch(
-        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
-    ) -> State:
-        """Return the state with counts from 0."""
-        return {**state, **margins.restarted(state)}
+        return {**vicinity.start(trunk, len(data.train), rng), **self.due(last.weight)}
 
     def loss(
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
@@ -134,11 +122,3 @@ class LocalLip(Method):
         counts = margins.counted(state, certified)
         vectors = vicinity.written(state, moved, batch.index)
         return value, {**state, **vectors, **counts, "buffers": buffers}
-
-    def end_epoch(self, net: Net, summary: Summary, state: State, h: Scalars) -> State:
-        """Return the state with the share of epsilon in the next epoch."""
-        return {**state, **margins.grown(state, summary, self.first, self.ramp)}
-
-    def report(self, net: Net, state: State, h: Scalars) -> dict[str, float]:
-        """Return the share of samples that were certified by what was measured in their step."""
-        return margins.report(state)
