@@ -1,18 +1,15 @@
 """The noisy sine that training with Lipschitz bounds was first shown on."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from lipbench.dataset import Dataset, Raw, Task
-
-_DOMAIN = (0.0, 10.0)
+from lipbench.spaced import Spaced
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sine(Dataset):
+class Sine(Spaced):
     """Samples of sin(x) plus uniform noise, at evenly spaced points of [0, 10].
 
     The noise is uniform on [0, noise), so that its mean is not 0: the test set is
@@ -25,47 +22,16 @@ class Sine(Dataset):
         Bounds (2022), https://arxiv.org/abs/2005.02929, and the authors' public code for it.
     """
 
-    samples: int = 100
-    """Training samples."""
     noise: float = 1.0
     """Width of the uniform noise on the training targets."""
 
-    task: ClassVar[Task] = "regression"
-    box: ClassVar[tuple[float, float] | None] = _DOMAIN
-    input_shape: ClassVar[tuple[int, ...]] = (1,)
-    published_outputs: ClassVar[int] = 1
-    published_size: ClassVar[int] = 100
-    published_test_size: ClassVar[int] = 1001
-    pair_sampler: ClassVar[bool] = True
+    recipe: ClassVar[str] = "sine recipe 1"
+    number: ClassVar[int] = 2
 
-    def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise ValueError(f"samples must be at least 2, got {self.samples}.")
-        if not self.noise >= 0:
-            raise ValueError(f"noise must be at least 0, got {self.noise}.")
+    def mean(self, x: np.ndarray) -> np.ndarray:
+        """Return sin(x) and the mean of the noise."""
+        return np.sin(x) + self.noise / 2
 
-    @property
-    def digest(self) -> str:
-        """Return the recipe: the data follow from it and the fields."""
-        return f"sine recipe 1, samples {self.samples}, noise {self.noise!r}"
-
-    def read(self, folder: Path) -> Raw:
-        """Return the samples, their noise drawn from `split_seed`; `folder` is not used."""
-        rng = np.random.default_rng([self.split_seed, 2])
-        x = np.linspace(*_DOMAIN, self.samples)
-        y = np.sin(x) + self.noise * rng.uniform(size=self.samples)
-        grid = np.linspace(*_DOMAIN, 1001)
-        return Raw(
-            train_inputs=x[:, None].astype(np.float32),
-            train_targets=y[:, None].astype(np.float32),
-            test_inputs=grid[:, None].astype(np.float32),
-            test_targets=(np.sin(grid) + self.noise / 2)[:, None].astype(np.float32),
-        )
-
-    def sample_pairs(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Return `count` points, uniform on [0, 10]."""
-        return rng.uniform(*_DOMAIN, (count, 1)).astype(np.float32)
-
-    def grid(self) -> np.ndarray:
-        """Return 1001 points from 0 to 10."""
-        return np.linspace(*_DOMAIN, 1001, dtype=np.float32)[:, None]
+    def noisy(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return sin(x) plus noise from [0, noise)."""
+        return np.sin(x) + self.noise * rng.uniform(size=len(x))

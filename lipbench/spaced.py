@@ -1,0 +1,76 @@
+"""Regressions on an interval whose samples are evenly spaced."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from lipbench.dataset import Dataset, Raw, Task
+
+_DOMAIN = (0.0, 10.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spaced(Dataset):
+    """Evenly spaced points of [0, 10], a noisy function of them, and its mean on a fine grid."""
+
+    samples: int = 100
+    """Training samples."""
+    noise: float = 0.0
+    """Size of the noise on the training targets."""
+
+    task: ClassVar[Task] = "regression"
+    box: ClassVar[tuple[float, float] | None] = _DOMAIN
+    input_shape: ClassVar[tuple[int, ...]] = (1,)
+    published_outputs: ClassVar[int] = 1
+    published_size: ClassVar[int] = 100
+    published_test_size: ClassVar[int] = 1001
+    pair_sampler: ClassVar[bool] = True
+    recipe: ClassVar[str]
+    """Name and version of how the data are made."""
+    number: ClassVar[int]
+    """Tells the draws of data sets with the same seed apart."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise ValueError(f"samples must be at least 2, got {self.samples}.")
+        if not self.noise >= 0:
+            raise ValueError(f"noise must be at least 0, got {self.noise}.")
+
+    @abstractmethod
+    def mean(self, x: np.ndarray) -> np.ndarray:
+        """Return what targets are on average."""
+
+    @abstractmethod
+    def noisy(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return targets as they are trained on."""
+
+    @property
+    def digest(self) -> str:
+        """Return the recipe: the data follow from it and the fields."""
+        return f"{self.recipe}, samples {self.samples}, noise {self.noise!r}"
+
+    def read(self, folder: Path) -> Raw:
+        """Return the samples, their noise drawn from `split_seed`; `folder` is not used."""
+        rng = np.random.default_rng([self.split_seed, self.number])
+        x, grid = np.linspace(*_DOMAIN, self.samples), np.linspace(*_DOMAIN, 1001)
+        return Raw(
+            train_inputs=_column(x),
+            train_targets=_column(self.noisy(x, rng)),
+            test_inputs=_column(grid),
+            test_targets=_column(self.mean(grid)),
+        )
+
+    def sample_pairs(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Return `count` points, uniform on [0, 10]."""
+        return rng.uniform(*_DOMAIN, (count, 1)).astype(np.float32)
+
+    def grid(self) -> np.ndarray:
+        """Return 1001 points from 0 to 10."""
+        return np.linspace(*_DOMAIN, 1001, dtype=np.float32)[:, None]
+
+
+def _column(values: np.ndarray) -> np.ndarray:
+    return values[:, None].astype(np.float32)
