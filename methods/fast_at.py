@@ -8,18 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lipbench.adversarial_training import AdversarialTraining
 from lipbench.data import Batch
-from lipbench.method import Method, Params, Scalars, State, Strength, Summary
+from lipbench.method import Params, Scalars, State, Strength, Summary
 from lipbench.net import Net
-from lipbench.norm import Norm
 from lipbench.worst_case import (
-    LARGEST,
     around,
-    check_threat,
     climb,
     error,
     placed,
-    ramped,
     unit_offsets,
 )
 
@@ -32,7 +29,7 @@ _PROBE_STEP = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastTraining(Method):
+class FastTraining(AdversarialTraining):
     """Minimise the loss one long step away from a random point of the ball.
 
     The objective is the mean of loss(f(x'), y) with x' = Π(x + d + rel_step·epsilon·sign ∇loss)
@@ -55,17 +52,12 @@ class FastTraining(Method):
         are ours.
     """
 
-    stackable: ClassVar[bool] = True
     strength: ClassVar[Strength] = Strength(field="epsilon", scale=0.02)
 
     epsilon: float = 0.3
     """Radius of the ball, in pixel units of `norm`; where the discrepancy principle starts."""
-    norm: Norm = LARGEST
-    """Of the ball, 2 or inf."""
     rel_step: float = 1.25
     """Length of the step in units of epsilon: 0.375 at epsilon 0.3."""
-    ramp: int = 0
-    """Epochs in which epsilon is smaller, growing in equal parts."""
     probe: int = 128
     """Training samples that are attacked after each epoch, at all of epsilon; 0 watches nothing."""
     drop: float = 0.2
@@ -74,13 +66,12 @@ class FastTraining(Method):
     """Whether training that failed goes back to the network before and stays there."""
 
     def __post_init__(self) -> None:
-        check_threat(self.norm, self.epsilon)
+        super().__post_init__()
         for field in ("rel_step", "drop"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}.")
-        for field in ("ramp", "probe"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}.")
+        if self.probe < 0:
+            raise ValueError(f"probe must be at least 0, got {self.probe}.")
 
     @property
     def cost(self) -> float:
@@ -96,7 +87,7 @@ class FastTraining(Method):
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return the share of epsilon in force, the watched samples, and the network as it is."""
         inputs = data.train.inputs
-        state: State = {"share": inputs.new_ones(())}
+        state = super().start(net, data, rng)
         if not self.probe:
             return state
         watched = inputs[: self.probe].clone()
@@ -110,12 +101,6 @@ class FastTraining(Method):
         }
         return state | self._kept(net) if self.stop else state
 
-    def begin_epoch(
-        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
-    ) -> State:
-        """Return the state with the share of this epoch."""
-        return {**state, "share": ramped(state["share"], epoch, self.ramp)}
-
     def draw(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Return where each sample starts, in units of epsilon."""
         return {"offsets": unit_offsets(batch.inputs, self.norm, rng)}
@@ -124,7 +109,7 @@ class FastTraining(Method):
         self, net: Net, batch: Batch, state: State, draw: dict[str, Tensor], h: Scalars
     ) -> tuple[Float[Tensor, ""], State]:
         """Return the mean loss at the moved points."""
-        epsilon = h["epsilon"] * state["share"]
+        epsilon = self.due(state, h)
         points = self._moved(net, batch, draw["offsets"], epsilon, 1, h["rel_step"])
         outputs, buffers = net.train(points)
         return batch.loss(outputs), {**state, "buffers": buffers}

@@ -1,31 +1,28 @@
 """Adversarial training by one step of the size of the ball."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.method import Method, Scalars, State
+from lipbench.adversarial_training import AdversarialTraining
+from lipbench.method import Scalars, State
 from lipbench.net import Net
 from lipbench.norm import Norm
 from lipbench.worst_case import (
     LARGEST,
-    around,
-    check_threat,
     climb,
     error,
-    ramped,
     train_on_both,
 )
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSMTraining(Method):
+class FGSMTraining(AdversarialTraining):
     """Mix the loss at the samples with that one steepest step of length epsilon away from them.
 
     The objective is clean·loss(x) + (1 - clean)·loss(x + epsilon·sign ∇loss(x)), in the l2 norm
@@ -42,44 +39,28 @@ class FGSMTraining(Method):
         the l2 form and `ramp`.
     """
 
-    stackable: ClassVar[bool] = True
-
     epsilon: float = 0.25
     """Length of the step, in pixel units of `norm`."""
     norm: Norm = LARGEST
     """Of the step, 2 or inf."""
     clean: float = 0.5
     """Weight of the loss at the samples themselves, alpha in the paper."""
-    ramp: int = 0
-    """Epochs in which epsilon is smaller, growing in equal parts."""
 
     def __post_init__(self) -> None:
-        check_threat(self.norm, self.epsilon)
+        super().__post_init__()
         if not 0 <= self.clean <= 1:
             raise ValueError(f"clean must be between 0 and 1, got {self.clean}.")
-        if self.ramp < 0:
-            raise ValueError(f"ramp must be at least 0, got {self.ramp}.")
 
     @property
     def cost(self) -> float:
         """Return the pass of the step and the two of the weights."""
         return 2.6
 
-    def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
-        """Return the share of epsilon that is in force."""
-        return {"share": data.train.inputs.new_ones(())}
-
-    def begin_epoch(
-        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
-    ) -> State:
-        """Return the state with the share of this epoch."""
-        return {**state, "share": ramped(state["share"], epoch, self.ramp)}
-
     def loss(
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
     ) -> tuple[Float[Tensor, ""], State]:
         """Return the mixture of both mean losses."""
-        threat, x = around(batch, self.norm, h["epsilon"] * state["share"]), batch.inputs
+        threat, x = self.threat(batch, state, h), batch.inputs
         moved = climb(net, error(batch), x, x, threat, steps=1, rel_step=1.0)
         clean, worst, buffers = train_on_both(net, x, moved)
         value = h["clean"] * batch.loss(clean) + (1 - h["clean"]) * batch.loss(worst)

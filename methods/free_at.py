@@ -7,19 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipbench.adversarial_training import AdversarialTraining
 from lipbench.ascent import ascent_step, steepest
-from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method import Scalars, State, Strength
 from lipbench.net import Net
-from lipbench.norm import Norm
 from lipbench.threat import Threat
-from lipbench.worst_case import LARGEST, around, check_threat, ramped
 
 if TYPE_CHECKING:
     from lipbench.data import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeTraining(Method):
+class FreeTraining(AdversarialTraining):
     """Step weights and perturbations by one backward pass, several times on each batch.
 
     Of loss(f(x + delta), y) every pass takes the gradients in the weights, which descend, and in
@@ -41,28 +40,21 @@ class FreeTraining(Method):
         cuts stop moving. The l2 form and `ramp` are ours.
     """
 
-    stackable: ClassVar[bool] = True
     strength: ClassVar[Strength] = Strength(field="epsilon", scale=0.02)
 
     epsilon: float = 0.3
     """Radius of the ball, in pixel units of `norm`; where the discrepancy principle starts."""
-    norm: Norm = LARGEST
-    """Of the ball, 2 or inf."""
     replays: int = 8
     """Steps on each batch, m in the paper."""
     rel_step: float = 1.0
     """Length of a step of delta in units of epsilon."""
-    ramp: int = 0
-    """Epochs in which epsilon is smaller, growing in equal parts."""
 
     def __post_init__(self) -> None:
-        check_threat(self.norm, self.epsilon)
+        super().__post_init__()
         if self.replays < 1:
             raise ValueError(f"replays must be at least 1, got {self.replays}.")
         if not self.rel_step > 0:
             raise ValueError(f"rel_step must be positive, got {self.rel_step}.")
-        if self.ramp < 0:
-            raise ValueError(f"ramp must be at least 0, got {self.ramp}.")
 
     @property
     def ascends(self) -> tuple[str, ...]:
@@ -78,13 +70,7 @@ class FreeTraining(Method):
         """Return no perturbation for each place of a batch, and the share of epsilon in force."""
         inputs = data.train.inputs
         delta = inputs.new_zeros(data.batch_size, *inputs.shape[1:])
-        return {"delta": delta, "share": inputs.new_ones(())}
-
-    def begin_epoch(
-        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
-    ) -> State:
-        """Return the state with the share of this epoch."""
-        return {**state, "share": ramped(state["share"], epoch, self.ramp)}
+        return {**super().start(net, data, rng), "delta": delta}
 
     def loss(
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
@@ -92,7 +78,7 @@ class FreeTraining(Method):
         """Return the mean loss of the perturbed batch."""
         # The last batch of an epoch has fewer samples; the rest of the perturbations waits.
         delta = state["delta"][: len(batch.inputs)]
-        threat = around(batch, self.norm, h["epsilon"] * state["share"])
+        threat = self.threat(batch, state, h)
         held = threat.project(batch.inputs + delta.detach(), batch.inputs)
         # Plus 0, through which the gradient at the point reaches delta past the projection.
         outputs, buffers = net.train(held + (delta - delta.detach()))
@@ -100,7 +86,7 @@ class FreeTraining(Method):
 
     def ascend(self, state: State, gradients: dict[str, Tensor], h: Scalars) -> State:
         """Return the state after the step of the perturbations."""
-        delta, epsilon = state["delta"], h["epsilon"] * state["share"]
+        delta, epsilon = state["delta"], self.due(state, h)
         ball = Threat(norm=self.norm, epsilon=epsilon.expand(len(delta)), domain=None)
         direction, length = steepest(gradients["delta"], self.norm), h["rel_step"] * ball.epsilon
         moved = ascent_step(delta, torch.zeros_like(delta), direction, ball, length)

@@ -7,26 +7,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.method import Method, Scalars, State, Strength
+from lipbench.adversarial_training import AdversarialTraining
+from lipbench.method import Scalars, State, Strength
 from lipbench.net import Net
-from lipbench.norm import Norm
 from lipbench.worst_case import (
-    LARGEST,
-    around,
-    check_threat,
     climb,
     error,
     placed,
-    ramped,
     unit_offsets,
 )
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDTraining(Method):
+class PGDTraining(AdversarialTraining):
     """Minimise the loss at the worst inputs that projected ascent finds near the samples.
 
     The objective is the mean of max loss(f(x'), y) over ‖x' - x‖ ≤ epsilon with x' in the box of
@@ -45,42 +41,25 @@ class PGDTraining(Method):
         later library, `robustness`.
     """
 
-    stackable: ClassVar[bool] = True
     strength: ClassVar[Strength] = Strength(field="epsilon", scale=0.02)
 
     epsilon: float = 0.3
     """Radius of the ball, in pixel units of `norm`; where the discrepancy principle starts."""
-    norm: Norm = LARGEST
-    """Of the ball, 2 or inf."""
     steps: int = 40
     rel_step: float = 1 / 30
     """Length of a step in units of epsilon: 0.01 at epsilon 0.3."""
-    ramp: int = 0
-    """Epochs in which epsilon is smaller, growing in equal parts."""
 
     def __post_init__(self) -> None:
-        check_threat(self.norm, self.epsilon)
+        super().__post_init__()
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}.")
         if not self.rel_step > 0:
             raise ValueError(f"rel_step must be positive, got {self.rel_step}.")
-        if self.ramp < 0:
-            raise ValueError(f"ramp must be at least 0, got {self.ramp}.")
 
     @property
     def cost(self) -> float:
         """Return the passes of the ascent and that of the weights."""
         return 1.0 + 0.75 * self.steps
-
-    def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
-        """Return the share of epsilon that is in force."""
-        return {"share": data.train.inputs.new_ones(())}
-
-    def begin_epoch(
-        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
-    ) -> State:
-        """Return the state with the share of this epoch."""
-        return {**state, "share": ramped(state["share"], epoch, self.ramp)}
 
     def draw(self, batch: "Batch", rng: torch.Generator) -> dict[str, Tensor]:
         """Return where each sample starts, in units of epsilon."""
@@ -90,7 +69,7 @@ class PGDTraining(Method):
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
     ) -> tuple[Float[Tensor, ""], State]:
         """Return the mean loss at the points that the ascent ended in."""
-        threat = around(batch, self.norm, h["epsilon"] * state["share"])
+        threat = self.threat(batch, state, h)
         points = climb(
             net,
             error(batch),

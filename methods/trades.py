@@ -7,18 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lipbench.adversarial_training import AdversarialTraining
 from lipbench.losses import divergence
-from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method import Scalars, State, Strength
 from lipbench.net import Net
-from lipbench.norm import Norm
-from lipbench.worst_case import LARGEST, around, check_threat, climb, ramped, train_on_both
+from lipbench.worst_case import climb, train_on_both
 
 if TYPE_CHECKING:
     from lipbench.data import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(Method):
+class TRADES(AdversarialTraining):
     """Add beta times how far the predicted probabilities can be driven near each sample.
 
     The objective is the mean of loss(f(x), y) + beta·max KL(p(x) ‖ p(x')) over ‖x' - x‖ ≤ epsilon
@@ -36,25 +36,20 @@ class TRADES(Method):
         ball. `ramp` is ours.
     """
 
-    stackable: ClassVar[bool] = True
     strength: ClassVar[Strength] = Strength(field="beta", scale=0.5)
 
     beta: float = 1.0
     """Weight of the divergence, 1/lambda in the paper; where the discrepancy principle starts."""
     epsilon: float = 0.3
     """Radius of the ball, in pixel units of `norm`."""
-    norm: Norm = LARGEST
-    """Of the ball, 2 or inf."""
     steps: int = 40
     rel_step: float = 1 / 30
     """Length of a step in units of epsilon: 0.01 at epsilon 0.3."""
     noise: float = 0.001
     """Standard deviation of the noise that the ascent starts from, in pixel units."""
-    ramp: int = 0
-    """Epochs in which epsilon is smaller, growing in equal parts."""
 
     def __post_init__(self) -> None:
-        check_threat(self.norm, self.epsilon)
+        super().__post_init__()
         if not self.beta >= 0:
             raise ValueError(f"beta must be at least 0, got {self.beta}.")
         if self.steps < 1:
@@ -62,8 +57,6 @@ class TRADES(Method):
         for field in ("rel_step", "noise"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}.")
-        if self.ramp < 0:
-            raise ValueError(f"ramp must be at least 0, got {self.ramp}.")
 
     @property
     def cost(self) -> float:
@@ -76,16 +69,6 @@ class TRADES(Method):
             return None
         return "it compares class probabilities, and a regression has none: take pgd_at"
 
-    def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
-        """Return the share of epsilon that is in force."""
-        return {"share": data.train.inputs.new_ones(())}
-
-    def begin_epoch(
-        self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
-    ) -> State:
-        """Return the state with the share of this epoch."""
-        return {**state, "share": ramped(state["share"], epoch, self.ramp)}
-
     def draw(self, batch: "Batch", rng: torch.Generator) -> dict[str, Tensor]:
         """Return standard normal noise."""
         normal = torch.randn(batch.inputs.shape, generator=rng, dtype=batch.inputs.dtype)
@@ -95,7 +78,7 @@ class TRADES(Method):
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
     ) -> tuple[Float[Tensor, ""], State]:
         """Return the mean loss and beta times the mean divergence where the ascent ended."""
-        threat = around(batch, self.norm, h["epsilon"] * state["share"])
+        threat = self.threat(batch, state, h)
         fixed = net.frozen(batch.inputs)
         points = climb(
             net,
