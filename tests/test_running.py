@@ -379,7 +379,11 @@ def test_cells_done_one_by_one_make_the_run(finished, tmp_path):
 
 
 def test_the_seconds_of_the_cells_of_a_stack_add_up(finished):
-    """What a stack shares counts once, so that the estimate of a later run can be right."""
+    """What a stack shares counts once, so that the estimate of a later run can be right.
+
+    All of a shared attack passes while the first cell is evaluated, and each has an equal part of
+    it in its rows: only the sum over the stack can be compared.
+    """
     for method in ("standard", "clip"):
         own = [places(finished)[method, seed] for seed in (0, 1)]
         shares = [
@@ -388,13 +392,14 @@ def test_the_seconds_of_the_cells_of_a_stack_add_up(finished):
             if row.method == method and row.metric == "training_seconds"
         ]
         assert shares[0] == shares[1]
-        for place, share in zip(own, shares, strict=True):
-            measured = {
-                (row.eval_key, row.checkpoint): row.seconds
-                for path in place.path.glob("rows-*.csv")
-                for row in read_rows(path)
-            }
-            assert place.read_status().seconds >= share + sum(measured.values())
+        measured = {
+            (row.eval_key, row.checkpoint): row.seconds
+            for place in own
+            for path in place.path.glob("rows-*.csv")
+            for row in read_rows(path)
+        }
+        spent = sum(place.read_status().seconds for place in own)
+        assert spent >= 2 * shares[0] + sum(measured.values())
 
 
 def test_a_saved_network_is_tensors_and_nothing_that_could_run(finished):
