@@ -79,6 +79,7 @@ def _begin(ensemble: Ensemble, progress: Progress) -> None:
         method, rng = ensemble.trials[number].method, streams[number]
         return method.begin_epoch(nets[number], ensemble.data, state, progress.epoch + 1, rng)
 
+    # In memory of its own, since a recorded step overwrites what it is given.
     progress.state = ensemble.each(begin, progress.state)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import grad_and_value, vjp
 
+from lipbench.moved import moved
 from lipbench.stem import Stem
 from lipbench.threat import Box
 
@@ -197,13 +198,8 @@ def _ascend_behind(
         moves = moves & (after > before)
         values = torch.where(moves, after, before)
         lengths = torch.where(moves, lengths * factor, lengths / factor)
-    # Not a choice between moved and old inputs, which would read all of them once more.
-    rows = _as_rows(moves, p)
-    total = (torch.where(rows, a, 0.0) @ stem.weight).view_as(pairs.total)
-    difference = (torch.where(rows, b, 0.0) @ stem.weight).view_as(pairs.total)
-    beta = _as_rows(torch.where(moves, beta, 1.0), pairs.difference)
-    total.add_(pairs.total)
-    difference = torch.addcmul(difference, beta, pairs.difference)
+    total = moved(pairs.total, moves, a, stem.weight)
+    difference = moved(pairs.difference, moves, b, stem.weight, beta)
     return Pairs(total, difference, lengths), values.sqrt()
 
 

@@ -1,12 +1,14 @@
 """A function of tensors as the list of operations it came to, without the Python around them."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lipbench.trees import Tree, leaves, tree_map
+from lipbench.moved import overwrite
+from lipbench.trees import Tree, leaves, memory, tree_map
 
 Function = Callable[..., Tree]
 
@@ -29,9 +31,21 @@ class Traced:
             given = iter(values)
             return function(*tree_map(lambda _: next(given), arguments))
 
+        program = make_fx(flat)(leaves(arguments))
+        self._overwritten = overwrite(program)
         # The forward and not the module, which looks for hooks at every call.
-        self._run: Callable[[list[Tensor]], Any] = make_fx(flat)(leaves(arguments)).forward
+        self._run: Callable[[list[Tensor]], Any] = program.forward
 
     def __call__(self, *arguments: Tree) -> Tree:
-        """Return the outputs for other numbers."""
-        return self._run(leaves(arguments))
+        """Return the outputs for other numbers; the arguments may be overwritten."""
+        values = leaves(arguments)
+        if self._overwritten:
+            self._part(values)
+        return self._run(values)
+
+    def _part(self, values: list[Tensor]) -> None:
+        # Two arguments in the same memory: what is done to the one must not be seen in the other.
+        owners = Counter(memory(value) for value in values)
+        for number in self._overwritten:
+            if owners[memory(values[number])] > 1:
+                values[number] = values[number].clone()

@@ -30,6 +30,11 @@ def leaves(tree: Tree) -> list[Tensor]:
     return [tree]
 
 
+def memory(value: Tensor) -> int:
+    """Return where the memory of a tensor begins, which it shares with its views."""
+    return value.untyped_storage().data_ptr()
+
+
 def stack(trees: Sequence[Tree]) -> Tree:
     """Return the trees joined along a new leading axis."""
     return tree_map(lambda *values: torch.stack(values), *trees)
