@@ -3,75 +3,64 @@
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from lipbench import combination, steps
+from lipbench import combination, comparisons, copies, steps, weighted
+from lipbench.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
 from lipbench.combination import Combination
 from lipbench.primitives import Reader, Site, curve_step, reader
 from lipbench.slopes import ABSOLUTE, Curve
 
-Argument = Any
-"""A value of the network, as a node of its trace, or a constant written in the code."""
 
-
-class NoRule(Exception):
-    """A call is not understood; the message, if there is one, says why."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A step that has no place in the network yet."""
-
-    sources: tuple[fx.Node, ...]
-    """The values that it reads."""
-    place: Callable[[Site], Reader]
-    """Returns the step at its place; raises `NoRule` if the shapes there have no rule."""
-
-
-Rule = Callable[..., Call]
-"""Takes the arguments of a call under the names that torch gives them."""
-
-
-def read_call(node: fx.Node) -> Call:
+def read_call(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> Call:
     """Return what a call computes.
+
+    Args:
+        node: The call.
+        constants: The nodes that hold tensors which do not depend on the input.
 
     Raises:
         NoRule: If the function has no rule, or none for these arguments.
     """
-    rule = _RULES.get(node.target)
-    if rule is None:
-        raise NoRule
+    known: Any = constants
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: known.get(one, one))
     try:
-        return rule(*node.args, **node.kwargs)
-    except (TypeError, ValueError, OverflowError) as error:
+        return _read(node, tuple(args), dict(kwargs))
+    except (TypeError, ValueError, OverflowError, IndexError) as error:
         raise NoRule(error) from error
 
 
-def _source(value: Argument) -> fx.Node:
-    if not isinstance(value, fx.Node):
-        raise NoRule(f"{value!r} is no value of the network")
-    return value
+def _read(node: fx.Node, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> Call:
+    whole: Any = node.args[0] if node.args else None
+    is_part = node.target in (operator.getitem, getattr) and isinstance(whole, fx.Node)
+    if is_part and "shape" not in whole.meta:  # one of several values
+        return _part(whole, node.args[1])
+    found = weighted.scaled(node.target, args, kwargs)
+    if found is not None:
+        return found
+    rule = _RULES.get(node.target)
+    if rule is None:
+        raise NoRule
+    return rule(*args, **kwargs)
 
 
-def _refuse_values(*settings: Argument) -> None:
-    found: list[fx.Node] = []
-    fx.node.map_arg(settings, found.append)
-    if found:
-        raise NoRule(f"its setting {found[0].name!r} is computed, and no constant")
+def _part(whole: fx.Node, index: Argument) -> Call:
+    if whole.target in copies.PARTITIONS:
+        return copies.part(whole.target, whole.args, dict(whole.kwargs), index)
+    return comparisons.part(whole, index)
 
 
 def _like(layer: Callable[..., nn.Module]) -> Rule:
     """Return the rule of a function that does the same as a layer with its other arguments."""
 
     def rule(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
-        _refuse_values(args, kwargs)
+        refuse_values(args, kwargs)
         made = layer(*args, **kwargs)
-        return Call((_source(input),), lambda site: reader(made, site))
+        return Call((source(input),), lambda site: reader(made, site))
 
     return rule
 
@@ -84,7 +73,7 @@ def _curved(curve: Curve) -> Rule:
             step = curve_step(curve, site)
             return lambda tensors: step
 
-        return Call((_source(input),), place)
+        return Call((source(input),), place)
 
     return rule
 
@@ -102,6 +91,15 @@ def _max_pool(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return kind(kernel_size, stride or None, padding, dilation, return_indices, ceil_mode)
 
     return layer
+
+
+def _clamp(input: Argument, min: Argument = None, max: Argument = None) -> Call:
+    refuse_values(min, max)
+    if max is None and min == 0:
+        return _like(nn.ReLU)(input)
+    if min is None or max is None or not min < max:
+        raise NoRule("only between two numbers, or from 0 on, it has one")
+    return _like(nn.Hardtanh)(input, min, max)
 
 
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
@@ -125,14 +123,17 @@ def _combined(combine: Callable[..., Combination]) -> Rule:
 
 
 def _concatenate(tensors: Argument, dim: Argument = 0) -> Call:
-    _refuse_values(dim)
+    refuse_values(dim)
+    compared = comparisons.both(tensors, dim)
+    if compared is not None:
+        return compared
 
     def place(site: Site) -> Reader:
         axis = dim % (len(site.output_shape) + 1)
         step = steps.Concatenation(**site.place, axis=axis)
         return lambda tensors: step
 
-    return Call(tuple(map(_source, tensors)), place)
+    return Call(tuple(map(source, tensors)), place)
 
 
 def _reshape(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
@@ -142,13 +143,13 @@ def _reshape(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
         step = steps.Rearrange(**site.place)
         return lambda tensors: step
 
-    return Call((_source(input),), place)
+    return Call((source(input),), place)
 
 
 def _mean(
     input: Argument, dim: Argument = None, keepdim: Argument = False, *, dtype: Argument = None
 ) -> Call:
-    _refuse_values(dim, keepdim)
+    refuse_values(dim, keepdim)
     axes = (dim,) if isinstance(dim, int) else tuple(dim or ())
 
     def place(site: Site) -> Reader:
@@ -158,7 +159,7 @@ def _mean(
         step = steps.AveragePool(**site.place, pool=lambda values: values.mean(axes, keepdim))
         return lambda tensors: step
 
-    return Call((_source(input),), place)
+    return Call((source(input),), place)
 
 
 def _forms(rules: Mapping[str, Rule]) -> dict[Any, Rule]:
@@ -205,6 +206,8 @@ _NAMED: dict[str, Rule] = {
     "adaptive_avg_pool1d": _like(nn.AdaptiveAvgPool1d),
     "adaptive_avg_pool2d": _like(nn.AdaptiveAvgPool2d),
     "dropout": _like(_dropout),
+    "clamp": _clamp,
+    "clip": _clamp,
     "abs": _curved(ABSOLUTE),
     "relu": _like(nn.ReLU),
     "relu6": _like(nn.ReLU6),
@@ -225,4 +228,4 @@ _NAMED: dict[str, Rule] = {
     "softsign": _like(nn.Softsign),
     "hardswish": _like(nn.Hardswish),
 }
-_RULES = _OPERATORS | _forms(_NAMED)
+_RULES = copies.RULES | comparisons.RULES | weighted.RULES | _OPERATORS | _forms(_NAMED)

@@ -15,10 +15,10 @@ from lipbench.steps import (
     Concatenation,
     Contraction,
     ConvContraction,
+    Copy,
     GroupSort,
     Linear,
     MaxPool,
-    Padding,
     Rearrange,
     Sandwich,
     Scale,
@@ -85,12 +85,12 @@ def _(step: MaxPool, norm: Norm) -> float:
     return _repeated(most, norm)
 
 
-@constant.register(Padding)
-def _(step: Padding, norm: Norm) -> float:
+@constant.register(Copy)
+def _(step: Copy, norm: Norm) -> float:
     """Return m^(1/p) where no entry is copied to more than m places; it is attained."""
     image = torch.ones(1, *step.input_shape, dtype=torch.float64)
     with torch.enable_grad():
-        total = step.pad(image.requires_grad_()).sum()
+        total = step.copy(image.requires_grad_()).sum()
         copies = torch.autograd.grad(total, image)[0]
     return 1.0 if norm == math.inf else _repeated(int(copies.max()), norm)
 

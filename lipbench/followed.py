@@ -25,11 +25,11 @@ from lipbench.norms import power_iteration
 from lipbench.steps import (
     AveragePool,
     Concatenation,
+    Copy,
     Dense,
     GroupSort,
     Linear,
     MaxPool,
-    Padding,
     Rearrange,
     Scale,
     Shape,
@@ -41,7 +41,7 @@ from lipbench.steps import (
 Vectors = dict[str, Tensor]
 """What is kept from step to step, ready to be a part of a method's state."""
 
-_FIXED = (MaxPool, AveragePool, Padding, GroupSort)
+_FIXED = (MaxPool, AveragePool, Copy, GroupSort)
 """Steps without numbers that training moves."""
 _MOVING = (Linear, Slope, Scale, Rearrange, Sum, Concatenation)
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lipbench.derived import Derived
 from lipbench.explain import check_explanation, check_slopes
 from lipbench.primitives import refuse
 from lipbench.steps import Linear, Rearrange, Shape, Slope, Step
@@ -117,7 +118,7 @@ def as_network(
     with torch.no_grad():
         network = graph.bind(params, dict(module.named_buffers()))
     for derived in graph.trace.derived:
-        if derived.is_explanation:
+        if isinstance(derived, Derived) and derived.is_explanation:
             check_explanation(derived.path, derived.layer, derived.input_shape)
     for step in network.steps:
         if isinstance(step, Slope) and step.claimed:

@@ -305,7 +305,7 @@ def _average_pool(layer: nn.Module, site: Site) -> Reader:
 
 
 def _padding(layer: nn.Module, site: Site) -> Reader:
-    step = steps.Padding(**site.place, pad=layer.forward)
+    step = steps.Copy(**site.place, copy=layer.forward)
     return lambda tensors: step
 
 

@@ -22,10 +22,10 @@ from lipbench.steps import (
     Concatenation,
     Contraction,
     ConvContraction,
+    Copy,
     GroupSort,
     Linear,
     MaxPool,
-    Padding,
     Rearrange,
     Sandwich,
     Scale,
@@ -94,8 +94,8 @@ def _(step: Rearrange, source: Enclosed) -> Tensor:
     return step(source.radius)
 
 
-@_radius.register(Padding)
-def _(step: Padding, source: Enclosed) -> Tensor:
+@_radius.register(Copy)
+def _(step: Copy, source: Enclosed) -> Tensor:
     return step(source.radius)
 
 

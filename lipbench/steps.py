@@ -313,14 +313,14 @@ class AveragePool(Step):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Padding(Step):
-    """The input with entries around it that are zeros, or copies of entries."""
+class Copy(Step):
+    """Entries that are zeros or copies of entries: paddings, permutations, parts."""
 
-    pad: Elementwise
+    copy: Elementwise
 
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
-        """Return the padded input."""
-        return self.pad(inputs)
+        """Return the copies."""
+        return self.copy(inputs).reshape(len(inputs), *self.output_shape)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,7 +1,5 @@
 """Read the forward pass of a module as a list of steps."""
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +8,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lipbench.bound import Refused
-from lipbench.calls import NoRule, read_call
+from lipbench.call import Call, Constant, NoRule
+from lipbench.calls import read_call
+from lipbench.computed import Computed, name_of, what_it_takes
 from lipbench.derived import Derived, has_state
 from lipbench.explain import TESTED, Slopes
 from lipbench.primitives import (
@@ -22,6 +22,7 @@ from lipbench.primitives import (
     refuse,
 )
 from lipbench.steps import Shape
+from lipbench.symbolic import Misfit, symbolic
 
 _BATCH = 3
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -42,7 +43,7 @@ class Trace:
     nodes: tuple[Node, ...]
     output: int
     """Which value is the output: 0 is the input, i + 1 the result of node i."""
-    derived: tuple[Derived, ...] = ()
+    derived: tuple[Derived | Computed, ...] = ()
     flags: tuple[str, ...] = ()
 
 
@@ -135,29 +136,6 @@ def _derived(layer: nn.Module, site: Site, *, is_explanation: bool) -> Derived:
     )
 
 
-def _in_place(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-    def operate(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return operate
-
-
-class _Proxy(fx.Proxy):
-    # torch's own takes `x += y` for `x = x + y`, which leaves other names of x as they were.
-    __iadd__ = _in_place(operator.iadd)
-    __isub__ = _in_place(operator.isub)
-    __imul__ = _in_place(operator.imul)
-    __itruediv__ = _in_place(operator.itruediv)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_leaf(m)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-
 class _Evaluation(fx.Interpreter):
     """A run of a trace that looks at shapes, and at values that are changed after they are made."""
 
@@ -194,34 +172,47 @@ class _Reading:
     def __init__(self, module: nn.Module, example: Tensor, name: str) -> None:
         self.module, self.name = module, name
         try:
-            self.graph = _Tracer().trace(module)
+            self.graph = symbolic(module, example, _is_leaf)
+        except Misfit as error:
+            raise _unfit(example, error) from error
         except Exception as error:  # Anything may go wrong when strange code meets a symbol.
             raise refuse(module, name, f"its forward cannot be traced: {error}") from error
+        stored = dict(module.named_parameters()) | dict(module.named_buffers())
+        versions = {name: tensor._version for name, tensor in stored.items()}
         evaluation = _evaluate(module, self.graph, example)
+        for path, tensor in stored.items():
+            if tensor._version != versions[path]:
+                raise refuse(module, name, f"its forward changes the tensor {path!r}.")
         self.shapes, self.stale = evaluation.shapes, evaluation.stale
+        for node, shape in self.shapes.items():
+            node.meta["shape"] = shape
+        self.stored = set(stored)
+        self.moving = _depending(self.graph)
+        self.constants: dict[fx.Node, Constant] = {}
         self.values: dict[fx.Node, int] = {}
         self.nodes: list[Node] = []
-        self.derived: list[Derived] = []
+        self.derived: list[Derived | Computed] = []
         self.flags: list[str] = []
 
     def result(self) -> Trace:
-        output = None
-        for node in self.graph.nodes:
+        order = list(self.graph.nodes)
+        (output,) = order[-1].args
+        if isinstance(output, fx.Node) and output.op == "call_module":
+            _refuse_without_rule(*self._layer(output))
+        if not isinstance(output, fx.Node) or output not in self.moving & self.shapes.keys():
+            raise refuse(self.module, self.name, "its forward does not return one tensor.")
+        for node in what_it_takes(order[-1:], order):
             if node in self.stale:
                 name = self.stale[node].name
                 raise self._refusal(node, f"its forward reads {name!r} after it changed in place")
-            if node.op == "placeholder":
+        calls, read = self._calls(output)
+        for node in order:
+            if node.op == "placeholder" and (not self.values or node in read):
                 self._read_input(node)
-            elif node.op == "output":
-                output = node.args[0]
-            elif node.op == "get_attr":
-                raise self._refusal(node, f"its forward uses the tensor {node.target!r} directly")
-            elif node.op == "call_module":
+            elif node in calls:
+                self._place(node, calls[node])
+            elif node in read:
                 self._read_module(node)
-            elif node in self.shapes:  # All else is numbers, such as sizes for a reshape.
-                self._read_call(node)
-        if not isinstance(output, fx.Node) or output not in self.values:
-            raise refuse(self.module, self.name, "its forward does not return one tensor.")
         return Trace(
             nodes=tuple(self.nodes),
             output=self.values[output],
@@ -229,15 +220,67 @@ class _Reading:
             flags=tuple(self.flags),
         )
 
+    def _calls(self, output: fx.Node) -> tuple[dict[fx.Node, Call], set[fx.Node]]:
+        """Return the calls that the output takes, and all values that it takes."""
+        self._name_constants()
+        calls: dict[fx.Node, Call] = {}
+        read: set[fx.Node] = set()
+        open_ = [output]
+        while open_:
+            node = open_.pop()
+            if node in read:
+                continue
+            read.add(node)
+            if node.op == "call_module":
+                open_ += [source for source in node.all_input_nodes if source in self.moving]
+            elif node.op != "placeholder":
+                calls[node] = self._understood(node)
+                open_ += calls[node].sources
+        return calls, read
+
+    def _name_constants(self) -> None:
+        own = [node for node in self.graph.nodes if node not in self.moving]
+        for node in own:
+            if node in self.shapes:
+                self.constants[node] = Constant(
+                    name=name_of(self.name, node),
+                    shape=self.shapes[node],
+                    is_stored=node.op == "get_attr" and str(node.target) in self.stored,
+                )
+        wanted = [
+            node
+            for node, constant in self.constants.items()
+            if not constant.is_stored and any(user in self.moving for user in node.users)
+        ]
+        if wanted:
+            calls = what_it_takes(wanted, own)
+            for node in calls:
+                if node.op in ("call_module", "placeholder"):
+                    raise self._refusal(node, f"its forward makes a weight by {node.target!r}")
+            made = Computed(path=self.name, module=self.module, calls=calls, wanted=tuple(wanted))
+            self.derived.append(made)
+
+    def _understood(self, node: fx.Node) -> Call:
+        try:
+            return read_call(node, self.constants)
+        except NoRule as error:
+            for source in node.all_input_nodes:  # what they give may have none, and be the reason
+                if source.op == "call_module":
+                    _refuse_without_rule(*self._layer(source))
+            raise self._without_rule(node, error) from error
+
+    def _without_rule(self, node: fx.Node, error: NoRule) -> Refused:
+        called = getattr(node.target, "__name__", node.target)
+        reason = f", which has no rule: {error}" if str(error) else ", which has no rule"
+        return self._refusal(node, f"its forward calls {called!r}{reason}")
+
     def _read_input(self, node: fx.Node) -> None:
-        if not self.values:
-            self.values[node] = 0
-        elif node.users:
+        if self.values:
             raise self._refusal(node, f"its forward takes a second input {node.target!r}")
+        self.values[node] = 0
 
     def _read_module(self, node: fx.Node) -> None:
-        path = str(node.target)
-        layer, name = self.module.get_submodule(path), f"{self.name}.{path}".removeprefix(".")
+        layer, name = self._layer(node)
         _refuse_without_rule(layer, name)
         if len(node.args) != 1 or node.kwargs or node.all_input_nodes != list(node.args):
             raise refuse(layer, name, "it is not called with one tensor.")
@@ -251,16 +294,19 @@ class _Reading:
         self.derived += part.derived
         self.flags += part.flags
 
-    def _read_call(self, node: fx.Node) -> None:
+    def _layer(self, node: fx.Node) -> tuple[nn.Module, str]:
+        path = str(node.target)
+        return self.module.get_submodule(path), f"{self.name}.{path}".removeprefix(".")
+
+    def _place(self, node: fx.Node, call: Call) -> None:
         try:
-            call = read_call(node)
-            read = call.place(self._site(node, self._path(node), call.sources))
+            placed = call.place(self._site(node, self._path(node), call.sources))
         except NoRule as error:
-            called = getattr(node.target, "__name__", node.target)
-            reason = f", which has no rule: {error}" if str(error) else ", which has no rule"
-            raise self._refusal(node, f"its forward calls {called!r}{reason}") from error
+            raise self._without_rule(node, error) from error
         inputs = tuple(self.values[source] for source in call.sources)
-        self.nodes.append(Node(read=read, inputs=inputs))
+        for read in placed if isinstance(placed, list) else [placed]:
+            self.nodes.append(Node(read=read, inputs=inputs))
+            inputs = (len(self.nodes),)
         self.values[node] = len(self.nodes)
 
     def _site(self, node: fx.Node, name: str, sources: tuple[fx.Node, ...]) -> Site:
@@ -287,3 +333,12 @@ class _Reading:
         path = stack[-1] if stack else ""
         name = ".".join(part for part in (self.name, path) if part)
         return refuse(self.module.get_submodule(path), name, f"{reason}.")
+
+
+def _depending(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that depend on the arguments of the forward pass."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(one in found for one in node.all_input_nodes):
+            found.add(node)
+    return found

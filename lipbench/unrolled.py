@@ -25,11 +25,11 @@ from lipbench.steps import (
     Concatenation,
     Contraction,
     ConvContraction,
+    Copy,
     Elementwise,
     GroupSort,
     Linear,
     MaxPool,
-    Padding,
     Rearrange,
     Sandwich,
     Scale,
@@ -295,11 +295,11 @@ def _(step: Concatenation, unroller: _Unroller, *values: Affine) -> Affine:
     return _assembled(values, [places[start:stop] for start, stop in pairwise(ends)])
 
 
-@_unrolled.register(Padding)
-def _(step: Padding, unroller: _Unroller, value: Affine) -> Affine:
+@_unrolled.register(Copy)
+def _(step: Copy, unroller: _Unroller, value: Affine) -> Affine:
     # Which entry is copied to each place, from 1; 0 where nothing is.
     numbers = torch.arange(1, len(value) + 1, dtype=torch.float64).reshape(1, *step.input_shape)
-    copied = step.pad(numbers).flatten().long()
+    copied = step.copy(numbers).flatten().long()
     mask = (copied > 0).to(torch.float64).unsqueeze(1)
     return value.rows((copied - 1).clamp_min(0)).each(lambda part: part.scaled(mask))
 

@@ -155,7 +155,6 @@ def test_stacked_parameters_give_what_each_gives_alone():
         (nn.ZeroPad2d(1), r"\(ZeroPad2d\): it mixes samples"),
         (nn.Sequential(nn.ZeroPad2d(1)), r"\(ZeroPad2d\): '_0' mixes samples"),
         (nn.Sequential(Branching()), "cannot be traced"),
-        (nn.Sequential(Changed(4, 4)), r"layer '0' \(Changed\)"),
         (nn.Sequential(nn.BatchNorm1d(4)), r"layer '0' \(BatchNorm1d\).*model.eval"),
         (nn.Sequential(nn.Linear(4, 4), nn.Dropout()), r"layer '1' \(Dropout\).*model.eval"),
         (nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4))), "model.eval"),
@@ -245,6 +244,14 @@ def test_the_walk_leaves_the_module_as_it_was(convolutional):
     assert all(parameter.dtype == torch.float32 for parameter in convolutional.parameters())
 
 
+def test_a_layer_with_a_forward_of_its_own_is_read_through_it():
+    network, layer = as_network(nn.Sequential(Changed(4, 3)), (4,)), Changed(4, 3)
+    assert [type(step).__name__ for step in network.steps] == ["Dense", "Sum"]
+    assert network.steps[0].weight_name == "0.weight"
+    network, x = as_network(layer, (4,)), torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(network(x), layer.double()(x))
+
+
 def test_a_function_read_wrongly_is_refused():
     """A forward that does something else than when it was traced gives no bound."""
 
@@ -253,7 +260,7 @@ def test_a_function_read_wrongly_is_refused():
 
         def forward(self, x):
             self.calls += 1
-            return x.relu() if self.calls == 1 else x.tanh()
+            return x.relu() if self.calls == 2 else x.tanh()
 
     with pytest.raises(Refused, match="compute another function"):
         as_network(nn.Sequential(Fickle()), (3,))

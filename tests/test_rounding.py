@@ -116,7 +116,7 @@ EXACT = {
     "Sandwich": _sandwich,
     "Convolution": _linear,
     "TransposedConvolution": _linear,
-    "Padding": lambda step, x: [
+    "Copy": lambda step, x: [
         sum(v for v, w in zip(x, row, strict=True) if w)
         for row in matrix_of(step, step.input_shape).tolist()
     ],

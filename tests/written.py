@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from lipbench.network import as_network
+
 
 class Written(nn.Module):
     """A forward pass that is given as a function of the module and its input."""
@@ -14,3 +16,8 @@ class Written(nn.Module):
 
     def forward(self, x):
         return self.written(self, x)
+
+
+def read(forward, *shape, **layers):
+    """Return such a module as steps."""
+    return as_network(Written(forward, **layers).eval(), shape)

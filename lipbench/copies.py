@@ -1,0 +1,166 @@
+"""Calls that give zeros and copies of entries: parts, permutations, paddings, repetitions."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lipbench import steps
+from lipbench.bound import Refused
+from lipbench.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
+from lipbench.primitives import Reader, Site
+from lipbench.steps import Elementwise, Shape, Tensors
+
+_METHODS = (
+    "diagonal",
+    "flip",
+    "moveaxis",
+    "movedim",
+    "narrow",
+    "permute",
+    "repeat",
+    "repeat_interleave",
+    "roll",
+    "rot90",
+    "select",
+    "squeeze",
+    "swapaxes",
+    "swapdims",
+    "tile",
+    "transpose",
+    "tril",
+    "triu",
+    "unfold",
+    "unsqueeze",
+)
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "pad": F.pad,
+    "pixel_shuffle": F.pixel_shuffle,
+    "pixel_unshuffle": F.pixel_unshuffle,
+    "channel_shuffle": F.channel_shuffle,
+}
+_PARTITIONS = ("chunk", "split", "tensor_split", "unbind")
+
+
+def copying(function: Callable[..., Tensor]) -> Rule:
+    """Return the rule of a function that copies entries of its first argument."""
+
+    def rule(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
+        refuse_values(*args, *kwargs.values())
+        return _call(input, lambda values: function(values, *args, **kwargs))
+
+    return rule
+
+
+def part(target: Any, arguments: tuple[Any, ...], settings: dict[str, Any], index: Any) -> Call:
+    """Return one part of what a partition such as `chunk` makes of a value.
+
+    Raises:
+        NoRule: If the function is none.
+    """
+    if target not in PARTITIONS:
+        raise NoRule
+    function = getattr(torch, target) if isinstance(target, str) else target
+    input, *args = arguments or (settings.get("input", settings.get("tensor")),)
+    rest = {name: value for name, value in settings.items() if name not in ("input", "tensor")}
+    refuse_values(*args, *rest.values(), index)
+    return _call(input, lambda values: function(values, *args, **rest)[index])
+
+
+def each_sample(copy: Elementwise, shape: Shape) -> bool:
+    """Return whether a function copies entries of a sample to the same places of this sample."""
+    size = math.prod(shape)
+    numbers = torch.arange(1.0, 2 * size + 1, dtype=torch.float64).reshape(2, *shape)
+    try:
+        copies = copy(numbers)
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        return False
+    if copies.shape[:1] != (2,) or not copies.numel():
+        return False
+    first, second = copies
+    are_entries = (first == first.round()) & (first >= 0) & (first <= size)
+    return bool((are_entries & (second == torch.where(first > 0, first + size, 0.0))).all())
+
+
+def step(copy: Elementwise, site: Site) -> Reader:
+    """Return the step of such a function at its place.
+
+    Raises:
+        NoRule: If it does anything else.
+    """
+    if not each_sample(copy, site.input_shapes[0]):
+        raise NoRule("it does more than to copy entries of a sample")
+    made = steps.Copy(**site.place, copy=copy)
+    return lambda tensors: made
+
+
+def _call(input: Argument, copy: Elementwise) -> Call:
+    return Call((source(input),), lambda site: step(copy, site))
+
+
+def _expand(input: Argument, *sizes: Argument) -> Call:
+    wanted = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    refuse_values(wanted)
+
+    def place(site: Site) -> Reader:
+        if len(wanted) != len(site.input_shapes[0]) + 1:
+            raise NoRule("only axes of one sample have one")
+        return step(lambda values: values.expand(-1, *wanted[1:]), site)
+
+    return Call((source(input),), place)
+
+
+def _indexed(input: Argument, index: Argument) -> Call:
+    parts = index if isinstance(index, tuple) else (index,)
+    refuse_values(*[part for part in parts if not isinstance(part, Constant)])
+
+    def place(site: Site) -> Reader:
+        def read(tensors: Tensors) -> steps.Step:
+            places = tuple(
+                tensors[part.name] if isinstance(part, Constant) else part for part in parts
+            )
+            if not each_sample(lambda values: values[places], site.input_shapes[0]):
+                raise Refused(f"step {site.name!r} does more than to copy entries of a sample.")
+            return steps.Copy(**site.place, copy=lambda values: values[places])
+
+        return read
+
+    return Call((source(input),), place)
+
+
+def _interpolated(
+    input: Argument,
+    size: Argument = None,
+    scale_factor: Argument = None,
+    mode: Argument = "nearest",
+    align_corners: Argument = None,
+    recompute_scale_factor: Argument = None,
+    antialias: Argument = False,
+) -> Call:
+    refuse_values(size, scale_factor)
+    if mode not in ("nearest", "nearest-exact"):
+        raise NoRule(f"mode {mode!r} has none; 'nearest' has")
+    return _call(
+        input, lambda values: F.interpolate(values, size, scale_factor, mode, align_corners)
+    )
+
+
+def _homes(name: str) -> set[Any]:
+    return {name} | ({getattr(torch, name)} if hasattr(torch, name) else set())
+
+
+PARTITIONS = {target for name in _PARTITIONS for target in _homes(name)}
+"""Functions that give several parts of a value at once."""
+RULES: dict[Any, Rule] = {
+    operator.getitem: _indexed,
+    "expand": _expand,
+    F.interpolate: _interpolated,
+    **{function: copying(function) for function in _FUNCTIONS.values()},
+    **{
+        target: copying(getattr(torch.Tensor, name)) for name in _METHODS for target in _homes(name)
+    },
+}

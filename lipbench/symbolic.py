@@ -1,0 +1,164 @@
+"""A forward pass as a graph of calls, read while it runs on an example."""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+_FACTS = {"shape", "ndim", "dtype", "device", "is_cuda", "layout"}
+_MEASURES = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "is_contiguous"}
+"""What a forward pass may ask of a value, and be told as it is for the example."""
+
+Leaf = Callable[[nn.Module], bool]
+
+
+class Misfit(ValueError):
+    """A module does not take an example."""
+
+
+def symbolic(module: nn.Module, example: Tensor, is_leaf: Leaf) -> fx.Graph:
+    """Return the calls that a forward pass makes.
+
+    Sizes are numbers, as the example has them; arguments beside the input have their defaults. So
+    the graph is that of one shape of the input, and whether it holds for other inputs is for the
+    caller to find out.
+
+    Raises:
+        Misfit: If the module does not take the example.
+        Exception: Anything that strange code does when it meets a symbol.
+    """
+    try:
+        outputs = _leaf_outputs(module, example, is_leaf)
+    except (RuntimeError, ValueError) as error:
+        raise Misfit(error) from error
+    return _Tracer(example, outputs, is_leaf).trace(module)
+
+
+def _leaf_outputs(module: nn.Module, example: Tensor, is_leaf: Leaf) -> list[Any]:
+    """Return what the calls of leaves return, in their order."""
+    outputs: list[Any] = []
+    inside = 0
+
+    def enter(layer: nn.Module, inputs: Any) -> None:
+        nonlocal inside
+        inside += 1
+
+    def leave(layer: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal inside
+        inside -= 1
+        if not inside:
+            outputs.append(output.clone() if isinstance(output, Tensor) else output)
+
+    hooks = [
+        hook
+        for layer in module.modules()
+        if layer is not module and is_leaf(layer)
+        for hook in (
+            layer.register_forward_pre_hook(enter),
+            layer.register_forward_hook(leave, always_call=False),
+        )
+    ]
+    try:
+        module(example.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
+    def __init__(self, example: Tensor, outputs: list[Any], is_leaf: Leaf) -> None:
+        super().__init__()
+        self._example, self._outputs, self._is_leaf = example, iter(outputs), is_leaf
+        self.values: dict[fx.Node, Any] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self._is_leaf(m)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        function, (root, first, *others) = super().create_args_for_root(root_fn, is_module)
+        return function, [root, first, *map(_default, others)]
+
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+    ) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        if kind != "output":
+            self.values[node] = self._value(node)
+        return node
+
+    def _value(self, node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
+        if node.op == "placeholder":
+            is_first = len(self.values) == 0
+            return self._example.clone() if is_first else args[0] if args else None
+        if node.op == "call_module":
+            return next(self._outputs)
+        if node.op == "get_attr":
+            return attribute(self.root, str(node.target))
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """Return a tensor that a module holds, whether it is registered there or not."""
+    *parents, name = path.split(".")
+    # Not by getattr, which gives a symbol while the module is traced.
+    for parent in parents:
+        module = module._modules[parent]  # type: ignore[assignment]
+    places: tuple[Mapping[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+    return next(place[name] for place in places if name in place)
+
+
+def _default(argument: Any) -> Any:
+    if not isinstance(argument, fx.Proxy) or not argument.node.args:
+        return argument
+    return argument.node.args[0]
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def operate(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return operate
+
+
+class _Proxy(fx.Proxy):
+    # torch's own takes `x += y` for `x = x + y`, which leaves other names of x as they were.
+    __iadd__ = _in_place(operator.iadd)
+    __isub__ = _in_place(operator.isub)
+    __imul__ = _in_place(operator.imul)
+    __itruediv__ = _in_place(operator.itruediv)
+
+    @property
+    def _value(self) -> Any:
+        return self.tracer.values.get(self.node)  # type: ignore[attr-defined]
+
+    def __getattr__(self, k: str) -> Any:
+        if isinstance(self._value, Tensor) and k in _FACTS | _MEASURES:
+            return getattr(self._value, k)
+        return super().__getattr__(k)
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def __iter__(self) -> Any:
+        if isinstance(self._value, tuple | list):
+            return (operator.getitem(self, number) for number in range(len(self._value)))
+        return super().__iter__()
