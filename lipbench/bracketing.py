@@ -81,9 +81,9 @@ def bracket(
         input_shape: Shape of one input, without the batch.
         norm: 1, 2 or infinity, for inputs and outputs alike.
         domain: Smallest and largest entry of the inputs that count; None is all of space.
-        time_limit: Seconds after which no further bound is begun. Bounds are begun in order of
-            their estimated cost; one that would pass the limit by its own estimate searches less,
-            or is not begun.
+        time_limit: Seconds after which no further bound is begun. The cheapest lower
+            bound comes first, all others in order of their estimated cost; one that would pass the
+            limit by its own estimate searches less, or is not begun.
         inputs: Data near which lower bounds search; None lets them sample.
 
     Raises:
@@ -131,7 +131,7 @@ def bracket(
 def _installed(
     network: Network, norm: Norm, domain: Box | None, refused: dict[str, str]
 ) -> list[tuple[str, Bound]]:
-    """Return the bounds that do not refuse, cheapest first; the reasons of others are added."""
+    """Return the bounds that do not refuse, in order; the reasons of others are added."""
     found = []
     for name in registry.names(_GROUP):
         try:
@@ -148,7 +148,10 @@ def _installed(
             found.append((name, bound))
         else:
             refused[name] = reason
-    return sorted(found, key=lambda pair: pair[1].cost(network, norm, domain))
+    found.sort(key=lambda pair: pair[1].cost(network, norm, domain))
+    # A slow upper bound must not leave the network without a lower one.
+    first = next((pair for pair in found if pair[1].side == "lower"), None)
+    return found if first is None else [first, *(pair for pair in found if pair is not first)]
 
 
 def _computed(name: str, value: Lipschitz, seconds: float) -> Computed:

@@ -155,8 +155,11 @@ def _compare(network: Network, module: nn.Module, dtype: torch.dtype) -> None:
     noise = torch.randn(12, *network.input_shape, generator=rng, dtype=dtype)
     scales = torch.tensor([0.1, 1.0, 10.0], dtype=dtype).repeat(4)
     inputs = noise * scales.reshape(-1, *[1] * len(network.input_shape))
-    with torch.no_grad():
-        expected, found = module(inputs.clone()), network(inputs.clone())
+    try:
+        with torch.no_grad():
+            expected, found = module(inputs.clone()), network(inputs.clone())
+    except RuntimeError as error:
+        raise refuse(module, "", f"it cannot be evaluated in {dtype}: {error}") from error
     unit = max(_TOLERANCE, 1e4 * torch.finfo(dtype).eps)
     scale = 1 + float(expected.abs().max())
     if expected.shape != found.shape or not float((found - expected).abs().max()) <= unit * scale:

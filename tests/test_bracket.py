@@ -86,3 +86,9 @@ def test_a_broken_plugin_is_listed_and_stops_nothing(model, publish):
     found = lipbench.bracket(model, input_shape=(1,))
     assert "ZeroDivisionError" in found.refused["broken"]
     assert found.upper < 2.1
+
+
+def test_a_lower_bound_comes_first():
+    found = lipbench.bracket(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (3,))
+    assert found.bounds[0].side == "lower"
+    assert {bound.side for bound in found.bounds} > {"lower", "upper"}
