@@ -221,12 +221,28 @@ def _strange(part: Part) -> str | None:
         return f"padding with copies may expand distances, got {layer.padding_mode!r}"
     if layer.padding_mode == "circular" and _repeats(part, layer):
         return "its circular padding is so wide that outputs repeat"
+    if layer.padding_mode == "circular" and _wraps_unevenly(part, layer):
+        return (
+            f"its circular padding reads some pixels more often than others, for the stride "
+            f"{layer.stride} does not divide the image, of size {part.input_shape[1:]}"
+        )
     return None
 
 
 def _repeats(part: Part, layer: nn.Conv2d) -> bool:
     sizes = zip(part.input_shape[1:], part.output_shape[1:], layer.stride, strict=True)
     return any(stride * (outside - 1) >= inside for inside, outside, stride in sizes)
+
+
+def _wraps_unevenly(part: Part, layer: nn.Conv2d) -> bool:
+    """Return whether windows overlap more around the edges than their size and stride say.
+
+    Orthogonal kernels with strides are divided by the overlaps that there are elsewhere.
+    """
+    if isinstance(layer.padding, str):
+        return False  # "same", which torch has for stride 1 only, or none
+    sizes = zip(part.input_shape[1:], layer.stride, layer.padding, strict=True)
+    return any(padding > 0 and inside % stride > 0 for inside, stride, padding in sizes)
 
 
 def _expansion(part: Part) -> str | None:

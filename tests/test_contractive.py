@@ -193,11 +193,45 @@ def refusal(*layers, **fields):
         ([nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3, groups=2)], "'1' (Conv2d): groups of channels"),
         ([nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")], "padding with copies may expand"),
         ([nn.Conv2d(1, 2, 1, padding=1, padding_mode="circular")], "so wide that outputs repeat"),
+        (
+            [nn.Conv2d(1, 2, 3, (1, 3), (0, 1), padding_mode="circular")],
+            "the stride (1, 3) does not divide the image, of size (8, 8)",
+        ),
         ([nn.Sequential(nn.Flatten())], "'0' (Sequential): no rule for this class"),
     ],
 )
 def test_what_could_expand_distances_is_refused_by_name(layers, reason):
     assert reason in refusal(*layers)
+
+
+def expansion(name, layer, size):
+    # The norm, as a matrix, of the layer that a method makes of this one.
+    method, shape = a_method(name), (1, size, size)
+    rng = torch.Generator().manual_seed(0)
+    net = a_net(method.build(nn.Sequential(layer, nn.Flatten()), shape, rng), shape)
+    net = net.with_params(
+        {key: value + torch.randn(value.shape, generator=rng) for key, value in net.params.items()}
+    )
+    state = method.start(net, digits(), rng)
+    module = net.with_params(method.finish(net, state, digits(), {})).module()
+    points = torch.eye(size**2).view(-1, *shape)
+    rows = module(points) - module(torch.zeros_like(points))
+    return float(torch.linalg.matrix_norm(rows.double(), 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (4, 2), (5, 4)])
+def test_a_stride_that_divides_a_periodic_image_expands_nothing(name, kernel, stride):
+    padding = (kernel - 1) // 2
+    layer = nn.Conv2d(1, 4, kernel, stride, padding, padding_mode="circular")
+    assert a_method(name, activation="relu").refuses(nn.Sequential(layer), digits()) is None
+    assert expansion(name, layer, 8) <= 1 + 1e-5
+
+
+def test_windows_around_the_edges_would_overlap_more_than_a_kernel_is_divided_by():
+    """Some of the 7 pixels of a side lie in 3 windows, and 5 taps at stride 3 count as 2."""
+    layer = nn.Conv2d(1, 25, 5, 3, 2, padding_mode="circular")
+    assert expansion("bjorck", layer, 7) == pytest.approx(3 / 2)
 
 
 def test_what_the_activation_allows_is_not_refused():
