@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,12 +109,15 @@ class Skeleton:
         self, module: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Any
     ) -> Any:
         tensors = dict(params), dict(buffers)
+        # Tied weights would be put into a module in two places twice, and taken out once: no two
+        # layers share a parameter here, and one module needs it once.
+        run = partial(functional_call, module, tensors, (x,), tie_weights=False)
         if self.precision != "bf16":
             with products(self.precision):
-                return functional_call(module, tensors, (x,))
+                return run()
         # Without the cache, which would hand weights of one call to the next.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            outputs = functional_call(module, tensors, (x,))
+            outputs = run()
         return outputs.to(x.dtype)
 
 

@@ -135,3 +135,12 @@ def test_one_module_in_two_places_is_one():
     points = torch.rand(2, 3)
     found = Net(Skeleton(twice, (3,)), dict(twice.named_parameters()))(points)
     torch.testing.assert_close(found, twice(points))
+
+
+def test_a_module_in_two_places_is_left_without_numbers():
+    layer = nn.Linear(3, 3)
+    twice = nn.Sequential(layer, nn.ReLU(), layer)
+    net = Net(Skeleton(twice, (3,)), dict(twice.named_parameters()))
+    net(torch.rand(2, 3))
+    assert all(value.is_meta for value in net.skeleton.module.parameters())
+    assert [step.weight_name for step in net.layers] == ["0.weight"] * 2
