@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from lipbench.anatomy import samples_that_fit
+from lipbench.bound import Refused
 from lipbench.choice import Choice
 from lipbench.data import Data
 from lipbench.discrepancy import Discrepancy
@@ -103,7 +104,11 @@ class Ensemble:
         if reason is not None:
             raise Refusal(f"{trial.entry.name} refuses: {reason}.")
         own = stream(trial.seed, "method", trial.entry.name, "build")
-        return trial.method.build(module, dataset.input_shape, own).to(self.device, self.dtype)
+        try:
+            built = trial.method.build(module, dataset.input_shape, own)
+        except Refused as error:
+            raise Refusal(f"{trial.entry.name} refuses: {error}") from error
+        return built.to(self.device, self.dtype)
 
     @cached_property
     def samples_at_once(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import runs
 import torch
+from torch import nn
 from torch.nn import functional as F
 from training import (
     ADAM,
@@ -35,6 +36,7 @@ from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
 from lipbench.loading import selection_score
 from lipbench.method import Method
+from lipbench.model import Model
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
 from lipbench.trainer import Refusal, Trainer
@@ -416,6 +418,15 @@ def test_driving_by_validation_data_that_are_not_there_is_refused():
 def test_a_refusal_names_the_method_and_the_reason_before_any_training():
     with pytest.raises(Refusal, match=r"clip refuses: it needs 33 pair samples .* raise pair_size"):
         a_trainer(an_entry("clip", pairs=33))
+
+
+def test_a_network_that_a_method_cannot_build_is_refused_before_any_training():
+    class Softmax(Model):
+        def build(self, input_shape, outputs, rng):
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs), nn.Softmax(dim=1))
+
+    with pytest.raises(Refusal, match=r"spectral_norm refuses: layer '2' \(Softmax\)"):
+        a_trainer(an_entry("spectral_norm"), model=Softmax())
 
 
 def test_forward_passes_and_gradients_are_counted_per_trial():
