@@ -101,6 +101,8 @@ class Alternating(Method):
             return str(refused).rstrip(".")
         if not set(layers.names) <= dict(model.named_parameters()).keys():
             return "a weight is not a parameter of its own but made of others"
+        if len(set(layers.names)) < len(layers.names):
+            return "a layer stands in two places, and a round takes each weight for itself"
         if layers.size > self.most_weights:
             return (
                 f"a round has {layers.size} weights between layers, more than the "

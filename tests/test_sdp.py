@@ -258,6 +258,12 @@ def test_networks_beyond_its_reach_are_refused(name, model, reason):
     assert method.refuses(initial(data), data) is None
 
 
+def test_a_layer_in_two_places_is_refused():
+    twice = nn.Linear(4, 4)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), twice, nn.ReLU(), twice)
+    assert "stands in two places" in a_method("sdp_penalty").refuses(module, digits())
+
+
 def test_batch_normalisation_is_refused():
     module = nn.Sequential(
         nn.Flatten(),
