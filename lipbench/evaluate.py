@@ -25,6 +25,9 @@ from lipbench.samples import outcome_name
 from lipbench.soundness import crossings
 from lipbench.writer import Writer
 
+_COLLAPSED = "collapsed to one class"
+"""Flag of all rows of a network that is not the chosen one, and no classifier any more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -103,9 +106,9 @@ def evaluate(
         train_key=cell.key,
         env_id=env_id,
     )
-    subjects = [_subject(cell, trained, data, attacked, blank) for trained in checkpoints]
-    for subject in subjects:
-        _refuse_useless(subject)
+    subjects = [
+        _looked_at(_subject(cell, trained, data, attacked, blank)) for trained in checkpoints
+    ]
     errors = _complete(cell, folder, subjects, missing)
     return Verdict(contradictions=contradictions(cell, folder), errors=errors)
 
@@ -207,28 +210,34 @@ def _strength(cell: Cell, trained: Trained) -> float | None:
     return None if law is None else trained.facts.get(f"strength[{field_key(law.field)}]")
 
 
-def _refuse_useless(subject: Subject) -> None:
-    """Refuse a chosen classifier that is none.
+def _looked_at(subject: Subject) -> Subject:
+    """Return the subject, whose rows say so if it gives one answer to nearly all test samples.
 
     Raises:
-        Unfit: If its outputs are not finite, or it gives one answer to nearly all test samples.
+        Unfit: If it is the chosen classifier that does, or the chosen network's outputs are not
+            finite.
     """
-    if subject.checkpoint != "chosen":
-        return
+    is_chosen = subject.checkpoint == "chosen"
     with torch.no_grad():
         outputs = subject.module(subject.test.inputs)
     if not outputs.isfinite().all():
-        raise Unfit("nan", "the chosen network has outputs that are not finite")
+        if is_chosen:
+            raise Unfit("nan", "the chosen network has outputs that are not finite")
+        return subject
     if not subject.is_classifier:
-        return
+        return subject
     counts = outputs.argmax(dim=1).bincount()
     share = float(counts.max()) / len(outputs)
-    if share >= CONSTANT_SHARE:
+    if share < CONSTANT_SHARE:
+        return subject
+    if is_chosen:
         raise Unfit(
             "failed",
             f"the chosen network predicts class {int(counts.argmax())} for {share:.1%} of the "
             "test samples: it collapsed",
         )
+    # The last network of a cell, or one of a path, whose strengths may well be meant to do this.
+    return replace(subject, row=replace(subject.row, flags=(*subject.row.flags, _COLLAPSED)))
 
 
 def _measure(subjects: Sequence[Subject], evaluation: Evaluation) -> Measured:

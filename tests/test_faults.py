@@ -55,9 +55,13 @@ class Faulty(Method):
         if self.at == "claim":
             return Claim(norm=Norm(2.0), constant=0.01, domain=(0.0, 1.0), tolerance=1e-7)
 
+    def effective(self, net, state, h):
+        is_late = self.at == "late" and state["step"] > 8
+        return self.finish(net, state, None, h) if is_late else net.params
+
     def finish(self, net, state, data, h):
         self.fail("finish")
-        if self.at != "constant":
+        if self.at != "constant" and not (self.at == "late" and state["step"] > 8):
             return net.params
         return {name: torch.zeros_like(value) for name, value in net.params.items()}
 
@@ -485,6 +489,18 @@ def test_a_network_that_always_says_the_same_has_failed(plugins, tmp_path):
     assert status.state == "failed"
     assert "predicts class 0 for 100.0%" in status.message
     assert {row.metric for row in results(folder)} == {"cell"}
+
+
+def test_a_last_network_that_always_says_the_same_is_flagged(plugins, tmp_path):
+    folder = tmp_path / "run"
+
+    assert runs.run(config({"name": "faulty", "at": "late"}), folder) == 0
+    flagged = {(row.checkpoint, "collapsed to one class" in row.flags) for row in measured(folder)}
+    assert flagged == {("chosen", False), ("last", True)}
+
+
+def measured(folder):
+    return [row for row in results(folder) if row.eval_key and row.checkpoint]
 
 
 @pytest.mark.parametrize("how", ["shape", "nan", "in place"])
