@@ -196,13 +196,34 @@ class Net:
     def module(self) -> nn.Module:
         """Return an ordinary module with these numbers, in evaluation mode."""
         module = copy.deepcopy(self.skeleton.module)
-        module.load_state_dict({**self.params, **self.buffers}, assign=True)
+        fill(module, {**self.params, **self.buffers}, assign=True)
         return module.requires_grad_(False).eval()
 
     def _count(self, inputs: Tensor) -> None:
         self.meter.forwards += len(inputs)
         if not self.is_frozen:
             self.meter.gradients += len(inputs)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, assign: bool = False) -> None:
+    """Set the numbers of a module; of a layer in two places they have the name of the first.
+
+    Args:
+        module: The module.
+        tensors: Its parameters and buffers under the names that `named_parameters` and
+            `named_buffers` give them.
+        assign: Whether to put these tensors in, and not copy what they hold.
+
+    Raises:
+        RuntimeError: If names or shapes do not fit.
+    """
+    known = dict(tensors)
+    for named in (module.named_parameters, module.named_buffers):
+        first = {id(value): name for name, value in named()}
+        for name, value in named(remove_duplicate=False):
+            if first[id(value)] in tensors:
+                known[name] = tensors[first[id(value)]]
+    module.load_state_dict(known, assign=assign)
 
 
 class _PureBatchNorm(nn.Module):

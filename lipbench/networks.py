@@ -14,6 +14,7 @@ from lipbench.checkpoints import read_tensors, write_tensors
 from lipbench.evaluate import Trained
 from lipbench.fields import key as field_key
 from lipbench.files import write_text
+from lipbench.net import fill
 from lipbench.seeds import stream
 from lipbench.trial import Outcome
 
@@ -57,7 +58,7 @@ def load_network(
     """
     tensors, _ = read_tensors(network_path(folder, name))
     module = _rebuild(cell, device)
-    module.load_state_dict(tensors)
+    fill(module, tensors)
     measured = _measured(cell, name, facts)
     # The last network may have none, and so may a chosen one if no epoch was eligible.
     bare = ("unregularised",) if cell.trial.unregularised(facts["strength"]) else ()

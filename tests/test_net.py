@@ -6,7 +6,7 @@ from torch import nn
 from training import a_net
 
 from lipbench.bound import Refused
-from lipbench.net import Net, Skeleton
+from lipbench.net import Net, Skeleton, fill
 
 SHAPE = (1, 4, 4)
 
@@ -144,3 +144,13 @@ def test_a_module_in_two_places_is_left_without_numbers():
     net(torch.rand(2, 3))
     assert all(value.is_meta for value in net.skeleton.module.parameters())
     assert [step.weight_name for step in net.layers] == ["0.weight"] * 2
+    torch.testing.assert_close(net.module()(torch.ones(1, 3)), twice(torch.ones(1, 3)))
+
+
+def test_names_that_do_not_fit_are_an_error():
+    layer = nn.Linear(3, 3)
+    twice = nn.Sequential(layer, layer)
+    with pytest.raises(
+        RuntimeError, match=r"Missing key\(s\) in state_dict: \"0.bias\", \"1.bias\""
+    ):
+        fill(twice, {"0.weight": layer.weight})
