@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.constants import constant as step_constant
-from lipbench.legible import read
+from lipbench.legible import illegible, read
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
 from lipbench.net import Net
 from lipbench.network import Network
@@ -65,6 +65,10 @@ class SpectralNorm(Method):
     def cost(self) -> float:
         """Return the cost of a step in steps of standard training."""
         return 1.3
+
+    def refuses(self, model: nn.Module, data: "Data") -> str | None:
+        """Return which layer cannot be read or set, or None."""
+        return illegible(model, data.dataset.input_shape, writes=True)
 
     def build(
         self, model: nn.Module, input_shape: tuple[int, ...], rng: torch.Generator
@@ -153,7 +157,12 @@ class SpectralNorm(Method):
             elif isinstance(step, Slope) and slopes:
                 slopes[-1] *= float(step.constant)
         hidden = [h["layer_bound"] / slope for slope in slopes[:-1]]
-        return [*hidden, h["last_layer_bound"] / slopes[-1]]
+        own = [*hidden, h["last_layer_bound"] / slopes[-1]]
+        # A layer that stands in several places has the smallest norm that any of them asks for.
+        least: dict[str, Tensor] = {}
+        for layer, bound in zip(net.layers, own, strict=True):
+            least[layer.weight_name] = torch.minimum(least.get(layer.weight_name, bound), bound)
+        return [least[layer.weight_name] for layer in net.layers]
 
 
 def _rest(network: Network) -> float:

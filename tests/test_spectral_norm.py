@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from training import a_method, a_model, a_net, an_entry, batches, digits, initial, same, train
 
 from lipbench.bound import Bound
@@ -140,6 +141,26 @@ def test_the_claim_is_the_product_bound_in_pixel_units(fields):
     assert product(net) <= claim.constant * (1 + claim.tolerance)
     assert product(net) == pytest.approx(claim.constant, rel=1e-5)
     assert (claim.norm, claim.domain) == (Norm(2), None)
+
+
+def test_a_layer_in_two_places_keeps_the_smaller_of_its_bounds():
+    twice = nn.Linear(8, 8)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), twice, nn.ReLU(), twice)
+    method = a_method("spectral_norm", **FIELDS)
+    net = a_net(method.build(module, (1, 8, 8), torch.Generator()), (1, 8, 8))
+    net = net.with_params(method.finish(net, {}, digits(), scalars(method)))
+    assert norms(net) == pytest.approx([1.5, 1.5, 1.5], rel=1e-5)
+    assert product(net) <= method.claims(net).constant
+
+
+def scalars(method):
+    return {name: torch.tensor(getattr(method, name)) for name in FIELDS}
+
+
+def test_weights_that_cannot_be_set_are_refused():
+    module = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(64, 10)))
+    reason = a_method("spectral_norm").refuses(module, digits())
+    assert "layer '1' is parametrised" in reason
 
 
 def test_no_pair_of_inputs_exceeds_the_claim(convolutional):
