@@ -135,7 +135,7 @@ class _Search:
             self.inside[id(region.proof)] = region.proof
             if region.is_leaf:
                 self._raise(self.regions.least(region), region.proof.point)
-        is_sharp = region.is_leaf or not self.regions.has_sharp_bound
+        is_sharp = not self.regions.has_sharp_bound(region)
         self._put(region, min(upper, self.regions.bound(region)), sharp=is_sharp)
 
     def advance(self) -> None:

@@ -23,6 +23,7 @@ from lipbench.norm import Norm
 from lipbench.polyhedra import Empty, Inequality, Interior, excludes, holds, interior
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
+from lipbench.vertices import corners_fit, largest_norm
 
 Proof = Interior | Empty | None
 _CLOSE = 1e-3
@@ -106,23 +107,27 @@ class Regions:
         faces = [region.inequalities[number] for number in proof.support]
         return excludes(faces, proof.weights, self._box)
 
-    @property
-    def has_sharp_bound(self) -> bool:
-        """Return whether there is a better bound than the first one."""
-        return self.norm == 2.0
+    def has_sharp_bound(self, region: Region) -> bool:
+        """Return whether there is a better bound of a region than the first one."""
+        if region.is_leaf:
+            return False
+        return self.norm == 2.0 or corners_fit(self.network, self._undecided(region))
 
     def bound(self, region: Region, sharp: bool = False) -> float:
         """Return an upper bound of the constant on a region, rounding accounted for.
 
         Args:
             region: The region.
-            sharp: Whether it is worth a semidefinite program, which there is in l2 alone.
+            sharp: Whether it is worth more: in l2 a semidefinite program, in the other norms a
+                look at all sides that undecided neurons may be on, where these are few.
         """
         if region.is_leaf:
             matrix = self.matrix(region)
             return _norm(matrix, self.norm) * (1 + 1e-12 * max(matrix.shape))
+        if sharp and self.norm != 2.0 and self.has_sharp_bound(region):
+            return largest_norm(self.network, self._slopes(region), self.norm)
         centred = centre(self.network, self._slopes(region)).bent
-        if sharp and self.has_sharp_bound and centred.neurons:
+        if sharp and self.norm == 2.0 and centred.neurons:
             found = propose(centred, tolerance=_CLOSE)
             return certify(centred, found.multipliers, found.square)[0]
         return min(centred.reach(self.norm)[-1], centred.entrywise(self.norm))
@@ -236,6 +241,9 @@ class Regions:
         for source, part in parts.items():
             total = total.plus(part.times(known[source]))
         return total
+
+    def _undecided(self, region: Region) -> int:
+        return sum(int((lo < hi).sum()) for lo, hi in self._slopes(region))
 
     def _slopes(self, region: Region) -> list[tuple[Tensor, Tensor]]:
         blocks = self.network.blocks
