@@ -16,6 +16,8 @@ from lipbench.soundness import crossings, recheck
 from lipbench.threat import Box
 
 _GROUP = "lipbench.bounds"
+_FOREVER = 1e9
+"""Seconds that count as no limit: bounds count how much they can do in them."""
 
 
 class Unsound(Exception):
@@ -74,24 +76,29 @@ def bracket(
     """Return lower and upper bounds of a network's Lipschitz constant by all installed bounds.
 
     A network with a layer that no rule covers, or with a weight that is NaN or infinite, is
-    `Refused` as a whole; what single bounds refuse is listed in the result.
+    `Refused` as a whole; what single bounds refuse is listed in the result, and so is a bound that
+    fails, or that proves nothing finite.
 
     Args:
         model: The network, in the mode in which it is to be judged.
         input_shape: Shape of one input, without the batch.
         norm: 1, 2 or infinity, for inputs and outputs alike.
         domain: Smallest and largest entry of the inputs that count; None is all of space.
-        time_limit: Seconds after which no further bound is begun. The cheapest lower
-            bound comes first, all others in order of their estimated cost; one that would pass the
-            limit by its own estimate searches less, or is not begun.
+        time_limit: Seconds after which no further bound is begun, infinite for no limit. The
+            cheapest lower bound comes first, all others in order of their estimated cost; one that
+            would pass the limit by its own estimate searches less, or is not begun.
         inputs: Data near which lower bounds search; None lets them sample.
 
     Raises:
         Unsound: If a lower bound exceeds an upper bound or a proof fails its recheck.
-        ValueError: If the norm or the domain is none.
+        ValueError: If the norm, the domain or the time limit is none.
     """
-    if domain is not None and not domain[0] < domain[1]:
-        raise ValueError(f"a domain is a pair lo < hi, or None for all of space, got {domain}.")
+    if domain is not None and not (domain[0] < domain[1] and math.isfinite(domain[1] - domain[0])):
+        raise ValueError(
+            f"a domain is a finite pair lo < hi, or None for all of space, got {domain}."
+        )
+    if not time_limit >= 0:
+        raise ValueError(f"a time limit is a number of at least 0 seconds, got {time_limit}.")
     network, measure = as_network(model, tuple(input_shape)), Norm(float(norm))
     box = None if domain is None else (float(domain[0]), float(domain[1]))
     refused: dict[str, str] = {}
@@ -100,7 +107,7 @@ def bracket(
     begin = time.perf_counter()
     for name, bound in _installed(network, measure, box, refused):
         start = time.perf_counter()
-        fitting = bound.within(network, measure, box, time_limit - (start - begin))
+        fitting = bound.within(network, measure, box, min(time_limit, _FOREVER) - (start - begin))
         if fitting is None:
             refused[name] = f"it would pass the time limit of {time_limit} s."
             continue
@@ -108,6 +115,12 @@ def bracket(
             value = fitting.compute(network, measure, box, tuple(values), inputs)
         except Refused as error:
             refused[name] = str(error)
+            continue
+        except Exception as error:  # whatever goes wrong in a bound, the others are as good
+            refused[name] = f"it failed with {type(error).__name__}: {error}"
+            continue
+        if value.value == math.inf:
+            refused[name] = "what it proves is not finite."
             continue
         values.append(value)
         bounds.append(_computed(name, value, time.perf_counter() - start))

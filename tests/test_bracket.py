@@ -68,11 +68,38 @@ def test_bounds_beyond_the_time_limit_are_listed_as_refused(model):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"norm": 3}, "norm must be 1, 2 or inf"), ({"domain": (1, 0)}, "a pair lo < hi")],
+    [
+        ({"norm": 3}, "norm must be 1, 2 or inf"),
+        ({"domain": (1, 0)}, "a finite pair lo < hi"),
+        ({"domain": (0, math.inf)}, "a finite pair lo < hi"),
+        ({"domain": (-1e308, 1e308)}, "a finite pair lo < hi"),
+        ({"time_limit": math.nan}, "at least 0 seconds, got nan"),
+        ({"time_limit": -1}, "at least 0 seconds, got -1"),
+    ],
 )
 def test_what_is_no_norm_or_domain_is_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
         lipbench.bracket(model, (1,), **options)
+
+
+def test_no_limit_is_a_limit_too(model):
+    assert lipbench.bracket(model, (1,), time_limit=math.inf).upper == pytest.approx(1, rel=1e-6)
+
+
+def test_a_bound_that_fails_is_listed_and_the_others_count(model, publish):
+    code = STRANGER.replace("return Lipschitz", "return 1 / 0 or Lipschitz")
+    publish("failing", {"lipbench.bounds": {"failing": "failing:Wrong"}}, {"failing.py": code})
+    found = lipbench.bracket(model, (1,))
+    assert found.refused["failing"] == "it failed with ZeroDivisionError: division by zero"
+    assert found.upper == pytest.approx(1, rel=1e-6)
+
+
+def test_what_is_not_finite_is_no_bound_and_no_crossing():
+    """The slopes of this function grow without end."""
+    found = lipbench.bracket(nn.Sequential(nn.Linear(2, 2), nn.CELU(-1.0)), (2,), time_limit=0.3)
+    assert found.upper == math.inf
+    assert found.refused["product"] == "what it proves is not finite."
+    assert all(math.isfinite(bound.value) for bound in found.bounds)
 
 
 def test_a_strangers_wrong_bound_is_an_error_and_no_number(model, publish):
