@@ -10,13 +10,16 @@ Source:
     Newton's equations for this program are this project's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.affine import Matrix
+from lipbench.bound import Refused
 from lipbench.centred import Centred
 from lipbench.norm import Norm
 
@@ -27,6 +30,8 @@ _NEGLIGIBLE = 1e-13
 _ROOM = 1.1
 _LEAST = 1e-6
 """Weight of neurons that nothing reads."""
+_TRACE = 1e-9
+_NotSolved: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 _HALVINGS = 30
 
 
@@ -53,7 +58,31 @@ def propose(
             each its own.
         tolerance: Gap at which to stop.
         iterations: Most Newton steps.
+
+    Raises:
+        Refused: If the network is constant, or its numbers are beyond what float64 can solve.
     """
+    if not network.reach(Norm(2.0))[-1] > 0:
+        raise Refused("the outputs do not depend on the inputs: the network is constant.")
+    network = _reading(network)
+    try:
+        return _solved(network, groups, tolerance, iterations)
+    except _NotSolved:
+        pass
+    # Blocks whose constants differ by many orders: in units of their own they are alike.
+    units = network.reach(Norm(2.0))
+    try:
+        found = _solved(_in_units(network, units), groups, tolerance, iterations)
+    except _NotSolved as error:
+        raise Refused(f"its multipliers are beyond float64: {error}") from error
+    each = _each(network.sizes, units)
+    scale = units[-1] ** 2
+    return Proposal(found.multipliers * scale / each.square(), found.square * scale, found.gap)
+
+
+def _solved(
+    network: Centred, groups: Int[Tensor, " neurons"] | None, tolerance: float, iterations: int
+) -> Proposal:
     program = _Program.of(network, groups)
     point = program.start()
     decrement, t = torch.inf, program.balance(point)
@@ -66,6 +95,37 @@ def propose(
     gap = program.size / (t * point.square) if decrement < _CENTRED else torch.inf
     scale = program.scale**2
     return Proposal(program.spread(point.weights) * scale, point.square * scale, float(gap))
+
+
+def _reading(network: Centred) -> Centred:
+    """Return the network with neurons that read nothing made to read a trace of an input.
+
+    Their multipliers may be as large as one likes, so that without it the barrier has no minimum.
+    """
+    values = network.matrix.values
+    idle = ~(values[: network.neurons] != 0).any(dim=1)
+    if not network.inputs or not bool(idle.any()):
+        return network
+    units = _each(network.sizes, network.reach(Norm(2.0)))
+    values = values.clone()
+    values[: network.neurons, 0] += _TRACE * units * idle
+    return replace(network, matrix=Matrix(values=values, radius=network.matrix.radius))
+
+
+def _in_units(network: Centred, units: Sequence[float]) -> Centred:
+    """Return the network whose neurons and outputs are divided by those of their block."""
+    each = _each(network.sizes, units)
+    rows = torch.cat([each, each.new_full((network.outputs,), units[-1])]).unsqueeze(1)
+    columns = torch.cat([each.new_ones(network.inputs), each])
+    values, radius = (
+        part / rows * columns for part in (network.matrix.values, network.matrix.radius)
+    )
+    return replace(network, matrix=Matrix(values=values, radius=radius))
+
+
+def _each(sizes: Sequence[int], units: Sequence[float]) -> Float[Tensor, " neurons"]:
+    found = [unit or 1.0 for unit, size in zip(units, sizes, strict=False) for _ in range(size)]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 class _Point(NamedTuple):

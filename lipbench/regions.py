@@ -5,6 +5,7 @@ which all neurons of the blocks before it are on a known side.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -128,8 +129,9 @@ class Regions:
             return largest_norm(self.network, self._slopes(region), self.norm)
         centred = centre(self.network, self._slopes(region)).bent
         if sharp and self.norm == 2.0 and centred.neurons:
-            found = propose(centred, tolerance=_CLOSE)
-            return certify(centred, found.multipliers, found.square)[0]
+            with suppress(Refused):  # nothing better is known then
+                found = propose(centred, tolerance=_CLOSE)
+                return certify(centred, found.multipliers, found.square)[0]
         return min(centred.reach(self.norm)[-1], centred.entrywise(self.norm))
 
     def least(self, region: Region) -> float:

@@ -20,7 +20,9 @@ from nets import (
     random_network,
 )
 from torch import nn
+from written import Written
 
+import lipbench
 from lipbench.bound import Bound, Refused
 from lipbench.centred import centre
 from lipbench.certify import certify
@@ -222,6 +224,44 @@ def test_whatever_multipliers_are_proposed_the_bound_holds(seed, noise, size):
     spoilt = torch.exp(noise * torch.randn(7, generator=rng, dtype=torch.float64))
     found, _ = certify(centred, best.multipliers * spoilt, best.square * 10**size)
     assert found >= formal * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("scales", [(1e-8, 1e-8), (1e-10, 1e10), (1e30, 1e30), (1e40, 1e-60)])
+@pytest.mark.parametrize("name", ["lipsdp_neuron", "lipsdp_layer", "lipbab"])
+def test_layers_of_any_size_have_multipliers(name, scales):
+    model = random_network(0, (4, 6, 3), nn.ReLU).double()
+    before = value(name, model, 4)
+    with torch.no_grad():
+        for layer, scale in zip(model[::2], scales, strict=True):
+            layer.weight *= scale
+        model[0].bias *= scales[0]
+    assert value(name, model, 4) == pytest.approx(scales[0] * scales[1] * before, rel=2 * TIGHT)
+
+
+def test_neurons_that_read_nothing_do_not_stand_in_the_way():
+    layers = {"f": nn.Linear(2, 3), "g": nn.Linear(3, 2)}
+    nn.init.zeros_(layers["f"].weight)
+    model = Written(lambda self, x: x + self.g(torch.relu(self.f(x))), **layers)
+    for name in ("lipsdp_neuron", "lipsdp_layer"):
+        assert value(name, model, 2) == pytest.approx(1, rel=TIGHT)
+    large, small = (random_network(0, (4, n, 3), nn.ReLU).double() for n in (6, 5))
+    with torch.no_grad():
+        large[0].weight[5] = 0
+        small[0].weight.copy_(large[0].weight[:5])
+        small[2].weight.copy_(large[2].weight[:, :5])
+    expected = value("lipsdp_neuron", small, 4)
+    assert value("lipsdp_neuron", large, 4) == pytest.approx(expected, rel=TIGHT)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("name", ["lipsdp_neuron", "lipsdp_layer"])
+def test_a_constant_network_is_refused(name, layer):
+    model = random_network(0, (4, 6, 3), nn.ReLU)
+    nn.init.zeros_(model[layer].weight)
+    with pytest.raises(Refused, match="the network is constant"):
+        value(name, model, 4)
+    assert value("product", model, 4) == 0
+    assert lipbench.bracket(model, (4,), time_limit=1).upper == 0
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
