@@ -165,7 +165,7 @@ def audit(
         bracket=found,
         claim=claim,
         verdict=verdict,
-        witness=_witness(found) if verdict == "refuted" else None,
+        witness=_witness(found, claim) if claim and verdict == "refuted" else None,
         accuracy=accuracy,
         measured=measured,
     )
@@ -218,12 +218,14 @@ def _verdict(found: Bracket, claim: Claim, margin: float) -> Verdict:
     return "proved" if found.upper <= allowed else "open"
 
 
-def _witness(found: Bracket) -> Witness | None:
-    """Return the pair that expands most, of those that prove a lower bound."""
+def _witness(found: Bracket, claim: Claim) -> Witness | None:
+    """Return the pair that expands most, if it expands by more than is claimed."""
     pairs = [one for one in found.bounds if one.side == "lower" and {"u", "v"} <= set(one.proof)]
     if not pairs:
         return None
     best = max(pairs, key=lambda one: one.value)
+    if not best.value > claim.constant * (1 + claim.tolerance):
+        return None
     return Witness(u=best.proof["u"], v=best.proof["v"], quotient=best.value, found_by=best.name)
 
 

@@ -38,6 +38,16 @@ class Ramp(nn.Module):
         return self.last(torch.relu(self.first(x)))
 
 
+def thin():
+    ramp = Ramp()
+    layers = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), ramp.last).double()
+    with torch.no_grad():
+        layers[0].weight.copy_(ramp.first.weight)
+        layers[0].bias.copy_(torch.tensor([1e-14, 0], dtype=torch.float64))
+        layers[2].weight.copy_(torch.tensor([[1, -1]]))
+    return layers
+
+
 def digits():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
@@ -118,6 +128,16 @@ def test_a_claim_is_refuted_with_a_pair_or_proved(lip, here, claim, verdict, cod
         assert 0.9 < witness["quotient"] <= 1
     else:
         assert witness is None
+
+
+def test_a_pair_that_does_not_refute_is_no_witness(lip, here):
+    """The slope is 2 on an interval that is too thin for a pair: the search alone proves it."""
+    code, out, _ = lip("nets:thin", "--input-shape", "1", "--claims", "1.5")
+    assert code == ExitCode.UNSOUND
+    assert "claim: at most 1.5: refuted, by a search that proves 2" in out
+    assert json.loads((here / "audit.json").read_text())["claim"]["witness"] is None
+    lip("nets:thin", "--input-shape", "1", "--claims", "0.5")
+    assert json.loads((here / "audit.json").read_text())["claim"]["witness"]["quotient"] > 0.5
 
 
 def test_a_claim_between_the_bounds_is_open():
