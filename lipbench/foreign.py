@@ -6,15 +6,21 @@ import importlib.util
 import inspect
 import pickle
 import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
+from lipbench import stored
 from lipbench.normalise import Normalise
 from lipbench.registry import did_you_mean
 
@@ -30,8 +36,9 @@ def load(target: str, weights: Path | None = None) -> nn.Module:
         target: `package.module:name` or `file.py:name`, where the name is that of a module, of
             its class, or of a function without arguments that returns it. It is imported, so its
             code runs; the current folder is searched first.
-        weights: Its state_dict, as safetensors or as `torch.save` wrote it. Code that is hidden
-            in the latter is refused. None leaves the network as it was made.
+        weights: Its state_dict, as safetensors or as `torch.save` wrote it, alone or among other
+            things of a training script. Code that is hidden in the latter is refused. None leaves
+            the network as it was made.
 
     Raises:
         NotLoaded: If anything of that cannot be had.
@@ -48,7 +55,9 @@ def load(target: str, weights: Path | None = None) -> nn.Module:
     model = found if isinstance(found, nn.Module) else _made(target, found)
     if weights is not None:
         _fill(model, weights)
-    return model.eval()
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise NotLoaded(f"{target} has tensors without numbers (meta): give it weights.")
+    return _plain(model.eval())
 
 
 def normalised(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
@@ -144,9 +153,22 @@ def _made(target: str, make: Any) -> nn.Module:
     return made
 
 
+def _plain(model: nn.Module) -> nn.Module:
+    """Return the network with the weights that hooks of the older kind make, in their place."""
+    for layer in model.modules():
+        for hook in list(layer._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                nn.utils.remove_weight_norm(layer, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                nn.utils.remove_spectral_norm(layer, hook.name)
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(layer, hook._tensor_name)
+    return model
+
+
 def _fill(model: nn.Module, path: Path) -> None:
-    state = _read(path)
     wanted = model.state_dict()
+    state = stored.fitted(_read(path), wanted)
     problems = [f"it lacks {name!r}" for name in wanted if name not in state]
     for name, value in state.items():
         if name not in wanted:
@@ -154,6 +176,8 @@ def _fill(model: nn.Module, path: Path) -> None:
         elif value.shape != wanted[name].shape:
             shapes = f"{tuple(value.shape)} and not {tuple(wanted[name].shape)}"
             problems.append(f"{name!r} has shape {shapes}")
+        elif wanted[name].is_floating_point() and not value.is_floating_point():
+            problems.append(f"{name!r} holds {value.dtype}, and no real numbers")
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise NotLoaded(f"{path} does not fit the network: {'; '.join(problems[:5])}{more}.")
@@ -170,16 +194,30 @@ def _read(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise NotLoaded(f"{path} is no whole safetensors file: {error}.") from error
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS):
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise NotLoaded(
             f"{path} holds more than tensors, and what it holds could run code: save "
             "model.state_dict() alone, best with safetensors.torch.save_file."
         ) from error
     except Exception as error:
-        raise NotLoaded(f"{path} cannot be read as weights: {error}.") from error
-    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
-        found = found["state_dict"]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise NotLoaded(f"{path} holds no state_dict: save model.state_dict().")
-    return dict(found)
+        raise NotLoaded(
+            f"{path} cannot be read as weights: {type(error).__name__}: {error}."
+        ) from error
+    state = stored.state_in(found)
+    if state is None:
+        raise NotLoaded(f"{path} holds no state_dict, or several: save model.state_dict().")
+    return state
+
+
+_HARMLESS: list[Any] = [
+    # What training scripts put beside weights: settings and measured numbers.
+    Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+    *(
+        (type(np.float64(0)).__reduce__(np.float64(0))[0], f"numpy.{core}.multiarray.scalar")
+        for core in ("core", "_core")
+    ),
+]

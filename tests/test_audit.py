@@ -2,7 +2,9 @@
 
 import json
 import math
+from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -350,14 +352,14 @@ def doubled():
     return {name: 2 * value for name, value in state.items()}
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "pt", "nested", "float64"])
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "float64"])
 def test_weights_come_from_a_file(lip, here, kind):
     state = doubled()
-    path = here / ("w.safetensors" if kind in ("safetensors", "float64") else "w.pt")
+    path = here / ("w.pt" if kind == "pt" else "w.safetensors")
     if kind == "float64":
         state = {name: value.double() for name, value in state.items()}
-    if path.suffix == ".pt":
-        torch.save({"state_dict": state} if kind == "nested" else state, path)
+    if kind == "pt":
+        torch.save(state, path)
     else:
         save_file(state, path)
     lip("nets:Ramp", "--input-shape", "1", "--weights", str(path))
@@ -365,6 +367,78 @@ def test_weights_come_from_a_file(lip, here, kind):
     assert report["lipschitz_lower"] == pytest.approx(4)
     assert report["network"]["weights"] == str(path)
     assert len(report["network"]["sha256"]) == 64
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}.{name}": value for name, value in state.items()}
+
+
+PACKED = {
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "model": lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": []}},
+    "a usual name beside others": lambda state: {"ema": {"x": state["first.weight"]}, "net": state},
+    "any name": lambda state: {"best": state, "accuracy": 0.9},
+    "parallel": lambda state: {"state_dict": prefixed("module", state)},
+    "compiled and parallel": lambda state: prefixed("_orig_mod.module", state),
+    "arguments": lambda state: {"state_dict": state, "args": Namespace(lr=0.1)},
+    "numpy": lambda state: {"model": state, "accuracy": np.float64(0.9), "at": np.int64(3)},
+    "float16": lambda state: {name: value.half() for name, value in state.items()},
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_weights_are_found_among_what_training_scripts_save(here, kind):
+    torch.save(PACKED[kind](doubled()), here / "w.pt")
+    model = foreign.load("nets:Ramp", here / "w.pt")
+    assert model(torch.tensor([[-1.0]], dtype=model.last.weight.dtype)).item() == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("old", ["weight_norm", "spectral_norm"])
+@pytest.mark.parametrize("new", [True, False])
+def test_normalised_weights_of_the_older_form_are_read(here, old, new):
+    """Into layers of either form: the network is the one that was saved."""
+    (here / "forms.py").write_text(
+        f"""
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+def old():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.utils.{old}(nn.Linear(4, 3)), nn.ReLU(), nn.Linear(3, 2))
+
+def new():
+    torch.manual_seed(1)
+    return nn.Sequential(parametrizations.{old}(nn.Linear(4, 3)), nn.ReLU(), nn.Linear(3, 2))
+"""
+    )
+    saved = foreign._imported("forms.py").old()
+    saved(torch.randn(5, 4))
+    torch.save(saved.state_dict(), here / "w.pt")
+    model = foreign.load("forms.py:new" if new else "forms.py:old", here / "w.pt")
+    inputs = torch.randn(5, 4)
+    torch.testing.assert_close(model(inputs), saved.eval()(inputs))
+    network = as_network(model, (4,))
+    torch.testing.assert_close(network(inputs.double()).float(), saved(inputs))
+
+
+def test_a_pruned_layer_is_read(here):
+    (here / "pruned.py").write_text(
+        "from torch import nn\nfrom torch.nn.utils import prune\n"
+        "net = nn.Sequential(prune.l1_unstructured(nn.Linear(4, 3), 'weight', 0.5))\n"
+    )
+    (layer,) = as_network(foreign.load("pruned.py:net"), (4,)).layers
+    assert int((layer.weight == 0).sum()) == 6
+
+
+def test_a_network_without_numbers_needs_weights(lip, here):
+    (here / "meta.py").write_text("from torch import nn\nnet = nn.Linear(2, 2).to('meta')\n")
+    code, out, err = lip("meta.py:net", "--input-shape", "2")
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert "tensors without numbers (meta): give it weights" in err
+    save_file(nn.Linear(2, 2).state_dict(), here / "w.safetensors")
+    assert not foreign.load("meta.py:net", here / "w.safetensors").weight.is_meta
 
 
 class Harmful:
@@ -382,6 +456,11 @@ class Harmful:
         ),
         ({"frist.weight": torch.zeros(2, 1)}, "no 'frist.weight'; did you mean 'first.weight'?"),
         ([1, 2], "holds no state_dict"),
+        ({"one": {"x": torch.zeros(1)}, "two": {"x": torch.zeros(1)}}, "or several"),
+        (
+            {"first.weight": torch.zeros(2, 1).char(), "last.weight": torch.zeros(1, 2)},
+            "'first.weight' holds torch.int8, and no real numbers",
+        ),
         (Harmful(), "could run code"),
     ],
 )

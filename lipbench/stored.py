@@ -1,0 +1,87 @@
+"""The weights in somebody's file, under the names that the network has for them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+_USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+"""What training scripts call weights, where a file holds other tensors as well."""
+_OLDER = (
+    (".parametrizations.weight.original0", ".weight_g"),
+    (".parametrizations.weight.original1", ".weight_v"),
+    (".parametrizations.weight.original", ".weight_orig"),
+    (".parametrizations.weight.0._u", ".weight_u"),
+    (".parametrizations.weight.0._v", ".weight_v"),
+)
+"""Ends of names of parametrised weights, and those that torch gave the same tensors before."""
+
+
+def state_in(found: Any) -> dict[str, Tensor] | None:
+    """Return the state_dict that a file is or holds, None if there is none, or no telling which."""
+    if _is_state(found):
+        return dict(found)
+    if not isinstance(found, Mapping):
+        return None
+    parts = {name: part for name, part in found.items() if _is_state(part)}
+    usual = [name for name in _USUAL if name in parts]
+    names = usual[:1] or list(parts)
+    return dict(parts[names[0]]) if len(names) == 1 else None
+
+
+def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state under the network's names, or as it is where that does not make it fit.
+
+    Wrappers put a prefix before all names, such as `module.`; older forms of torch's weight and
+    spectral normalisation had others. A count of batches does not change the function, and one of
+    several names of the same tensor is enough.
+
+    Args:
+        state: What the file holds.
+        wanted: The network's own state.
+    """
+    rest = dict(state)
+    while True:
+        found = _completed(_renamed(rest, wanted), wanted)
+        if found.keys() == wanted.keys():
+            return found
+        firsts = {name.partition(".")[0] for name in rest}
+        if len(firsts) != 1 or not all("." in name for name in rest):
+            return _completed(_renamed(state, wanted), wanted)
+        rest = {name.partition(".")[2]: value for name, value in rest.items()}
+
+
+def _is_state(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(name, str) for name in found)
+        and all(isinstance(value, Tensor) for value in found.values())
+    )
+
+
+def _renamed(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = dict(state)
+    for name in wanted.keys() - state.keys():
+        for newer, older in _OLDER:
+            former = name.removesuffix(newer) + older
+            if name.endswith(newer) and former in found:
+                found[name] = found.pop(former)
+    return found
+
+
+def _completed(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = dict(state)
+    places = {_place(wanted[name]): name for name in state.keys() & wanted.keys()}
+    for name in wanted.keys() - state.keys():
+        same = places.get(_place(wanted[name]))
+        if re.search(r"(^|\.)num_batches_tracked$", name):
+            found[name] = wanted[name]
+        elif same is not None and wanted[name].data_ptr():
+            found[name] = state[same]
+    return found
+
+
+def _place(tensor: Tensor) -> tuple[int, object, object]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
