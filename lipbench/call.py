@@ -26,6 +26,7 @@ class Constant:
     shape: Shape
     is_stored: bool
     """Whether it is a parameter or a buffer."""
+    is_parameter: bool
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,8 @@ _OPERATORS: dict[Any, Rule] = {
     operator.itruediv: _combined(combination.divide),
     operator.neg: _combined(combination.negate),
     operator.pos: _combined(combination.keep),
+    operator.abs: _curved(ABSOLUTE),
+    abs: _curved(ABSOLUTE),
 }
 _NAMED: dict[str, Rule] = {
     "add": _combined(combination.add),
@@ -198,6 +200,7 @@ _NAMED: dict[str, Rule] = {
     "reshape": _reshape,
     "view": _reshape,
     "contiguous": _reshape,
+    "clone": _reshape,
     "mean": _mean,
     "max_pool1d": _like(_max_pool(nn.MaxPool1d)),
     "max_pool2d": _like(_max_pool(nn.MaxPool2d)),

@@ -337,12 +337,15 @@ def _input_scale(network: Network | Refused) -> float | None:
     """
     if isinstance(network, Refused):
         return None
+    last, factor = 0, None
     for number, step in enumerate(_before_first_layer(network)):
         if isinstance(step, Scale):
-            behind = network.steps[number + 1 :]
-            read = [network.output, *(i for later in behind for i in later.inputs)]
-            return 1 / float(step.factor.abs().max()) if min(read) > number else None
-    return None
+            last, factor = number, step.factor if factor is None else factor * step.factor
+    if factor is None:
+        return None
+    behind = network.steps[last + 1 :]
+    read = [network.output, *(i for later in behind for i in later.inputs)]
+    return 1 / float(factor.abs().max()) if min(read) > last else None
 
 
 def _before_first_layer(network: Network) -> Iterator[Any]:

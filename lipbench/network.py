@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lipbench.derived import Derived
 from lipbench.explain import check_explanation, check_slopes
@@ -114,9 +115,12 @@ def as_network(
     _refuse_remade_weights(module)
     module = copy.deepcopy(module).to("cpu", dtype)
     graph = walk(module, input_shape)
-    params = {name: tensor.detach() for name, tensor in module.named_parameters()}
+    # By all their names: a tensor that layers share has several.
+    named = module.named_parameters(remove_duplicate=False)
+    params = {name: tensor.detach() for name, tensor in named}
+    buffers = dict(module.named_buffers(remove_duplicate=False))
     with torch.no_grad():
-        network = graph.bind(params, dict(module.named_buffers()))
+        network = graph.bind(params, buffers)
     for derived in graph.trace.derived:
         if isinstance(derived, Derived) and derived.is_explanation:
             check_explanation(derived.path, derived.layer, derived.input_shape)
@@ -131,6 +135,10 @@ def _refuse_strange_numbers(module: nn.Module) -> None:
     for path, layer in module.named_modules():
         own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
         for name, tensor in own:
+            if is_lazy(tensor):
+                raise refuse(
+                    layer, path, f"its {name} has no shape yet; call it on an input first."
+                )
             if tensor.is_complex():
                 raise refuse(layer, path, f"its {name} is complex; only real numbers have a rule.")
             if not tensor.isfinite().all():

@@ -166,27 +166,33 @@ def _evaluate(module: nn.Module, graph: fx.Graph, example: Tensor) -> _Evaluatio
     return evaluation
 
 
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    # By all their names: a tensor that layers share has several.
+    params = module.named_parameters(remove_duplicate=False)
+    return dict(params) | dict(module.named_buffers(remove_duplicate=False))
+
+
 class _Reading:
     """One pass over the traced forward of a module that is no leaf."""
 
     def __init__(self, module: nn.Module, example: Tensor, name: str) -> None:
         self.module, self.name = module, name
+        stored = _tensors(module)
+        versions = {path: tensor._version for path, tensor in stored.items()}
         try:
             self.graph = symbolic(module, example, _is_leaf)
         except Misfit as error:
             raise _unfit(example, error) from error
         except Exception as error:  # Anything may go wrong when strange code meets a symbol.
             raise refuse(module, name, f"its forward cannot be traced: {error}") from error
-        stored = dict(module.named_parameters()) | dict(module.named_buffers())
-        versions = {name: tensor._version for name, tensor in stored.items()}
         evaluation = _evaluate(module, self.graph, example)
-        for path, tensor in stored.items():
-            if tensor._version != versions[path]:
+        for path, tensor in _tensors(module).items():
+            if tensor is not stored.get(path) or tensor._version != versions[path]:
                 raise refuse(module, name, f"its forward changes the tensor {path!r}.")
         self.shapes, self.stale = evaluation.shapes, evaluation.stale
         for node, shape in self.shapes.items():
             node.meta["shape"] = shape
-        self.stored = set(stored)
+        self.stored = stored
         self.moving = _depending(self.graph)
         self.constants: dict[fx.Node, Constant] = {}
         self.values: dict[fx.Node, int] = {}
@@ -242,10 +248,12 @@ class _Reading:
         own = [node for node in self.graph.nodes if node not in self.moving]
         for node in own:
             if node in self.shapes:
+                held = self.stored.get(str(node.target)) if node.op == "get_attr" else None
                 self.constants[node] = Constant(
                     name=name_of(self.name, node),
                     shape=self.shapes[node],
-                    is_stored=node.op == "get_attr" and str(node.target) in self.stored,
+                    is_stored=held is not None,
+                    is_parameter=isinstance(held, nn.Parameter),
                 )
         wanted = [
             node
@@ -316,6 +324,9 @@ class _Reading:
                 raise self._refusal(node, reason)
         if self.shapes[node][:1] != (_BATCH,):
             raise self._refusal(node, f"{node.name!r} mixes samples of a batch")
+        if len(self.shapes[node]) == 1:
+            reason = "leaves a sample no axis; keep one, as with keepdim or unsqueeze(1)"
+            raise self._refusal(node, f"{node.name!r} {reason}")
         return Site(
             name=name,
             input_shapes=tuple(self.shapes[source][1:] for source in sources),

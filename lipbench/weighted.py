@@ -42,8 +42,9 @@ def scaled(target: Any, arguments: tuple[Argument, ...], settings: dict[str, Any
 
         def read(tensors: Tensors) -> steps.Step:
             own = tensors[constant.name].reshape(shape)
+            own = own if own.is_floating_point() else own.double()
             factor, offset = _line(target, own, comes_first)
-            is_weight = target in _PRODUCTS and constant.is_stored
+            is_weight = target in _PRODUCTS and constant.is_parameter
             return steps.Scale(
                 **site.place,
                 factor=factor,

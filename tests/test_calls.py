@@ -86,6 +86,8 @@ IMAGE = (2, 6, 6)
         (lambda x: F.dropout(x, 0.5, False), nn.Identity()),
         (lambda x: torch.relu_(x), nn.ReLU()),
         (lambda x: x.relu_(), nn.ReLU()),
+        (lambda x: torch.clamp(x, -1, 2), nn.Hardtanh(-1, 2)),
+        (lambda x: x.clamp(min=0), nn.ReLU()),
         (lambda x: F.relu6(x), nn.ReLU6()),
         (lambda x: F.leaky_relu(x, 0.2), nn.LeakyReLU(0.2)),
         (lambda x: F.leaky_relu(x, negative_slope=3.0), nn.LeakyReLU(3.0)),
@@ -114,6 +116,17 @@ def test_a_function_is_read_as_the_layer_that_does_the_same(forward, layer):
     torch.testing.assert_close(step(x), forward(x.clone()))
     if isinstance(step, Slope):
         assert (step.lo, step.hi) == (expected.lo, expected.hi)
+
+
+def test_an_index_of_a_sample_is_not_taken_for_an_index_of_a_channel():
+    """Of three samples and three channels, the wrong axis has the right length."""
+    with pytest.raises(Refused, match=r"'getitem' mixes samples|'getitem'.*more than to copy"):
+        step_of(lambda x: x[..., 1, :, :], 3, 4)
+
+
+def test_one_number_for_each_sample_needs_an_axis():
+    with pytest.raises(Refused, match="'getitem' leaves a sample no axis; keep one"):
+        step_of(lambda x: x[:, 0], 3)
 
 
 def test_one_dimensional_pools_are_read():
@@ -157,7 +170,13 @@ def test_numbers_that_a_module_holds_are_read():
         (lambda x: torch.div(x, 2, rounding_mode="floor"), "'div'.*rounding_mode"),
         (lambda x: x + x.mean(1, keepdim=True), "'add'.*differ in shape"),
         (lambda x: x**2, "'pow', which has no rule"),
-        (lambda x: abs(x), "'abs', which has no rule"),
+        (lambda x: x.clamp(min=1.0), "'clamp'.*two numbers"),
+        (lambda x: F.pad(x, (1, 1), value=1.0), "'pad'.*more than to copy"),
+        (lambda x: F.pad(x, (0, 0, 1, 1)), "'pad' mixes samples"),
+        (lambda x: x.squeeze(0)[:1], "'getitem' mixes samples"),
+        (lambda x: x[[2, 1, 0]], "'getitem'.*more than to copy"),
+        (lambda x: x.flip(0), "'flip'.*more than to copy"),
+        (lambda x: x[x > 0], "'gt', which has no rule|'getitem'"),
         (lambda x: x.exp(), "'exp', which has no rule"),
         (lambda x: F.softmax(x, 1), "'softmax', which has no rule"),
         (lambda x: x.softmax(1), "'softmax', which has no rule"),

@@ -160,6 +160,7 @@ def test_stacked_parameters_give_what_each_gives_alone():
         (nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4))), "model.eval"),
         (nn.Conv1d(4, 1, 1), "does not take inputs of shape"),
         (nn.Linear(4, 4, dtype=torch.complex64), "weight is complex"),
+        (nn.Sequential(nn.LazyLinear(3)), r"layer '0' \(LazyLinear\): its weight has no shape yet"),
         (nn.Sequential(nn.Linear(5, 4)), "does not take inputs of shape"),
     ],
 )
@@ -230,6 +231,26 @@ def test_a_weight_that_a_hook_remakes_is_refused_with_the_way_out(old):
     model = nn.Sequential(nn.Linear(4, 4), old(nn.Linear(4, 4))).eval()
     with pytest.raises(Refused, match=r"layer '1' \(Linear\).*torch\.nn\.utils\.parametrizations"):
         as_network(model, (4,))
+
+
+class Tied(nn.Module):
+    """One matrix under three names."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.own = self.two.weight = self.one.weight
+
+    def forward(self, x):
+        return F.linear(self.two(self.one(x).relu()), self.own)
+
+
+def test_layers_may_share_a_weight():
+    model = Tied()
+    network = as_network(model, (4,))
+    assert [layer.weight_name for layer in network.layers] == ["one.weight", "two.weight", "own"]
+    inputs = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(network(inputs), model.double()(inputs))
 
 
 def test_train_mode_alone_is_no_refusal():
