@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from lipbench.derivative import Derivative
 from lipbench.steps import Elementwise, Sides
 
+_THRESHOLD = 20.0
+"""Below that threshold torch's softplus jumps by more than rounding."""
+
 
 class Curve(NamedTuple):
     """An elementwise function and the range of its slopes."""
@@ -97,9 +100,11 @@ def _selu() -> Curve:
     return _outwards(Curve(F.selu, 0.0, left, derivative=derivative))
 
 
-def _softplus(beta: float) -> Curve:
+def _softplus(beta: float, threshold: float) -> Curve:
     derivative = Derivative(function=lambda x: torch.sigmoid(beta * x))
-    # torch switches to the identity beyond a threshold, which leaves a jump of 2e-9.
+    # torch switches to the identity beyond a threshold: by default that leaves a jump of 2e-9.
+    if threshold < _THRESHOLD:
+        return Curve(lambda x: F.softplus(x, beta, threshold), 0.0, math.inf)
     return Curve(
         lambda x: torch.logaddexp(torch.zeros_like(x), beta * x) / beta,
         *(0.0, 1.0),
@@ -207,7 +212,7 @@ CURVES: Mapping[type[nn.Module], Callable[[Any], Curve]] = {
     nn.GELU: _gelu,
     nn.SiLU: lambda layer: _SILU,
     nn.Mish: lambda layer: _MISH,
-    nn.Softplus: lambda layer: _softplus(float(layer.beta)),
+    nn.Softplus: lambda layer: _softplus(float(layer.beta), float(layer.threshold)),
     nn.Hardswish: lambda layer: _hardswish(),
     nn.Hardsigmoid: lambda layer: _hardsigmoid(),
     nn.Softsign: lambda layer: _SOFTSIGN,

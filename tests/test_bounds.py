@@ -142,6 +142,13 @@ def test_product_takes_the_slopes_of_its_activation():
     assert value("product", nn.SELU(), (2,)) == pytest.approx(1.75809934)
 
 
+@pytest.mark.parametrize("threshold", [1.0, 15.0])
+def test_a_softplus_that_jumps_has_no_constant(threshold):
+    """By log(1 + exp(-t)) at t, where torch goes on with the identity."""
+    assert value("product", nn.Softplus(threshold=threshold), (2,)) == math.inf
+    assert value("product", nn.Softplus(), (2,)) == 1
+
+
 def test_pools_have_their_own_constants():
     """Windows that overlap may repeat an entry; the mean of k² entries divides by k."""
     assert value("product", nn.MaxPool2d(2), (1, 4, 4)) == 1
