@@ -158,6 +158,7 @@ def audit(
     from lipbench.checkpoints import write_tensors
     from lipbench.files import write_json
 
+    proofs = _beside(out, weights)
     settings: dict[str, Any] = {
         "norm": float(norm),
         "domain": domain,
@@ -172,13 +173,25 @@ def audit(
     subject = foreign.describe(model, network, weights, input_shape)
     made = findings.report(found, subject)
     write_json(out, made)
-    write_tensors(out.with_suffix(".safetensors"), findings.proofs(found), {"audit": out.name})
+    write_tensors(proofs, findings.proofs(found), {"audit": out.name})
     if as_json:
         click.echo(json.dumps(made))
     else:
         click.echo(findings.text(found, foreign.title(subject)))
-        click.echo(f"\nreport: {out}, proofs: {out.with_suffix('.safetensors')}")
+        click.echo(f"\nreport: {out}, proofs: {proofs}")
     sys.exit(ExitCode.UNSOUND if found.verdict == "refuted" else ExitCode.DONE)
+
+
+def _beside(out: Path, weights: Path | None) -> Path:
+    """Return the file of the proofs, which is neither that of the report nor of the weights.
+
+    Raises:
+        Quit: If it would be.
+    """
+    proofs = out.with_suffix(".safetensors")
+    if proofs.resolve() in [one.resolve() for one in (out, weights) if one is not None]:
+        raise Quit(f"the proofs would go to {proofs}: choose another -o.")
+    return proofs
 
 
 def _foreign(

@@ -104,7 +104,8 @@ def _output_shape(layer: nn.Module, example: Tensor, name: str) -> Shape:
 
 def _unfit(example: Tensor, error: Exception) -> Refused:
     shape = tuple(example.shape[1:])
-    return Refused(f"the network does not take inputs of shape {shape}: {error}")
+    said = str(error).partition("\n\nWhile executing")[0]  # what fx adds is about its own code
+    return Refused(f"the network does not take inputs of shape {shape}: {said}")
 
 
 def _refuse_without_rule(layer: nn.Module, name: str) -> None:

@@ -274,9 +274,20 @@ def test_what_is_no_network_is_bad_usage(lip, target, message):
         (("--input-shape", "64", "--claims", "nan"), "a number of at least 0, got nan"),
         (("--input-shape", "64", "--data", "digit"), "did you mean 'digits'?"),
         (("--input-shape", "63", "--data", "digits"), "inputs of digits have shape (1, 8, 8)"),
-        (("--input-shape", "63"), "63"),
+        (
+            ("--input-shape", "63"),
+            "inputs of shape (63,): mat1 and mat2 shapes cannot be multiplied",
+        ),
         (("--input-shape", "64", "--data", "half_max_abs"), "has no classes"),
         (("--input-shape", "64", "--weights", "none.pt"), "there is no file none.pt"),
+        (
+            ("--input-shape", "64", "-o", "x.safetensors"),
+            "would go to x.safetensors: choose another",
+        ),
+        (
+            ("--input-shape", "64", "--weights", "w.safetensors", "-o", "w.json"),
+            "would go to w.safetensors: choose another",
+        ),
     ],
 )
 def test_what_does_not_fit_is_bad_usage(lip, here, options, message):
