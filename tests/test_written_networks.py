@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from written import Written, read
 
 import lipbench
-from lipbench.bound import Refused
+from lipbench.bound import Bound, Refused
 from lipbench.constants import constant
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.registry import load
 from lipbench.steps import Convolution, Dense, Scale
 from lipbench.unrolled import unroll
 
@@ -215,8 +216,9 @@ def test_weights_may_be_tensors_and_made_of_tensors():
     assert [type(step) for step in found] == [Scale, Scale, Convolution, Scale, Dense, Dense]
     assert found[2].weight_name == "kernel"
     assert found[3].weight_name == "shift"
-    bounds = lipbench.bracket(model, (1, 5, 5))
-    assert 0 < bounds.lower <= bounds.upper < math.inf
+    bounds = [load("lipbench.bounds", name, Bound)() for name in ("jacobian", "product")]
+    lower, upper = (bound.compute(network, Norm(2), None).value for bound in bounds)
+    assert 0 < lower <= upper < math.inf
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,10 @@ def test_copies_stand_for_what_they_copy_in_a_bracket():
         return self.last(x[:, order.argsort()])
 
     written = Written(by_halves, first=plain[0], last=plain[2])
-    one, other = lipbench.bracket(plain, (4,)), lipbench.bracket(written, (4,))
-    assert other.upper == pytest.approx(one.upper, rel=1e-3)
+    bound = load("lipbench.bounds", "lipsdp_neuron", Bound)()
+    one, other = (
+        bound.compute(as_network(model, (4,)), Norm(2), None).value for model in (plain, written)
+    )
+    assert other == pytest.approx(one, rel=1e-3)
     with pytest.raises(Refused, match="'stack'"):
         read(forward, 4, first=plain[0], last=plain[2])
