@@ -16,6 +16,7 @@ from lipbench.soundness import crossings, recheck
 from lipbench.threat import Box
 
 _GROUP = "lipbench.bounds"
+_SIDES = ("upper", "lower")
 _FOREVER = 1e9
 """Seconds that count as no limit: bounds count how much they can do in them."""
 
@@ -85,8 +86,8 @@ def bracket(
         norm: 1, 2 or infinity, for inputs and outputs alike.
         domain: Smallest and largest entry of the inputs that count; None is all of space.
         time_limit: Seconds after which no further bound is begun, infinite for no limit. The
-            cheapest lower bound comes first, all others in order of their estimated cost; one that
-            would pass the limit by its own estimate searches less, or is not begun.
+            cheapest bound from each side comes first, all others in order of their estimated cost;
+            one that would pass the limit by its own estimate searches less, or is not begun.
         inputs: Data near which lower bounds search; None lets them sample.
 
     Raises:
@@ -162,9 +163,10 @@ def _installed(
         else:
             refused[name] = reason
     found.sort(key=lambda pair: pair[1].cost(network, norm, domain))
-    # A slow upper bound must not leave the network without a lower one.
-    first = next((pair for pair in found if pair[1].side == "lower"), None)
-    return found if first is None else [first, *(pair for pair in found if pair is not first)]
+    # The cheapest from each side first: no slow bound must leave a network without a bracket.
+    sides = (next((one for one in found if one[1].side == side), None) for side in _SIDES)
+    first = [one for one in sides if one is not None]
+    return first + [one for one in found if one not in first]
 
 
 def _computed(name: str, value: Lipschitz, seconds: float) -> Computed:
