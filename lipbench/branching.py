@@ -23,6 +23,8 @@ from lipbench.regions import Region, Regions
 
 SAME = EXACT_WITHIN / 2
 """Relative distance of the two sides at which a value counts as exact."""
+_PATIENCE = 300
+"""Regions to look at before what takes seconds is worth it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def covered(
                 continue
             # A bound of a region holds for its parts, whose own may be a little larger.
             whole = [region, *reversed(around)]
-            if any(regions.bound(one, sharp) <= value for one in whole for sharp in (False, True)):
+            if any(regions.bound(one, sharp) <= value for sharp in (False, True) for one in whole):
                 continue
             return False
         if region.is_leaf or not leaves:
@@ -115,6 +117,7 @@ class _Search:
         self.lower, self.settled = 0.0, 0.0
         self.point: tuple[Fraction, ...] | None = None
         self.inside: dict[int, Interior] = {}
+        self.looked_at = 0
         self._order = count()
 
     @property
@@ -135,12 +138,13 @@ class _Search:
             self.inside[id(region.proof)] = region.proof
             if region.is_leaf:
                 self._raise(self.regions.least(region), region.proof.point)
-        is_sharp = not self.regions.has_sharp_bound(region)
+        is_sharp = not self.regions.has_sharp_bound(region, self.looked_at > _PATIENCE)
         self._put(region, min(upper, self.regions.bound(region)), sharp=is_sharp)
 
     def advance(self) -> None:
         """Sharpen the bound of the first region, or else split it."""
         negative, _, region, is_sharp = heapq.heappop(self.queue)
+        self.looked_at += 1
         upper = -negative
         if region.is_leaf:
             self.closed.append(region)

@@ -24,7 +24,7 @@ from lipbench.norm import Norm
 from lipbench.polyhedra import Empty, Inequality, Interior, excludes, holds, interior
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
-from lipbench.vertices import corners_fit, largest_norm
+from lipbench.vertices import FirstBlock, corners_fit, largest_norm
 
 Proof = Interior | Empty | None
 _CLOSE = 1e-3
@@ -72,6 +72,8 @@ class Regions:
         self._reads = [_exact(block.reads, block.name) for block in network.blocks]
         self._output = _exact(network.output, "the output")
         self._influence = _influence(centre(network))
+        everywhere = [(block.lo, block.hi) for block in network.blocks]
+        self._first = FirstBlock(network, everywhere, norm)
         self._box = () if domain is None else tuple(_faces(network.inputs, domain))
 
     def whole(self) -> Region:
@@ -108,11 +110,18 @@ class Regions:
         faces = [region.inequalities[number] for number in proof.support]
         return excludes(faces, proof.weights, self._box)
 
-    def has_sharp_bound(self, region: Region) -> bool:
-        """Return whether there is a better bound of a region than the first one."""
+    def has_sharp_bound(self, region: Region, patient: bool = True) -> bool:
+        """Return whether there is a better bound of a region than the first one.
+
+        Args:
+            region: The region.
+            patient: Whether one that takes seconds once, and nothing from then on, is welcome.
+        """
         if region.is_leaf:
             return False
-        return self.norm == 2.0 or corners_fit(self.network, self._undecided(region))
+        if self.norm == 2.0 or corners_fit(self.network, self._undecided(region)):
+            return True
+        return patient and len(region.known) == 1 and self._first.fits
 
     def bound(self, region: Region, sharp: bool = False) -> float:
         """Return an upper bound of the constant on a region, rounding accounted for.
@@ -126,7 +135,10 @@ class Regions:
             matrix = self.matrix(region)
             return _norm(matrix, self.norm) * (1 + 1e-12 * max(matrix.shape))
         if sharp and self.norm != 2.0 and self.has_sharp_bound(region):
-            return largest_norm(self.network, self._slopes(region), self.norm)
+            slopes = self._slopes(region)
+            if corners_fit(self.network, self._undecided(region)):
+                return largest_norm(self.network, slopes, self.norm)
+            return self._first.largest(slopes)
         centred = centre(self.network, self._slopes(region)).bent
         if sharp and self.norm == 2.0 and centred.neurons:
             with suppress(Refused):  # nothing better is known then

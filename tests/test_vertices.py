@@ -3,16 +3,19 @@
 import itertools
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import random_network
 from torch import nn
 
+from lipbench.branching import covered, explore
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.regions import Regions
 from lipbench.unrolled import unroll
-from lipbench.vertices import corners_fit, largest_norm
+from lipbench.vertices import FirstBlock, corners_fit, largest_norm
 
 
 def naive(network, slopes, p):
@@ -70,6 +73,45 @@ def test_branches_are_followed(seed):
         matrix = three @ (second.unsqueeze(1) * y) + y
         best = max(best, float(torch.linalg.matrix_norm(matrix, math.inf)))
     assert best <= found <= best * (1 + 1e-9)
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32), p=st.sampled_from([1.0, math.inf]))
+def test_the_corners_of_a_first_block_are_known_at_once(seed, p):
+    rng = torch.Generator().manual_seed(seed)
+    network = unroll(as_network(random_network(seed % 1000, (3, 5, 4, 2), nn.ReLU), (3,)))
+    everywhere = [(block.lo, block.hi) for block in network.blocks]
+    table = FirstBlock(network, everywhere, Norm(p))
+    assert table.fits
+    sides = torch.randint(-1, 2, (5,), generator=rng)
+    (lo, hi), *others = everywhere
+    slopes = [(torch.where(sides > 0, hi, lo), torch.where(sides < 0, lo, hi)), *others]
+    expected = largest_norm(network, slopes, Norm(p))
+    assert table.largest(slopes) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_first_block_needs_another_one_and_time():
+    for widths, fits in (((3, 4, 2), False), ((10, 15, 10, 3), True), ((10, 20, 20, 3), False)):
+        network = unroll(as_network(random_network(0, widths, nn.ReLU), widths[:1]))
+        slopes = [(block.lo, block.hi) for block in network.blocks]
+        assert FirstBlock(network, slopes, Norm(1.0)).fits == fits
+
+
+@pytest.mark.parametrize("p", [1.0, math.inf])
+def test_a_search_that_uses_it_ends_with_the_same_constant(p, monkeypatch):
+    network = unroll(as_network(random_network(1, (4, 6, 5, 2), nn.ReLU).double(), (4,)))
+    regions = Regions(network, Norm(p), (0.0, 1.0))
+    monkeypatch.setattr("lipbench.branching._PATIENCE", 0)
+    monkeypatch.setattr("lipbench.vertices._LARGEST", 2**6)
+    one = explore(regions, 500)
+    assert covered(regions, one.lower * (1 + 1e-9), one.closed, one.empty)
+    assert not covered(regions, one.lower * (1 - 1e-6), one.closed, one.empty)
+    monkeypatch.setattr("lipbench.vertices._MOST_PRODUCTS", 0)
+    other = explore(Regions(network, Norm(p), (0.0, 1.0)), 500)
+    assert one.is_exact
+    assert other.is_exact
+    assert one.lower == other.lower
+    assert len(one.closed) <= len(other.closed)
 
 
 def test_corners_need_room():

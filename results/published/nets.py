@@ -21,27 +21,27 @@ FOLDER = Path(os.environ.get("PUBLISHED", ""))
 
 
 def ani_h() -> nn.Sequential:
-    """Energy of a hydrogen atom in ANI-1x (Smith et al. 2018): 384-160-128-96-1, CELU(0.1)."""
+    """Return a hydrogen atom's energy in ANI-1x (Smith et al. 2018): 384-160-128-96-1, CELU."""
     return _ani("H")
 
 
 def ani_o() -> nn.Sequential:
-    """That of an oxygen atom: 384-128-112-96-1."""
+    """Return that of an oxygen atom: 384-128-112-96-1."""
     return _ani("O")
 
 
 def pnet() -> nn.Module:
-    """Boxes of the first stage of MTCNN (Zhang et al. 2016), inputs 3x12x12."""
+    """Return the boxes of the first stage of MTCNN (Zhang et al. 2016), inputs 3x12x12."""
     return _mtcnn("PNet", "pnet")
 
 
 def rnet() -> nn.Module:
-    """Boxes of its second stage, inputs 3x24x24."""
+    """Return the boxes of its second stage, inputs 3x24x24."""
     return _mtcnn("RNet", "rnet")
 
 
 def crepe() -> nn.Module:
-    """Pitch of 1,024 samples of sound, CREPE tiny (Kim et al. 2018)."""
+    """Return the pitch of 1,024 samples of sound, CREPE tiny (Kim et al. 2018)."""
     source = _package("torchcrepe") / "model.py"
     # Its first line imports the whole package, of which the model needs one number.
     text = source.read_text().replace("import torchcrepe\n", "")
@@ -66,7 +66,10 @@ def _ani(element: str) -> nn.Sequential:
     packed = (folder / f"ANN-{element}.nnf").read_bytes()
     text = bz2.decompress(packed[packed.index(b"BZh") :]).decode()
     layers: list[nn.Module] = []
-    pattern = r"nodes=(\d+);.*?activation=(\d+);.*?blocksize=(\d+);.*?weights=FILE:([^\[]+)\[.*?biases=FILE:([^\[]+)\["
+    pattern = (
+        r"nodes=(\d+);.*?activation=(\d+);.*?blocksize=(\d+);"
+        r".*?weights=FILE:([^\[]+)\[.*?biases=FILE:([^\[]+)\["
+    )
     for found in re.finditer(pattern, text.replace(" ", ""), re.DOTALL):
         outputs, curve, inputs = map(int, found.group(1, 2, 3))
         layer = nn.Linear(inputs, outputs)
