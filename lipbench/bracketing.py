@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -92,15 +92,20 @@ def bracket(
 
     Raises:
         Unsound: If a lower bound exceeds an upper bound or a proof fails its recheck.
-        ValueError: If the norm, the domain or the time limit is none.
+        ValueError: If the network, its input shape, the norm, the domain or the time limit is none.
     """
     if domain is not None and not (domain[0] < domain[1] and math.isfinite(domain[1] - domain[0])):
         raise ValueError(
             f"a domain is a finite pair lo < hi, or None for all of space, got {domain}."
         )
-    if not time_limit >= 0:
-        raise ValueError(f"a time limit is a number of at least 0 seconds, got {time_limit}.")
-    network, measure = as_network(model, tuple(input_shape)), Norm(float(norm))
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a network is a torch.nn.Module, got {model!r}.")
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if not shape or not all(isinstance(length, int) and length > 0 for length in shape):
+        raise ValueError(f"an input shape is a tuple such as (1, 28, 28), got {input_shape!r}.")
+    if not isinstance(time_limit, float | int) or not time_limit >= 0:
+        raise ValueError(f"a time limit is a number of at least 0 seconds, got {time_limit!r}.")
+    network, measure = as_network(model, shape), Norm(norm)
     box = None if domain is None else (float(domain[0]), float(domain[1]))
     refused: dict[str, str] = {}
     values: list[Lipschitz] = []

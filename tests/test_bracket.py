@@ -75,11 +75,16 @@ def test_bounds_beyond_the_time_limit_are_listed_as_refused(model):
         ({"domain": (-1e308, 1e308)}, "a finite pair lo < hi"),
         ({"time_limit": math.nan}, "at least 0 seconds, got nan"),
         ({"time_limit": -1}, "at least 0 seconds, got -1"),
+        ({"time_limit": "5"}, "at least 0 seconds, got '5'"),
+        ({"norm": None}, "norm must be 1, 2 or inf, got None"),
+        ({"input_shape": 3}, r"a tuple such as \(1, 28, 28\), got 3"),
+        ({"input_shape": (-1,)}, r"got \(-1,\)"),
+        ({"model": None}, "a torch.nn.Module, got None"),
     ],
 )
-def test_what_is_no_norm_or_domain_is_refused(model, options, message):
+def test_what_is_no_question_is_refused(model, options, message):
     with pytest.raises(ValueError, match=message):
-        lipbench.bracket(model, (1,), **options)
+        lipbench.bracket(**{"model": model, "input_shape": (1,), **options})
 
 
 def test_no_limit_is_a_limit_too(model):

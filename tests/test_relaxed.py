@@ -330,7 +330,8 @@ def by_cvxpy(model):
     first = torch.zeros(total, total).numpy()
     first[: sizes[0], : sizes[0]] = torch.eye(sizes[0]).numpy()
     problem = cvxpy.Problem(cvxpy.Minimize(rho), [matrix + ends - rho * first << 0])
-    problem.solve(solver=cvxpy.CLARABEL)
+    sharp = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-10)
+    problem.solve(solver=cvxpy.CLARABEL, **sharp)
     return math.sqrt(rho.value)
 
 
@@ -338,7 +339,20 @@ def by_cvxpy(model):
 def test_lipsdp_reaches_the_optimum_of_a_general_solver(widths):
     model = random_network(0, widths, nn.ReLU).double()
     expected = by_cvxpy(model)
-    assert value("lipsdp_neuron", model, widths[0]) == pytest.approx(expected, rel=1e-5)
+    found = value("lipsdp_neuron", model, widths[0])
+    assert found == pytest.approx(expected, rel=1e-6)
+    # The order of the bounds, with the optimum of that solver.
+    larger = ("lipsdp_layer", "eclipse", "eclipse_fast", "liplt", "product")
+    assert all(expected <= value(name, model, widths[0]) * (1 + 1e-6) for name in larger)
+    assert value("pair_ascent", model, widths[0]) <= expected * (1 + 1e-6)
+    # A diagonal between layers with ReLU changes weights, and not the function.
+    scale = torch.rand(widths[1], dtype=torch.float64) + 0.5
+    with torch.no_grad():
+        model[0].weight.mul_(scale.unsqueeze(1))
+        model[0].bias.mul_(scale)
+        model[2].weight.div_(scale)
+    assert by_cvxpy(model) == pytest.approx(expected, rel=1e-6)
+    assert value("lipsdp_neuron", model, widths[0]) == pytest.approx(found, rel=1e-6)
 
 
 def test_its_own_gap_is_honest():
