@@ -66,7 +66,8 @@ def _moved(
     values: Tensor, moves: Tensor, along: Tensor, directions: Tensor, scale: Tensor | None
 ) -> Tensor:
     if _leaves_rows(values, directions):
-        return _move(values.clone(), moves, along, directions, scale)
+        own = values.clone(memory_format=torch.contiguous_format)
+        return _move(own, moves, along, directions, scale)
     rows = torch.where(moves.unsqueeze(-1), along, 0.0)
     product = (rows @ directions).view_as(values)
     if scale is None:
@@ -113,7 +114,7 @@ def _move(
         moves.reshape(-1, count),
         along.reshape(-1, count, width),
         directions.reshape(-1, width, inputs),
-        [None] * moves.numel() if scale is None else scale.reshape(-1, count),
+        itertools.repeat(None) if scale is None else scale.reshape(-1, count),
         strict=False,
     )
     for value, mask, row, direction, factor in networks:

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
-_FACTS = {"shape", "ndim", "dtype", "device", "is_cuda", "layout"}
+_FACTS = {"shape", "ndim", "dtype", "layout"}
+_PLACES = {"device", "is_cuda"}
 _MEASURES = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "is_contiguous"}
 """What a forward pass may ask of a value, and be told as it is for the example."""
 
@@ -20,9 +22,10 @@ class Misfit(ValueError):
 def symbolic(module: nn.Module, example: Tensor, is_leaf: Leaf) -> fx.Graph:
     """Return the calls that a forward pass makes.
 
-    Sizes are numbers, as the example has them; arguments beside the input have their defaults. So
-    the graph is that of one shape of the input, and whether it holds for other inputs is for the
-    caller to find out.
+    Sizes are numbers, as the example has them, and arguments beside the input have their defaults:
+    the graph is that of one shape of the input, and of as many samples. It does not depend on
+    values, of which nothing is known meanwhile: what has a size that depends on them cannot be
+    traced.
 
     Raises:
         Misfit: If the module does not take the example.
@@ -48,7 +51,7 @@ def _leaf_outputs(module: nn.Module, example: Tensor, is_leaf: Leaf) -> list[Any
         nonlocal inside
         inside -= 1
         if not inside:
-            outputs.append(output.clone() if isinstance(output, Tensor) else output)
+            outputs.append(output)
 
     hooks = [
         hook
@@ -72,8 +75,9 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, example: Tensor, outputs: list[Any], is_leaf: Leaf) -> None:
         super().__init__()
-        self._example, self._outputs, self._is_leaf = example, iter(outputs), is_leaf
+        self.example, self._outputs, self._is_leaf = example, iter(outputs), is_leaf
         self.values: dict[fx.Node, Any] = {}
+        """What each node gives, without numbers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self._is_leaf(m)
@@ -104,12 +108,11 @@ class _Tracer(fx.Tracer):
     def _value(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
         if node.op == "placeholder":
-            is_first = len(self.values) == 0
-            return self._example.clone() if is_first else args[0] if args else None
+            return args[0] if args else None if self.values else _shadow(self.example)
         if node.op == "call_module":
-            return next(self._outputs)
+            return tree_map_only(Tensor, _shadow, next(self._outputs))
         if node.op == "get_attr":
-            return attribute(self.root, str(node.target))
+            return _shadow(attribute(self.root, str(node.target)))
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -124,6 +127,10 @@ def attribute(module: nn.Module, path: str) -> Any:
         module = module._modules[parent]  # type: ignore[assignment]
     places: tuple[Mapping[str, Any], ...] = (module._parameters, module._buffers, vars(module))
     return next(place[name] for place in places if name in place)
+
+
+def _shadow(value: Tensor) -> Tensor:
+    return value.detach().to("meta")
 
 
 def _default(argument: Any) -> Any:
@@ -153,6 +160,8 @@ class _Proxy(fx.Proxy):
     def __getattr__(self, k: str) -> Any:
         if isinstance(self._value, Tensor) and k in _FACTS | _MEASURES:
             return getattr(self._value, k)
+        if isinstance(self._value, Tensor) and k in _PLACES:
+            return getattr(self.tracer.example, k)  # type: ignore[attr-defined]
         return super().__getattr__(k)
 
     def __len__(self) -> int:

@@ -238,6 +238,9 @@ class _Reading:
             if node in read:
                 continue
             read.add(node)
+            if node not in self.moving:
+                reason = f"its forward takes the tensor {node.name!r} for a value of the network"
+                raise self._refusal(node, reason)
             if node.op == "call_module":
                 open_ += [source for source in node.all_input_nodes if source in self.moving]
             elif node.op != "placeholder":

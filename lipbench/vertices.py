@@ -24,6 +24,8 @@ _LARGEST = 2**21
 """Numbers that the matrices of one block may have, of all corners."""
 _MOST_PRODUCTS = 3e10
 """Of a look at all corners of a network, which takes a few seconds."""
+_MOST = 2**23
+"""Numbers that are held at once for it."""
 _AT_ONCE = 2**18
 """Numbers of the matrices of some corners of the first block: they should stay in the cache."""
 
@@ -58,9 +60,13 @@ class FirstBlock:
         """Return whether all corners can be looked at."""
         if len(self._slopes) < 2:
             return False
-        corners = 2.0 ** sum(int((lo < hi).sum()) for lo, hi in self._slopes)
+        first, *others = (2.0 ** int((lo < hi).sum()) for lo, hi in self._slopes)
+        rest, widest = math.prod(others), max(map(len, self._network.blocks))
         matrix = len(self._network.output) * self._network.inputs
-        return corners * matrix * max(map(len, self._network.blocks)) <= _MOST_PRODUCTS
+        # Rows of slopes of the first block, and matrices for one of them.
+        if first * len(self._network.blocks[0]) > _MOST or rest * (matrix + widest**2) > _MOST:
+            return False
+        return first * rest * matrix * widest <= _MOST_PRODUCTS
 
     def largest(self, slopes: Slopes) -> float:
         """Return the largest norm, rounded upwards, if the first block's slopes are between these.

@@ -67,6 +67,15 @@ def test_networks_may_lie_along_any_axis_or_share_a_part(axes, monkeypatch):
 
 
 @pytest.mark.parametrize("large", [0, 10**9])
+def test_values_may_lie_in_any_order_in_memory(large, monkeypatch):
+    monkeypatch.setattr(LARGE, large)
+    values, *others = drawn(6)
+    turned = values.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    assert not turned.is_contiguous()
+    torch.testing.assert_close(vmap(moved)(turned, *others), vmap(moved)(values, *others))
+
+
+@pytest.mark.parametrize("large", [0, 10**9])
 def test_rows_that_stay_keep_their_bits_beside_rows_that_are_not_numbers(large, monkeypatch):
     monkeypatch.setattr(LARGE, large)
     values, moves, along, directions, scale = (v[0] for v in drawn(2))

@@ -266,6 +266,29 @@ def test_other_uses_of_tensors_are_refused(forward, message):
         as_network(model, (3,))
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: x * (1 + x[x > 1e6].numel()),
+        lambda x: x * (1 + len(torch.nonzero(x > 1e6))),
+        lambda x: x * (1 + torch.masked_select(x, x > 1e6).size(0)),
+        lambda x: x * (1 + x.clamp(0, 1e9).max().item()),
+        lambda x: x if x.abs().max() < 1e6 else 2 * x,
+    ],
+)
+def test_sizes_that_depend_on_values_are_no_numbers(forward):
+    """None of them differs from x at any input that a comparison would try."""
+    with pytest.raises(Refused, match="cannot be traced"):
+        read(lambda self, x: forward(x), 3)
+
+
+def test_tensors_may_be_made_where_the_input_is():
+    def forward(self, x):
+        return x + torch.ones(3, device=x.device, dtype=x.dtype)
+
+    agree(read(forward, 3), lambda x: x + 1, 3)
+
+
 def test_what_the_output_does_not_take_needs_no_rule():
     class Heads(nn.Module):
         def __init__(self):
