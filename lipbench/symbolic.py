@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
-_FACTS = {"shape", "ndim", "dtype", "layout"}
+_FACTS = {"ndim", "dtype", "layout"}
 _PLACES = {"device", "is_cuda"}
-_MEASURES = {"size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "is_contiguous"}
+_MEASURES = {"dim", "ndimension", "is_floating_point", "is_contiguous"}
 """What a forward pass may ask of a value, and be told as it is for the example."""
 
 Leaf = Callable[[nn.Module], bool]
@@ -146,6 +146,33 @@ def _in_place(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Prox
     return operate
 
 
+class _Samples(int):
+    """How many samples there are, which a shape may be made of, and nothing may be decided by."""
+
+    def _refused(self, other: object) -> bool:
+        raise fx.proxy.TraceError("what it does depends on the number of samples")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refused
+    __hash__ = int.__hash__
+
+    def __bool__(self) -> bool:
+        return self._refused(0)
+
+    def __mul__(self, other: int) -> "_Samples":
+        return _Samples(int(self) * int(other))
+
+    def __add__(self, other: int) -> "_Samples":
+        return _Samples(int(self) + int(other))
+
+    def __floordiv__(self, other: int) -> "_Samples":
+        return _Samples(int(self) // int(other))
+
+    def __sub__(self, other: int) -> "_Samples":
+        return _Samples(int(self) - int(other))
+
+    __rmul__, __radd__ = __mul__, __add__
+
+
 class _Proxy(fx.Proxy):
     # torch's own takes `x += y` for `x = x + y`, which leaves other names of x as they were.
     __iadd__ = _in_place(operator.iadd)
@@ -162,10 +189,17 @@ class _Proxy(fx.Proxy):
             return getattr(self._value, k)
         if isinstance(self._value, Tensor) and k in _PLACES:
             return getattr(self.tracer.example, k)  # type: ignore[attr-defined]
+        if isinstance(self._value, Tensor) and k in ("shape", "size"):
+            samples, *lengths = self._value.shape or (0,)
+            sizes = (_Samples(samples), *lengths)[: self._value.ndim]
+            if k == "shape":
+                return sizes
+            return lambda dim=None: sizes if dim is None else sizes[dim]
         return super().__getattr__(k)
 
     def __len__(self) -> int:
-        return len(self._value)
+        # That of a value is its number of samples, and Python makes a plain number of it.
+        return super().__len__() if isinstance(self._value, Tensor) else len(self._value)
 
     def __iter__(self) -> Any:
         if isinstance(self._value, tuple | list):

@@ -199,7 +199,7 @@ class ByHand(nn.Module):
     def forward(self, x, scale=2.0, *, hidden=False):
         x = (x - self.mean) / self.std
         x = F.relu(F.conv2d(x, self.kernel, stride=2) * self.shift)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.size(0), -1)
         if hidden:
             return x
         weight = self.first / self.first.norm(dim=1, keepdim=True)
@@ -274,6 +274,12 @@ def test_other_uses_of_tensors_are_refused(forward, message):
         lambda x: x * (1 + torch.masked_select(x, x > 1e6).size(0)),
         lambda x: x * (1 + x.clamp(0, 1e9).max().item()),
         lambda x: x if x.abs().max() < 1e6 else 2 * x,
+        lambda x: x if x.shape[0] < 100 else 2 * x,
+        lambda x: x if x.size()[0] != 100 else 2 * x,
+        lambda x: x if 3 * x.size(0) + 1 < 300 else 2 * x,
+        lambda x: x if len(x) < 100 else 2 * x,
+        lambda x: x if x.shape[0] // 100 == 0 else 2 * x,
+        lambda x: x if x.numel() < 300 else 2 * x,
     ],
 )
 def test_sizes_that_depend_on_values_are_no_numbers(forward):
