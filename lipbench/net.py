@@ -187,9 +187,9 @@ class Net:
             return None
         behind = stem.rest
 
-        def rest(products: Tensor) -> Tensor:
-            self._count(products)
-            return behind(products)
+        def rest(values: Tensor) -> Tensor:
+            self._count(values)
+            return behind(values)
 
         return replace(stem, rest=rest)
 

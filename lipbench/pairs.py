@@ -93,8 +93,9 @@ def squared_quotients(function: Function, pairs: Pairs) -> Float[Tensor, " pairs
     """
     if isinstance(function, Stem) and pairs.box is None:
         # One product, whose slope in the weights is one too.
-        first = function.first(torch.cat([pairs.total, pairs.difference]))
-        return _squares(function.rest(_ends(*first.chunk(2))), pairs.run)
+        halves = function.first(torch.cat([pairs.total, pairs.difference])) / 2
+        middle, offset = halves.chunk(2)
+        return _squares(function.rest(_ends(function.shifted(middle), offset)), pairs.run)
     return _squares(function(torch.cat([pairs.u, pairs.v])), pairs.run)
 
 
@@ -182,17 +183,18 @@ def _pays(stem: Stem, pairs: Pairs) -> bool:
 def _ascend_behind(
     stem: Stem, pairs: Pairs, accept: bool, factor: float | Float[Tensor, ""]
 ) -> tuple[Pairs, Float[Tensor, " pairs"]]:
-    # With p = Ws for the sum and q = Wd for the difference, the gradients of L² in s and d are Wᵀ
-    # times those in p and q, less 2L²/‖d‖²·d from the distance. So a step is s ← s + Wᵀa and
-    # d ← beta·d + Wᵀb, and what it does to L is known before the inputs are touched.
-    p, q, run = stem.first(pairs.total), stem.first(pairs.difference), pairs.run
-    least = LEAST_DISTANCE[run.dtype] ** 2
-    towards_p, towards_q, before = _slopes(stem, p, q, run)
-    step = _as_rows(pairs.step, p)
-    a, b = step * towards_p, step * towards_q
-    beta = 1 - torch.where(run >= least, 2 * pairs.step * before / run, 0.0)
-    p, q, run = _shifted(stem, p, q, run, a, b, beta)
-    moves, values, lengths = run >= least, before, pairs.step
+    # With p = (Ws)/2 + b for the sum s and q = (Wd)/2 for the difference d, the ends are p ± q, and
+    # the gradients of L² in s and d are Wᵀ times those in p and q, halved, less 2L²/‖d‖²·d from the
+    # distance. So a step is s ← s + Wᵀa and d ← beta·d + Wᵀb, and what it does to L is known before
+    # the inputs are touched.
+    halved = replace(stem, weight=stem.weight / 2)
+    p, q = stem.shifted(halved.first(pairs.total)), halved.first(pairs.difference)
+    run = pairs.run
+    a, b, before = _moves(stem, p, q, run, pairs.step)
+    apart = run >= LEAST_DISTANCE[run.dtype] ** 2
+    beta = 1 - torch.where(apart, 2 * pairs.step * before / run, 0.0)
+    p, q, run = _shifted(stem.weight @ halved.weight.T, p, q, run, a, b, beta)
+    moves, values, lengths = run >= LEAST_DISTANCE[run.dtype] ** 2, before, pairs.step
     if accept:
         after = _squares(stem.rest(_ends(p, q)), run)
         moves = moves & (after > before)
@@ -203,31 +205,35 @@ def _ascend_behind(
     return Pairs(total, difference, lengths), values.sqrt()
 
 
-def _slopes(stem: Stem, p: Tensor, q: Tensor, run: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # The gradients in p and q of the squared quotients at a fixed distance, and their values.
+def _moves(
+    stem: Stem, p: Tensor, q: Tensor, run: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    # The gradients of the squared quotients at a fixed distance, times step, and their values.
     outputs, pull = vjp(stem.rest, _ends(p, q))[:2]
-    rise = outputs[: len(p)] - outputs[len(p) :]
+    scale = step / run.clamp_min(LEAST_DISTANCE[run.dtype] ** 2)
+    rise = _as_rows(scale, p) * (outputs[: len(p)] - outputs[len(p) :])
     (slopes,) = pull(torch.cat([rise, -rise]))
-    scale = _as_rows(1 / run.clamp_min(LEAST_DISTANCE[run.dtype] ** 2), p)
     u, v = slopes.chunk(2)
-    return scale * (u + v), scale * (u - v), _squares(outputs, run)
+    return u + v, u - v, _squares(outputs, run)
 
 
 def _shifted(
-    stem: Stem, p: Tensor, q: Tensor, run: Tensor, a: Tensor, b: Tensor, beta: Tensor
+    half_gram: Tensor, p: Tensor, q: Tensor, run: Tensor, a: Tensor, b: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Ws, Wd and ‖d‖² after the step, from WWᵀ.
-    gram = stem.weight @ stem.weight.T
-    b_gram = b @ gram
-    shrunk, added = beta.square() * run, (b * b_gram).sum(dim=1)
-    moved = shrunk + 2 * beta * (q * b).sum(dim=1) + added
+    # p, q and ‖d‖² after the step, from WWᵀ/2.
+    b_gram = b @ half_gram
+    shrunk, added = beta.square() * run, 2 * (b * b_gram).sum(dim=1)
+    moved = shrunk + 4 * beta * (q * b).sum(dim=1) + added
     # What two much larger numbers leave of each other is no distance.
     certain = moved >= _CANCELLATION[run.dtype] * (shrunk + added)
-    return p + a @ gram, _as_rows(beta, q) * q + b_gram, torch.where(certain, moved, 0.0)
+    p, q = torch.addmm(p, a, half_gram), torch.addcmul(b_gram, _as_rows(beta, q), q)
+    return p, q, torch.where(certain, moved, 0.0)
 
 
-def _ends(total: Tensor, difference: Tensor) -> Tensor:
-    return torch.cat([total + difference, total - difference]) / 2
+def _ends(middle: Tensor, offset: Tensor) -> Tensor:
+    # middle + offset and middle - offset, in one pass over memory.
+    signs = torch.arange(1, -2, -2, dtype=offset.dtype, device=offset.device)
+    return torch.addcmul(middle, signs.view(2, 1, 1), offset).flatten(0, 1)
 
 
 def _squares(

@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lipbench.net import Meter
 from lipbench.trees import Tree, leaves, memory, tree_map
@@ -16,7 +15,8 @@ _PATIENCE = 12
 """Calls of one shape before it is recorded: a recording takes as long as a dozen steps or more."""
 _WARM_UP = 3
 """Calls before a recording, in which libraries set up what they must not set up during it."""
-_REPEATS = 3
+_TRIES = 3
+"""Calls that a recording has to show that it is faster."""
 
 Function = Callable[..., Tree]
 
@@ -106,16 +106,19 @@ class Replayer:
         before = self._meter.forwards, self._meter.gradients
         assert self._record is not None
         try:
-            expected = self._function(*arguments)
+            expected, limit = _timed(self._function, arguments)
             forwards = self._meter.forwards - before[0]
             counts = Meter(forwards, self._meter.gradients - before[1])
             recording = self._record(self._function, arguments)
             # A recording may overwrite what it is given.
-            if not _same(recording(*_copies(arguments)), expected):
+            found, seconds = _timed(recording, _copies(arguments))
+            if not _same(found, expected):
                 return None
-            arguments = _copies(arguments)
-            if _seconds(recording, arguments) >= _seconds(self._function, arguments):
-                return None
+            arguments, tries = _copies(arguments), 1
+            while not seconds < limit:
+                if tries == _TRIES:
+                    return None
+                seconds, tries = _timed(recording, arguments)[1], tries + 1
         except Exception:  # the function did not raise it: it ran before
             if torch.cuda.is_available():
                 with suppress(RuntimeError):
@@ -138,14 +141,12 @@ def _same(one: Tree, other: Tree) -> bool:
     )
 
 
-def _seconds(function: Function, arguments: tuple[Tree, ...]) -> float:
-    values: list[Tensor] = leaves(arguments)
-    on_gpu = any(value.is_cuda for value in values)
+def _timed(function: Function, arguments: tuple[Tree, ...]) -> tuple[Tree, float]:
+    on_gpu = any(value.is_cuda for value in leaves(arguments))
     if on_gpu:
         torch.cuda.synchronize()
     began = time.perf_counter()
-    for _ in range(_REPEATS):
-        function(*arguments)
+    outputs = function(*arguments)
     if on_gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return outputs, time.perf_counter() - began

@@ -30,7 +30,7 @@ def squared_slopes(
         slopes = grad(lambda points: scalars(exact(points)).sum())(inputs)
         return slopes.square().flatten(1).sum(dim=1)
     rest = stem.rest
-    slopes = grad(lambda products: scalars(rest(products)).sum())(stem.first(inputs))
+    slopes = grad(lambda values: scalars(rest(values)).sum())(stem.shifted(stem.first(inputs)))
     return _squares_behind(stem, slopes)
 
 
@@ -45,7 +45,7 @@ def pulled_squares(
     if stem is None:
         (rows,) = vmap(vjp(net.exact, inputs)[1])(directions)
         return rows.square().flatten(2).sum(dim=2)
-    (rows,) = vmap(vjp(stem.rest, stem.first(inputs))[1])(directions)
+    (rows,) = vmap(vjp(stem.rest, stem.shifted(stem.first(inputs)))[1])(directions)
     return _squares_behind(stem, rows)
 
 

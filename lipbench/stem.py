@@ -13,22 +13,27 @@ from lipbench.steps import Dense, Rearrange
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stem:
-    """A function x ↦ rest(Wx) whose W is a matrix: inputs of any shape are flattened.
+    """A function x ↦ rest(Wx + b) whose W is a matrix: inputs of any shape are flattened.
 
     A move of x by Wᵀa moves Wx by WWᵀa, which has the width of the layer and not of the input.
     """
 
     weight: Float[Tensor, "width inputs"]
+    bias: Float[Tensor, " width"] | None = None
     rest: Callable[[Float[Tensor, "batch width"]], Float[Tensor, "batch outputs"]]
-    """Adds the layer's bias and goes through the layers behind it."""
+    """Goes through the layers behind the first."""
 
     def first(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch width"]:
         """Return Wx."""
         return F.linear(inputs.flatten(1), self.weight)
 
+    def shifted(self, products: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        """Return Wx + b for what `first` returns."""
+        return products if self.bias is None else products + self.bias
+
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch outputs"]:
         """Return the outputs of the whole network."""
-        return self.rest(self.first(inputs))
+        return self.rest(self.shifted(self.first(inputs)))
 
 
 def cut(network: Network) -> Stem | None:
@@ -56,8 +61,4 @@ def _cut_behind(network: Network, start: int, first: Dense) -> Stem | None:
         steps=tuple(replace(s, inputs=tuple(i - start for i in s.inputs)) for s in behind),
         output=network.output - start,
     )
-
-    def outputs(products: Tensor) -> Tensor:
-        return rest(products if first.bias is None else products + first.bias)
-
-    return Stem(weight=first.weight, rest=outputs)
+    return Stem(weight=first.weight, bias=first.bias, rest=rest)

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lipbench.moved import overwrite
@@ -32,6 +33,7 @@ class Traced:
             return function(*tree_map(lambda _: next(given), arguments))
 
         program = make_fx(flat)(leaves(arguments))
+        _shorten(program)
         self._overwritten = overwrite(program)
         # The forward and not the module, which looks for hooks at every call.
         self._run: Callable[[list[Tensor]], Any] = program.forward
@@ -49,3 +51,27 @@ class Traced:
         for number in self._overwritten:
             if owners[memory(values[number])] > 1:
                 values[number] = values[number].clone()
+
+
+def _shorten(program: fx.GraphModule) -> None:
+    # vmap reads a matrix as a stack of matrices and back, also where it is one already.
+    for node in program.graph.nodes:
+        if node.target in _VIEWS and _shape(node) == _shape(node.args[0]):
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.recompile()
+
+
+_VIEWS = {
+    torch.ops.aten.alias.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.expand.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+}
+"""Operations whose result has the numbers of what they are given, in the same order."""
+
+
+def _shape(node: fx.Node) -> object:
+    return node.meta["val"].shape

@@ -1,5 +1,6 @@
 """A replayed step against the step itself. Without a GPU, a rerun stands for what that records."""
 
+import itertools
 from copy import copy
 from functools import partial
 
@@ -33,8 +34,15 @@ class Rerun:
 def always(monkeypatch):
     monkeypatch.setattr("lipbench.replay._PATIENCE", 1)
     # A rerun is never faster, and would not be used.
-    times = iter(range(10**6))
-    monkeypatch.setattr("lipbench.replay._seconds", lambda function, arguments: next(times))
+    times = iter(range(0, -(10**6), -1))
+    taking(monkeypatch, times)
+
+
+def taking(monkeypatch, times):
+    monkeypatch.setattr(
+        "lipbench.replay._timed",
+        lambda function, arguments: (function(*arguments), next(times)),
+    )
 
 
 def running(meter):
@@ -78,7 +86,12 @@ def test_what_cannot_be_replayed_is_called(record, monkeypatch):
     assert results(record) == results(None)
 
 
-def test_what_is_no_faster_is_called(monkeypatch):
+@pytest.mark.parametrize(
+    ("seconds", "calls_each", "is_used"),
+    [([1, 1, 1, 1], 3, False), ([1, 2, 2, 0.5], 3, True), ([1, 0.5], 1, True)],
+)
+def test_what_is_no_faster_is_called(seconds, calls_each, is_used, monkeypatch):
+    """The function's seconds first; a recording that is not faster may try three times."""
     calls = []
 
     class Slow(Rerun):
@@ -87,9 +100,11 @@ def test_what_is_no_faster_is_called(monkeypatch):
             return super().__call__(*arguments)
 
     monkeypatch.setattr("lipbench.replay._PATIENCE", 1)
-    monkeypatch.setattr("lipbench.replay._seconds", lambda function, arguments: 1.0)
+    taking(monkeypatch, itertools.cycle(seconds))
     assert results(Slow) == results(None)
-    assert len(calls) == len(set(SIZES))  # compared once for each shape, and never used
+    # Compared once for each shape.
+    uses = len(SIZES) if is_used else 0
+    assert len(calls) == calls_each * len(set(SIZES)) + uses
 
 
 def test_a_shape_is_recorded_once_it_was_met_often(monkeypatch):

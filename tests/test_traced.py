@@ -1,0 +1,54 @@
+"""A program that was written down against the function it was made of."""
+
+import pytest
+import torch
+from torch.func import vmap
+
+from lipbench.traced import Traced
+
+VIEWS = ("view", "_unsafe_view", "expand", "alias", "detach")
+
+
+def drawn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def names(program):
+    nodes = program._run.__self__.graph.nodes
+    return [node.target.__name__.split(".")[0] for node in nodes if node.op == "call_function"]
+
+
+def layers(x, first, second):
+    return torch.tanh(x @ first.T) @ second.T
+
+
+def reshaped(x, first, second):
+    return x.view(-1, 2).view(x.shape).flatten()[: len(first)] + first[:, 0], second.expand(3, 3)
+
+
+def detached(x, first, second):
+    return x.detach().view(x.shape) * 2, first.expand(first.shape), second.view(second.shape)
+
+
+@pytest.mark.parametrize(
+    ("function", "mapped", "views"),
+    [(layers, True, 0), (reshaped, False, 4), (detached, False, 0)],
+)
+def test_only_views_that_change_shapes_are_kept(function, mapped, views):
+    """Products of stacks are written by vmap as views of views: none changes a shape here."""
+    arguments = (drawn(6, 4, 4), drawn(6, 5, 4), drawn(6, 3, 5)) if mapped else None
+    arguments = arguments or (drawn(4, 4), drawn(5, 4), drawn(1, 3))
+    function = vmap(function) if mapped else function
+    program = Traced(function, arguments)
+    expected, found = function(*arguments), program(*arguments)
+    if isinstance(expected, torch.Tensor):
+        expected, found = [expected], [found]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    kept = [name for name in names(program) if name in VIEWS]
+    assert len(kept) == views, kept
+
+
+def test_what_nothing_depends_on_is_left_out():
+    program = Traced(lambda x, y: (x * 2, (x @ y).sum() * 0 + 1)[0], (drawn(3, 3), drawn(3, 3)))
+    assert names(program) == ["mul"]
