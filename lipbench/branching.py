@@ -23,8 +23,6 @@ from lipbench.regions import Region, Regions
 
 SAME = EXACT_WITHIN / 2
 """Relative distance of the two sides at which a value counts as exact."""
-_PATIENCE = 300
-"""Regions to look at before what takes seconds is worth it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +115,6 @@ class _Search:
         self.lower, self.settled = 0.0, 0.0
         self.point: tuple[Fraction, ...] | None = None
         self.inside: dict[int, Interior] = {}
-        self.looked_at = 0
         self._order = count()
 
     @property
@@ -138,13 +135,12 @@ class _Search:
             self.inside[id(region.proof)] = region.proof
             if region.is_leaf:
                 self._raise(self.regions.least(region), region.proof.point)
-        is_sharp = not self.regions.has_sharp_bound(region, self.looked_at > _PATIENCE)
+        is_sharp = not self.regions.has_sharp_bound(region)
         self._put(region, min(upper, self.regions.bound(region)), sharp=is_sharp)
 
     def advance(self) -> None:
         """Sharpen the bound of the first region, or else split it."""
         negative, _, region, is_sharp = heapq.heappop(self.queue)
-        self.looked_at += 1
         upper = -negative
         if region.is_leaf:
             self.closed.append(region)

@@ -15,6 +15,7 @@ from lipbench.expansion import most_expanded
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.packed import joined, packed, split, unpacked
+from lipbench.patterns import explore_patterns, fits, proved
 from lipbench.pieces import Pieces
 from lipbench.polyhedra import Empty
 from lipbench.regions import Regions
@@ -23,6 +24,8 @@ from lipbench.unrolled import Unrolled, unroll
 
 _SLACK = 1 + 1e-12
 _BEST = 4
+_PATIENCE = 250
+"""Regions to look at before what takes seconds is worth it: the norms of all choices of signs."""
 
 
 def enumerated_bound(
@@ -51,7 +54,7 @@ def enumerated_bound(
     unrolled = unroll(network)
     regions = Regions(unrolled, norm, domain)
     known = [] if starts is None else _exactly(starts.flatten(1))
-    found = explore(regions, nodes, known)
+    found = _explored(regions, nodes, known)
     if not found.is_exact:
         points = _rounded((*known, *found.inside), unrolled.inputs)
         steep = _climbed(network, unrolled, norm, domain, points, programs)
@@ -76,13 +79,28 @@ def enumerated_problem(network: Network, value: Lipschitz) -> str:
     """Return what is wrong with the stored regions of a value, empty if they prove it."""
     proof = value.proof
     regions = Regions(unroll(network), value.norm, value.domain)
-    if not covered(regions, value.value * _SLACK, *_unpacked(proof)):
+    closed, empty = _unpacked(proof)
+    limit = value.value * _SLACK
+    if not (covered(regions, limit, closed, empty) if closed else proved(regions, limit, empty)):
         return "its regions do not prove that no slope is larger"
     if value.side == "exact" and value.value > 0:
         region = regions.around(joined(proof["point"]))
         if region is None or regions.least(region) * (1 + 2 * SAME) < value.value:
             return "the slope at its point is smaller"
     return ""
+
+
+def _explored(regions: Regions, nodes: int, starts: list[tuple[Fraction, ...]]) -> Explored:
+    if not fits(regions) or nodes <= _PATIENCE:
+        return explore(regions, nodes, starts)
+    found = explore(regions, _PATIENCE, starts)
+    if found.is_exact:
+        return found
+    known = starts if found.point is None else [*starts, found.point]
+    other = explore_patterns(regions, nodes - _PATIENCE, known)
+    best = min(other, found, key=lambda one: one.upper)
+    inside = (*found.inside, *other.inside)
+    return replace(best, lower=other.lower, point=other.point, inside=inside)
 
 
 def _climbed(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy.optimize import linprog
+from scipy.optimize import linprog, nnls
 
 Rationals = list[Fraction]
 
@@ -42,8 +42,12 @@ class Inequality:
     @cached_property
     def exact(self) -> Rationals:
         """Return it in the same units, as it is."""
-        longest = max(abs(int(entry)).bit_length() for entry in self.whole)
-        return [Fraction(int(entry), 1 << longest) for entry in self.whole]
+        return [Fraction(int(entry), 1 << self.bits) for entry in self.whole]
+
+    @cached_property
+    def bits(self) -> int:
+        """Return the power of two that the unit is."""
+        return max(abs(int(entry)).bit_length() for entry in self.whole)
 
     def slack(self, point: Sequence[Fraction]) -> Fraction:
         """Return b - a·x at a point, in the same units."""
@@ -57,6 +61,10 @@ class Inequality:
 _ROUNDING = 8 * np.finfo(np.float64).eps
 _SUPPORT = 1e-9
 _LARGEST_RADIUS = 1.0
+_MARGIN = 1e-6
+"""How far from all faces the point is that is found fast, in the units of the inputs."""
+_SOLVED = 1e-9
+"""What is left of a system that has a solution; exact arithmetic decides."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,11 @@ class Empty:
 
 
 def interior(
-    inequalities: Sequence[Inequality], dimension: int, box: Sequence[Inequality] = ()
+    inequalities: Sequence[Inequality],
+    dimension: int,
+    box: Sequence[Inequality] = (),
+    *,
+    anywhere: bool = False,
 ) -> Interior | Empty | None:
     """Return a proof that there is an interior point, or that there is none, or neither.
 
@@ -86,11 +98,19 @@ def interior(
         inequalities: What must hold.
         dimension: How many coordinates there are.
         box: Those of the inequalities that are x_k < hi and lo < x_k, in this order for each k.
+        anywhere: Any point will do; else it is the centre of a large ball.
     """
     if not inequalities:
         return Interior((Fraction(0),) * dimension)
     rows = np.array([one.unit for one in inequalities])
     lengths = np.linalg.norm(rows[:, :-1], axis=1)
+    weights, near = _least_squares(rows / lengths[:, None])
+    if near is None:
+        empty = _empty(inequalities, weights / lengths, box)
+        if empty is not None:
+            return empty
+    elif anywhere and holds(inequalities, near):
+        return Interior(near)
     # The largest ball: the distance to every face is at least its radius.
     found = linprog(
         np.append(np.zeros(dimension), -1.0),
@@ -105,14 +125,53 @@ def interior(
     if holds(inequalities, point[:-1]):
         return Interior(tuple(point[:-1]))
     weights = -found.ineqlin.marginals / lengths
-    support = np.flatnonzero(weights > _SUPPORT * weights.max()).tolist()
-    faces, chosen = [inequalities[i] for i in support], [float(weights[i]) for i in support]
-    if excludes(faces, chosen, box):
-        return Empty(tuple(support), tuple(chosen))
-    mended = _vertex(faces, [lengths[i] for i in support], point)
+    empty = _empty(inequalities, weights, box)
+    if empty is not None:
+        return empty
+    support = _support(weights)
+    faces = [inequalities[number] for number in support]
+    mended = _vertex(faces, [lengths[number] for number in support], point)
     if mended is not None and holds(inequalities, mended):
         return Interior(tuple(mended))
     return None
+
+
+def _least_squares(
+    rows: Float[np.ndarray, "inequalities coordinates_and_one"],
+) -> tuple[Float[np.ndarray, " inequalities"], tuple[Fraction, ...] | None]:
+    """Return multipliers y ≥ 0, and a point inside, or None if these seem to forbid one.
+
+    Source:
+        Lawson, Hanson, Solving Least Squares Problems (1974), chapter 23, for inequalities that
+        are a little tighter: y'A = 0 and y'b = -1, or else what is left is a point. It takes a
+        fiftieth of the linear program.
+    """
+    matrix = np.vstack([rows[:, :-1].T, -rows[:, -1] - _MARGIN])
+    target = np.append(np.zeros(len(matrix) - 1), -1.0)
+    try:
+        weights, size = nnls(matrix, target)
+    except RuntimeError:  # it did not converge
+        return np.zeros(len(rows)), None
+    *left, last = (matrix @ weights - target).tolist()
+    if size < _SOLVED or not last > 0:
+        return weights, None
+    return weights, tuple(Fraction(-one / last) for one in left)
+
+
+def _empty(
+    inequalities: Sequence[Inequality],
+    weights: Float[np.ndarray, " inequalities"],
+    box: Sequence[Inequality],
+) -> Empty | None:
+    support = _support(weights)
+    chosen = [float(weights[number]) for number in support]
+    if excludes([inequalities[number] for number in support], chosen, box):
+        return Empty(tuple(support), tuple(chosen))
+    return None
+
+
+def _support(weights: Float[np.ndarray, " inequalities"]) -> list[int]:
+    return np.flatnonzero(weights > _SUPPORT * weights.max()).tolist()
 
 
 def holds(inequalities: Sequence[Inequality], point: Sequence[Fraction]) -> bool:
@@ -137,9 +196,9 @@ def excludes(
     """
     if not inequalities:
         return False
-    rows = [one.exact for one in inequalities]
-    if box and _excludes_in_box(rows, [Fraction(w) for w in weights], box):
+    if box and _excludes_in_box(inequalities, weights, box):
         return True
+    rows = [one.exact for one in inequalities]
     columns = [list(column) for column in zip(*(row[:-1] for row in rows), strict=True)]
     exact = _solve(columns, [Fraction(0)] * len(columns), [Fraction(w) for w in weights])
     if exact is None or not any(exact) or any(y < 0 for y in exact):
@@ -148,15 +207,28 @@ def excludes(
 
 
 def _excludes_in_box(
-    rows: Sequence[Rationals], weights: Rationals, box: Sequence[Inequality]
+    inequalities: Sequence[Inequality], weights: Sequence[float], box: Sequence[Inequality]
 ) -> bool:
     if any(w < 0 for w in weights) or not any(weights):
         return False
-    *left, total = (_product(weights, column) for column in zip(*rows, strict=True))
-    for place, rest in enumerate(left):
-        face = box[2 * place + (rest > 0)].exact
-        total += abs(rest / face[place]) * face[-1]
-    return total >= 0
+    # In integers, which is ten times as fast as in fractions.
+    pairs = [float(w).as_integer_ratio() for w in weights]
+    units = [
+        one.bits + divisor.bit_length() - 1 for one, (_, divisor) in _both(inequalities, pairs)
+    ]
+    most = max(units)
+    factors = [top << (most - unit) for (top, _), unit in _both(pairs, units)]
+    whole = np.array(factors, dtype=object) @ np.array([one.whole for one in inequalities])
+    *left, total = map(int, whole)
+    rest = Fraction(total)
+    for place, slope in enumerate(left):
+        face = box[2 * place + (slope > 0)].whole
+        rest += abs(Fraction(slope, int(face[place]))) * int(face[-1])
+    return rest >= 0
+
+
+def _both(one: Iterable[Any], other: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
+    return zip(one, other, strict=True)
 
 
 def _vertex(

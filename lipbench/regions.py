@@ -4,7 +4,7 @@ A neuron that is linear on both sides of 0 splits the inputs into two half-space
 which all neurons of the blocks before it are on a known side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -24,7 +24,7 @@ from lipbench.norm import Norm
 from lipbench.polyhedra import Empty, Inequality, Interior, excludes, holds, interior
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
-from lipbench.vertices import FirstBlock, corners_fit, largest_norm
+from lipbench.vertices import corners_fit, largest_norm
 
 Proof = Interior | Empty | None
 _CLOSE = 1e-3
@@ -60,7 +60,7 @@ class Regions:
         Raises:
             Refused: If that is not possible.
         """
-        self.network, self.norm = network, norm
+        self.network, self.norm, self._domain = network, norm, domain
         self.starts = [0]
         self._sides: list[tuple[Dyadic, Dyadic]] = []
         for block in network.blocks:
@@ -72,8 +72,6 @@ class Regions:
         self._reads = [_exact(block.reads, block.name) for block in network.blocks]
         self._output = _exact(network.output, "the output")
         self._influence = _influence(centre(network))
-        everywhere = [(block.lo, block.hi) for block in network.blocks]
-        self._first = FirstBlock(network, everywhere, norm)
         self._box = () if domain is None else tuple(_faces(network.inputs, domain))
 
     def whole(self) -> Region:
@@ -105,23 +103,20 @@ class Regions:
 
     def excludes(self, region: Region, proof: Empty) -> bool:
         """Return whether a proof shows that a region has no interior."""
-        if not all(0 <= number < len(region.inequalities) for number in proof.support):
+        return self.contradict(region.inequalities, proof)
+
+    def contradict(self, inequalities: Sequence[Inequality], proof: Empty) -> bool:
+        """Return whether a proof shows that inequalities cannot all hold in the domain."""
+        if not all(0 <= number < len(inequalities) for number in proof.support):
             return False
-        faces = [region.inequalities[number] for number in proof.support]
+        faces = [inequalities[number] for number in proof.support]
         return excludes(faces, proof.weights, self._box)
 
-    def has_sharp_bound(self, region: Region, patient: bool = True) -> bool:
-        """Return whether there is a better bound of a region than the first one.
-
-        Args:
-            region: The region.
-            patient: Whether one that takes seconds once, and nothing from then on, is welcome.
-        """
+    def has_sharp_bound(self, region: Region) -> bool:
+        """Return whether there is a better bound of a region than the first one."""
         if region.is_leaf:
             return False
-        if self.norm == 2.0 or corners_fit(self.network, self._undecided(region)):
-            return True
-        return patient and len(region.known) == 1 and self._first.fits
+        return self.norm == 2.0 or corners_fit(self.network, self._undecided(region))
 
     def bound(self, region: Region, sharp: bool = False) -> float:
         """Return an upper bound of the constant on a region, rounding accounted for.
@@ -135,11 +130,8 @@ class Regions:
             matrix = self.matrix(region)
             return _norm(matrix, self.norm) * (1 + 1e-12 * max(matrix.shape))
         if sharp and self.norm != 2.0 and self.has_sharp_bound(region):
-            slopes = self._slopes(region)
-            if corners_fit(self.network, self._undecided(region)):
-                return largest_norm(self.network, slopes, self.norm)
-            return self._first.largest(slopes)
-        centred = centre(self.network, self._slopes(region)).bent
+            return largest_norm(self.network, self.slopes(region), self.norm)
+        centred = centre(self.network, self.slopes(region)).bent
         if sharp and self.norm == 2.0 and centred.neurons:
             with suppress(Refused):  # nothing better is known then
                 found = propose(centred, tolerance=_CLOSE)
@@ -190,8 +182,52 @@ class Regions:
 
     def settled(self, region: Region) -> Region:
         """Return the region with a proof that it has an interior, or none, if one is found."""
-        proof = interior(region.inequalities, self.network.inputs, self._box)
-        return replace(region, proof=proof)
+        return replace(region, proof=self.interior(region.inequalities))
+
+    def interior(self, inequalities: Sequence[Inequality], *, anywhere: bool = False) -> Proof:
+        """Return a proof that inequalities have an interior in the domain, or none.
+
+        Args:
+            inequalities: Those of the domain, and others.
+            anywhere: Any point will do, which is faster to find than the centre of a ball.
+        """
+        return interior(inequalities, self.network.inputs, self._box, anywhere=anywhere)
+
+    def faces_ahead(self, region: Region) -> list[tuple[Inequality, Inequality] | None]:
+        """Return where each neuron of the next block is left of 0, and where right of it.
+
+        None stands for a neuron that does not depend on the input.
+        """
+        assert region.ahead is not None
+        rows = [Inequality(row) if any(row[:-1]) else None for row in region.ahead.numerators]
+        return [None if face is None else (face, face.reverse) for face in rows]
+
+    def beyond(
+        self,
+        region: Region,
+        signs: Mapping[int, bool],
+        inequalities: tuple[Inequality, ...],
+        proof: Proof,
+    ) -> Region:
+        """Return the part of a region where the neurons of the next block have these signs.
+
+        Args:
+            region: The region.
+            signs: Whether a neuron is right of 0; for those left out it does not matter.
+            inequalities: What holds there.
+            proof: That it has an interior, if that is known.
+        """
+        start, end = self.starts[len(region.known) - 1 : len(region.known) + 1]
+        sides = ((neuron, signs.get(neuron, True)) for neuron in range(start, end))
+        return self._beyond(region, (*region.path, *sides), inequalities, proof)
+
+    def sampled(self, number: int, scale: float, rng: torch.Generator) -> Tensor:
+        """Return random points of the domain, normal ones times `scale` where it has no ends."""
+        size = (number, self.network.inputs)
+        if self._domain is None:
+            return scale * torch.randn(size, generator=rng, dtype=torch.float64)
+        low, high = self._domain
+        return low + (high - low) * torch.rand(size, generator=rng, dtype=torch.float64)
 
     def _next(self, region: Region) -> int:
         """Return the undecided neuron of the next block with the longest gradient."""
@@ -223,10 +259,20 @@ class Regions:
     ) -> Region:
         path = (*region.path, decision)
         faces = region.inequalities if face is None else (*region.inequalities, face)
-        number = len(region.known) - 1
-        if len(path) < self.starts[number + 1]:
+        if len(path) < self.starts[len(region.known)]:
             return replace(region, path=path, inequalities=faces, proof=proof)
+        return self._beyond(region, path, faces, proof)
+
+    def _beyond(
+        self,
+        region: Region,
+        path: tuple[Decision, ...],
+        faces: tuple[Inequality, ...],
+        proof: Proof,
+    ) -> Region:
+        """Return the part of a region in which all neurons of the next block are decided."""
         assert region.ahead is not None
+        number = len(region.known) - 1
         sides = dict(path)
         slopes = [
             self._sides[number][sides[neuron]].entry(neuron - self.starts[number])
@@ -257,9 +303,10 @@ class Regions:
         return total
 
     def _undecided(self, region: Region) -> int:
-        return sum(int((lo < hi).sum()) for lo, hi in self._slopes(region))
+        return sum(int((lo < hi).sum()) for lo, hi in self.slopes(region))
 
-    def _slopes(self, region: Region) -> list[tuple[Tensor, Tensor]]:
+    def slopes(self, region: Region) -> list[tuple[Tensor, Tensor]]:
+        """Return the least and the largest slope of each block's neurons in a region."""
         blocks = self.network.blocks
         sides = [block.sides or (block.lo, block.hi) for block in blocks]
         lo, hi = (torch.cat([getattr(block, end) for block in blocks]) for end in ("lo", "hi"))

@@ -8,10 +8,9 @@ known that would be better without looking at where the neurons are.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.affine import Affine
@@ -27,7 +26,11 @@ _MOST_PRODUCTS = 3e10
 _MOST = 2**23
 """Numbers that are held at once for it."""
 _AT_ONCE = 2**18
-"""Numbers of the matrices of some corners of the first block: they should stay in the cache."""
+"""Numbers of the matrices of some corners: they should stay in the cache."""
+_MOST_ROOTS = 3
+"""Rows or columns of a matrix whose spectral norm has a formula."""
+_BLUR = 1e-13
+"""More than rounding makes of a cosine: of the cube of the entries some hundred units."""
 
 
 def corners_fit(network: Unrolled, undecided: int) -> bool:
@@ -48,52 +51,59 @@ def largest_norm(network: Unrolled, slopes: Slopes, norm: Norm) -> float:
     return float(_upwards(found.max(), network, slopes, norm))
 
 
-class FirstBlock:
-    """The largest norm for each choice of the slopes of a network's first block."""
+class Corners:
+    """The largest norm for each choice of sides of one block's neurons, those before decided."""
 
-    def __init__(self, network: Unrolled, slopes: Slopes, norm: Norm) -> None:
-        """Take the least and the largest slope of each block's neurons; nothing is computed yet."""
-        self._network, self._slopes, self._norm = network, slopes, norm
+    def __init__(self, network: Unrolled, slopes: Slopes, norm: Norm, number: int) -> None:
+        """Take the least and the largest slope of each block's neurons; nothing is computed yet.
+
+        Args:
+            network: The network.
+            slopes: The two slopes are the same in all blocks before the one that is asked about.
+            norm: Norm of inputs and outputs.
+            number: The block that is asked about, the first being 0.
+        """
+        self._network, self._slopes, self._norm, self._number = network, slopes, norm, number
 
     @property
-    def fits(self) -> bool:
+    def fit(self) -> bool:
         """Return whether all corners can be looked at."""
-        if len(self._slopes) < 2:
-            return False
-        first, *others = (2.0 ** int((lo < hi).sum()) for lo, hi in self._slopes)
+        own, *others = (2.0 ** int((lo < hi).sum()) for lo, hi in self._slopes[self._number :])
         rest, widest = math.prod(others), max(map(len, self._network.blocks))
-        matrix = len(self._network.output) * self._network.inputs
-        # Rows of slopes of the first block, and matrices for one of them.
-        if first * len(self._network.blocks[0]) > _MOST or rest * (matrix + widest**2) > _MOST:
+        rows, columns = len(self._network.output), self._network.inputs
+        if self._norm == 2.0 and min(rows, columns) > _MOST_ROOTS:
             return False
-        return first * rest * matrix * widest <= _MOST_PRODUCTS
+        # Codes of the block's slopes, and matrices for one of them.
+        if own * widest > _MOST or rest * (rows * columns + widest**2) > _MOST:
+            return False
+        return own * rest * rows * columns * widest <= _MOST_PRODUCTS
 
-    def largest(self, slopes: Slopes) -> float:
-        """Return the largest norm, rounded upwards, if the first block's slopes are between these.
+    def largest(
+        self, places: Sequence[int], codes: Int[Tensor, " codes"]
+    ) -> Float[Tensor, " codes"]:
+        """Return the largest norm for each code, rounded upwards.
 
-        All others may be anything.
+        Args:
+            places: Neurons of the block, by their places in it.
+            codes: The n-th bit says whether the n-th of these is right of 0. What all others
+                have to do with the outputs must not depend on the input.
         """
-        least_of_all, most_of_all = self._slopes[0]
-        places = (least_of_all < most_of_all).nonzero().squeeze(1)
-        lo, hi = (end[places] for end in slopes[0])
-        codes = torch.arange(len(self._norms))
-        for place, (least, most) in enumerate(zip(lo.tolist(), hi.tolist(), strict=True)):
-            if least == most:
-                is_high = least == float(most_of_all[places[place]])
-                codes = codes[(codes >> place & 1) == is_high]
-        return float(self._norms[codes].max())
-
-    @cached_property
-    def _norms(self) -> Float[Tensor, " corners"]:
-        network, slopes = self._network, self._slopes
-        first, *others = (_corners(lo, hi) for lo, hi in slopes)
-        rest = math.prod(map(len, others)) * len(network.output) * network.inputs
-        size = max(1, _AT_ONCE // rest)
-        found = []
-        for rows in first.split(size):
-            norms = _norms(_output(network, [rows, *others]), self._norm)
-            found.append(norms.reshape(len(rows), -1).amax(dim=1))
-        return _upwards(torch.cat(found), network, slopes, self._norm)
+        sides = self._network.blocks[self._number].sides
+        assert sides is not None
+        own = torch.tensor(list(places), dtype=torch.int64)
+        left, right = (side[own] for side in sides)
+        before = [lo.unsqueeze(0) for lo, _ in self._slopes[: self._number]]
+        after = [_corners(lo, hi) for lo, hi in self._slopes[self._number + 1 :]]
+        matrix = len(self._network.output) * self._network.inputs
+        rest = math.prod(map(len, after)) * matrix
+        found = [torch.zeros(0, dtype=torch.float64)]
+        for part in codes.split(max(1, _AT_ONCE // rest)):
+            bits = (part.unsqueeze(1) >> torch.arange(len(places)) & 1).bool()
+            rows = self._slopes[self._number][0].repeat(len(part), 1)
+            rows[:, own] = torch.where(bits, right, left)
+            norms = _norms(_output(self._network, [*before, rows, *after]), self._norm)
+            found.append(norms.reshape(len(part), -1).amax(dim=1))
+        return _upwards(torch.cat(found), self._network, self._slopes, self._norm)
 
 
 def _corners(lo: Float[Tensor, " neurons"], hi: Float[Tensor, " neurons"]) -> Tensor:
@@ -159,6 +169,36 @@ def _upwards(norms: Tensor, network: Unrolled, slopes: Slopes, norm: Norm) -> Te
     return (norms + terms * UNIT * size) * (1 + 1e-12 * longest)
 
 
-def _norms(matrices: Float[Tensor, "corners outputs inputs"], norm: Norm) -> Tensor:
+def _norms(
+    matrices: Float[Tensor, "corners outputs inputs"], norm: Norm
+) -> Float[Tensor, " corners"]:
+    if norm == 2.0:
+        return _spectral(matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT)
     sums = matrices.abs().sum(dim=2 if norm == math.inf else 1)
     return sums.amax(dim=1)
+
+
+def _spectral(matrices: Float[Tensor, "corners few many"]) -> Float[Tensor, " corners"]:
+    """Return spectral norms of matrices with up to three rows, some of them larger by 1e-7."""
+    if matrices.shape[1] == 1:
+        return torch.linalg.vector_norm(matrices.squeeze(1), dim=1)
+    unit = matrices.abs().amax(dim=(1, 2))
+    rows = (matrices / torch.where(unit > 0, unit, 1.0).view(-1, 1, 1)).unbind(dim=1)
+    a, b = rows[0].square().sum(dim=1), rows[1].square().sum(dim=1)
+    d = (rows[0] * rows[1]).sum(dim=1)
+    if len(rows) == 2:
+        return unit * ((a + b) / 2 + torch.hypot((a - b) / 2, d)).sqrt()
+    c = rows[2].square().sum(dim=1)
+    e, f = ((one * rows[2]).sum(dim=1) for one in rows[:2])
+    # The largest root of the cubic in Viete's form, of the matrix without its trace. Where the two
+    # largest roots are close the cosine is known to half the digits, so it is rounded upwards.
+    mean = (a + b + c) / 3
+    a, b = a - mean, b - mean
+    c = -(a + b)
+    square = (a.square() + b.square() + c.square()) / 6 + (d.square() + e.square() + f.square()) / 3
+    radius = square.sqrt()
+    determinant = a * (b * c - f.square()) - d * (d * c - e * f) + e * (d * f - b * e)
+    cube = square * radius
+    turn = torch.where(cube > 0, determinant / (2 * torch.where(cube > 0, cube, 1.0)), 1.0)
+    cosine = ((turn + _BLUR).clamp(-1, 1).acos() / 3).cos()
+    return unit * (mean + 2 * radius * cosine).sqrt()

@@ -33,6 +33,13 @@ def test_a_thin_interval_has_an_interior(width):
     assert -Fraction(width) < found.point[0] < 0
 
 
+def test_any_point_is_found_without_a_linear_program(monkeypatch):
+    monkeypatch.delattr("lipbench.polyhedra.linprog")
+    faces = inequalities([*box(3), [1.0, 2.0, -1.0, -3.0]])
+    assert holds(faces, interior(faces, 3, anywhere=True).point)
+    assert isinstance(interior([*faces, faces[-1].reverse], 3, faces[:6]), Empty)
+
+
 def test_a_point_has_none():
     found = interior(inequalities([[-1, 0], [1, 0]]), 1)
     assert isinstance(found, Empty)
@@ -48,15 +55,15 @@ def test_a_cone_without_a_box_is_not_empty():
     assert isinstance(found, Interior)
 
 
-@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 9), st.booleans())
-def test_every_answer_is_proved(seed, dimension, count, boxed):
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 9), st.booleans(), st.booleans())
+def test_every_answer_is_proved(seed, dimension, count, boxed, anywhere):
     """Points lie inside, and multipliers refute; in small integers, so that faces often meet."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(-2, 3, (count, dimension + 1)).astype(float)
     rows[~rows[:, :-1].any(axis=1), 0] = 1
     faces = inequalities([*(box(dimension) if boxed else []), *rows.tolist()])
     own = faces[: 2 * dimension] if boxed else ()
-    found = interior(faces, dimension, own)
+    found = interior(faces, dimension, own, anywhere=anywhere)
     assert found is not None
     if isinstance(found, Interior):
         assert holds(faces, found.point)

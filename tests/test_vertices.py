@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from nets import random_network
 from torch import nn
 
-from lipbench.branching import covered, explore
 from lipbench.network import as_network
 from lipbench.norm import Norm
-from lipbench.regions import Regions
 from lipbench.unrolled import unroll
-from lipbench.vertices import FirstBlock, corners_fit, largest_norm
+from lipbench.vertices import Corners, _norms, corners_fit, largest_norm
 
 
 def naive(network, slopes, p):
@@ -76,42 +74,92 @@ def test_branches_are_followed(seed):
 
 
 @settings(max_examples=10)
-@given(seed=st.integers(0, 2**32), p=st.sampled_from([1.0, math.inf]))
-def test_the_corners_of_a_first_block_are_known_at_once(seed, p):
+@given(
+    seed=st.integers(0, 2**32),
+    p=st.sampled_from([1.0, 2.0, math.inf]),
+    number=st.integers(0, 1),
+    outputs=st.integers(1, 3),
+)
+def test_each_choice_of_sides_has_the_largest_norm_of_its_corners(seed, p, number, outputs):
+    """Of the first block, or of the second one with the first decided; leaky slopes of both signs.
+
+    The last neuron of the block is left out, with its smaller slope.
+    """
     rng = torch.Generator().manual_seed(seed)
-    network = unroll(as_network(random_network(seed % 1000, (3, 5, 4, 2), nn.ReLU), (3,)))
-    everywhere = [(block.lo, block.hi) for block in network.blocks]
-    table = FirstBlock(network, everywhere, Norm(p))
-    assert table.fits
-    sides = torch.randint(-1, 2, (5,), generator=rng)
-    (lo, hi), *others = everywhere
-    slopes = [(torch.where(sides > 0, hi, lo), torch.where(sides < 0, lo, hi)), *others]
-    expected = largest_norm(network, slopes, Norm(p))
-    assert table.largest(slopes) == pytest.approx(expected, rel=1e-9)
+    model = random_network(seed % 1000, (3, 4, 3, outputs), lambda: nn.LeakyReLU(-0.5))
+    network = unroll(as_network(model.double(), (3,)))
+    slopes = [(block.lo, block.hi) for block in network.blocks]
+    if number == 1:
+        sides = torch.rand(4, generator=rng) < 0.5
+        slopes[0] = (torch.where(sides, *slopes[0]),) * 2
+    table = Corners(network, slopes, Norm(p), number)
+    assert table.fit
+    count = len(network.blocks[number]) - 1
+    codes = torch.randint(0, 2**count, (3,), generator=rng)
+    left, right = network.blocks[number].sides
+    for code, value in zip(codes.tolist(), table.largest(range(count), codes), strict=True):
+        ends = slopes[number][0].clone()
+        for place in range(count):
+            ends[place] = (right if code >> place & 1 else left)[place]
+        chosen = [*slopes]
+        chosen[number] = (ends, ends)
+        expected = naive(network, chosen, p)
+        assert expected <= value <= expected * (1 + 1e-6) + 1e-12
 
 
-def test_a_first_block_needs_another_one_and_time():
-    for widths, fits in (((3, 4, 2), False), ((10, 15, 10, 3), True), ((10, 20, 20, 3), False)):
-        network = unroll(as_network(random_network(0, widths, nn.ReLU), widths[:1]))
-        slopes = [(block.lo, block.hi) for block in network.blocks]
-        assert FirstBlock(network, slopes, Norm(1.0)).fits == fits
+@pytest.mark.parametrize(
+    ("widths", "norm", "number", "fit"),
+    [
+        ((3, 4, 2), 1.0, 0, True),
+        ((10, 15, 10, 3), 2.0, 0, True),
+        ((10, 15, 10, 4), 2.0, 0, False),  # no formula for spectral norms
+        ((10, 15, 10, 4), 1.0, 0, True),
+        ((10, 20, 20, 3), 1.0, 0, False),
+        ((10, 30, 15, 3), 1.0, 1, True),
+        ((2, 23, 2), 1.0, 0, False),
+    ],
+)
+def test_what_takes_too_long_is_known_before(widths, norm, number, fit):
+    network = unroll(as_network(random_network(0, widths, nn.ReLU), widths[:1]))
+    slopes = [(block.lo, block.hi) for block in network.blocks]
+    slopes = [*((lo, lo) for lo, _ in slopes[:number]), *slopes[number:]]
+    assert Corners(network, slopes, Norm(norm), number).fit == fit
 
 
-@pytest.mark.parametrize("p", [1.0, math.inf])
-def test_a_search_that_uses_it_ends_with_the_same_constant(p, monkeypatch):
-    network = unroll(as_network(random_network(1, (4, 6, 5, 2), nn.ReLU).double(), (4,)))
-    regions = Regions(network, Norm(p), (0.0, 1.0))
-    monkeypatch.setattr("lipbench.branching._PATIENCE", 0)
-    monkeypatch.setattr("lipbench.vertices._LARGEST", 2**6)
-    one = explore(regions, 500)
-    assert covered(regions, one.lower * (1 + 1e-9), one.closed, one.empty)
-    assert not covered(regions, one.lower * (1 - 1e-6), one.closed, one.empty)
-    monkeypatch.setattr("lipbench.vertices._MOST_PRODUCTS", 0)
-    other = explore(Regions(network, Norm(p), (0.0, 1.0)), 500)
-    assert one.is_exact
-    assert other.is_exact
-    assert one.lower == other.lower
-    assert len(one.closed) <= len(other.closed)
+FEW_ROWS = {
+    "zero": torch.zeros(3, 5),
+    "one row": torch.tensor([[3.0, -4.0]]),
+    "two equal": torch.eye(2, 4),
+    "three equal": 7 * torch.eye(3),
+    "two of three equal": torch.diag(torch.tensor([2.0, 2.0, 1.0])),
+    "two small ones equal": torch.diag(torch.tensor([2.0, 1.0, 1.0])),
+    "nearly equal": torch.diag(torch.tensor([1.0, 1 - 1e-9, 1 - 2e-9]).double()),
+    "rank one": torch.ones(3, 4),
+    "tiny": 1e-200 * torch.arange(12.0).double().view(3, 4),
+    "huge": 1e200 * torch.arange(12.0).double().view(3, 4),
+    "tall": torch.arange(12.0).view(4, 3) - 5,
+    "mixed": torch.diag(torch.tensor([1e-8, 1.0, 1e8]).double()) + 1e-3,
+}
+
+
+@pytest.mark.parametrize("name", FEW_ROWS)
+def test_spectral_norms_of_few_rows_are_known_from_above(name):
+    matrix = FEW_ROWS[name].double()
+    scale = matrix.abs().max().clamp_min(1e-300)
+    expected = float(torch.linalg.matrix_norm(matrix / scale, 2) * scale)
+    found = float(_norms(matrix.unsqueeze(0), Norm(2.0)))
+    assert expected * (1 - 1e-13) <= found <= expected * (1 + 1e-6)
+
+
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 3), rank=st.integers(1, 3))
+def test_no_spectral_norm_is_too_small(seed, rows, rank):
+    rng = torch.Generator().manual_seed(seed)
+    few = torch.randn(200, rows, rank, generator=rng, dtype=torch.float64)
+    many = few @ torch.randn(200, rank, 6, generator=rng, dtype=torch.float64)
+    found = _norms(many, Norm(2.0))
+    ratio = found / torch.linalg.matrix_norm(many, 2)
+    assert float(ratio.min()) >= 1 - 1e-13
+    assert float(ratio.max()) <= 1 + 1e-6
 
 
 def test_corners_need_room():
