@@ -173,11 +173,19 @@ def check_slopes(step: Slope) -> None:
     """Compare the difference quotients of a function on a grid with the slopes it claims.
 
     Raises:
-        Refused: If a quotient on the grid lies outside [lo, hi].
+        Refused: If a quotient on the grid lies outside [lo, hi], or the function of an entry
+            depends on others.
     """
     coarse = torch.linspace(-50, 50, 2001, dtype=torch.float64)
     for grid in (coarse, torch.linspace(-4, 4, 8001, dtype=torch.float64)):
-        quotients = step.function(grid).diff() / grid.diff()
+        values, half = step.function(grid), len(grid) // 2
+        alone = step.function(grid[:half].flip(0)).flip(0)
+        if not torch.allclose(alone, values[:half], rtol=1e-9, atol=1e-9, equal_nan=True):
+            raise Refused(
+                f"layer {step.name!r} (Slopes): its function is not elementwise: what it makes of "
+                "an entry depends on others."
+            )
+        quotients = values.diff() / grid.diff()
         least, most = float(quotients.min()), float(quotients.max())
         if not (step.lo - 1e-9 <= least and most <= step.hi + 1e-9):
             raise Refused(

@@ -133,3 +133,13 @@ def test_claimed_slopes_are_tested_and_flagged():
 def test_slopes_need_an_interval():
     with pytest.raises(ValueError, match="lo <= hi"):
         Slopes(torch.sin, 1.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x.softmax(-1), lambda x: x.sort().values, lambda x: x.cumsum(-1) / len(x)],
+)
+def test_what_mixes_entries_is_no_elementwise_function(function):
+    model = nn.Sequential(nn.Linear(3, 3), Slopes(function, -100.0, 100.0))
+    with pytest.raises(Refused, match=r"layer '1' \(Slopes\).*elementwise"):
+        as_network(model, (3,))
