@@ -146,6 +146,27 @@ def _reshape(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
     return Call((source(input),), place)
 
 
+def _soft(layer: Callable[..., nn.Module]) -> Rule:
+    """Return the rule of a softmax; its functions and methods differ in the place of `dtype`."""
+
+    def rule(input: Argument, dim: Argument = None, *others: Argument, **named: Argument) -> Call:
+        refuse_values(dim)
+        named.pop("_stacklevel", None)
+        if any(one is not None for one in (*others, *named.values())):
+            raise NoRule("it has one with a dim, and nothing else")
+        if dim is None:
+            raise NoRule("torch guesses its axis, give it as dim")
+
+        def place(site: Site) -> Reader:
+            if dim % (len(site.output_shape) + 1) == 0:
+                raise NoRule("only along an axis of one sample it has one")
+            return reader(layer(dim), site)
+
+        return Call((source(input),), place)
+
+    return rule
+
+
 def _mean(
     input: Argument, dim: Argument = None, keepdim: Argument = False, *, dtype: Argument = None
 ) -> Call:
@@ -202,6 +223,8 @@ _NAMED: dict[str, Rule] = {
     "contiguous": _reshape,
     "clone": _reshape,
     "mean": _mean,
+    "softmax": _soft(nn.Softmax),
+    "log_softmax": _soft(nn.LogSoftmax),
     "max_pool1d": _like(_max_pool(nn.MaxPool1d)),
     "max_pool2d": _like(_max_pool(nn.MaxPool2d)),
     "avg_pool1d": _like(nn.AvgPool1d),

@@ -8,7 +8,15 @@ from lipbench.bound import Refused
 from lipbench.centred import Slopes
 from lipbench.intervals import slopes
 from lipbench.network import Network
-from lipbench.steps import Contraction, ConvContraction, GroupSort, MaxPool, Sandwich, Slope
+from lipbench.steps import (
+    Contraction,
+    ConvContraction,
+    GroupSort,
+    MaxPool,
+    Sandwich,
+    Slope,
+    Softmax,
+)
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
 
@@ -63,7 +71,7 @@ def refusal(network: Network, most_neurons: int) -> str | None:
     if not network.is_chain:
         return "the network branches; this bound needs a chain."
     for step in network.steps:
-        if isinstance(step, MaxPool | GroupSort | Contraction | ConvContraction):
+        if isinstance(step, MaxPool | GroupSort | Softmax | Contraction | ConvContraction):
             kind = type(step).__name__
             return f"step {step.name!r} ({kind}) is no layer of neurons between two dense ones."
     count = max(widths(network), default=0)

@@ -23,6 +23,7 @@ from lipbench.steps import (
     Sandwich,
     Scale,
     Slope,
+    Softmax,
     Step,
     Sum,
 )
@@ -102,6 +103,25 @@ def _repeated(most: int, norm: Norm) -> float:
 @constant.register(GroupSort)
 def _(step: GroupSort, norm: Norm) -> float:
     return 1.0
+
+
+@constant.register(Softmax)
+def _(step: Softmax, norm: Norm) -> float:
+    """Return the least upper bound of the norms of all Jacobians; it holds along any axis.
+
+    That of p is diag(p) - ppᵀ. Its i-th row and column sum to 2p_i(1 - p_i) ≤ 1/2 in absolute
+    values, and as it is symmetric its l2 norm is no larger. That of log p is I - 1pᵀ. Rows sum to
+    2(1 - p_i) < 2 and columns of n ≥ 2 entries to 1 + (n - 2)p_j < n - 1, or 1 where n is 2. It
+    is a projection, for pᵀ1 = 1, and so has the l2 norm of the other one, 1pᵀ: √n·‖p‖ < √n.
+    Entries along other places than the axis are functions of their own, side by side.
+    """
+    count = step.input_shape[step.axis - 1]
+    if count == 1:
+        return 0.0
+    if not step.is_log:
+        return 0.5
+    bound = {1.0: count - 1.0, math.inf: 2.0}.get(float(norm))
+    return math.sqrt(count) * _ROUNDING if bound is None else bound
 
 
 @constant.register(Sum)

@@ -319,6 +319,16 @@ def _max_min(layer: MaxMin, site: Site) -> Reader:
     return lambda tensors: step
 
 
+def _softmax(layer: Any, site: Site) -> Reader:
+    if layer.dim is None:
+        raise refuse(layer, site.name, "torch guesses its axis; give it as dim.")
+    axis = layer.dim % (len(site.output_shape) + 1)
+    if axis == 0:
+        raise refuse(layer, site.name, "it mixes samples of a batch.")
+    step = steps.Softmax(**site.place, axis=axis, is_log=isinstance(layer, nn.LogSoftmax))
+    return lambda tensors: step
+
+
 _PADDINGS = (
     nn.ZeroPad1d,
     nn.ZeroPad2d,
@@ -362,6 +372,8 @@ _RULES: dict[type[nn.Module], Callable[[Any, Site], Reader]] = {
     **dict.fromkeys(_PADDINGS, _padding),
     GroupSort: _group_sort,
     MaxMin: _max_min,
+    nn.Softmax: _softmax,
+    nn.LogSoftmax: _softmax,
     Residual: _residual,
     ConvResidual: _conv_residual,
     SandwichLayer: _sandwich,

@@ -30,6 +30,7 @@ from lipbench.steps import (
     Sandwich,
     Scale,
     Slope,
+    Softmax,
     Step,
     Sum,
 )
@@ -109,6 +110,21 @@ def _(step: GroupSort, source: Enclosed) -> Tensor:
     # The k-th largest entry moves by no more than some entry of its group.
     largest = source.radius.unflatten(1, (-1, step.group)).amax(dim=2)
     return largest.repeat_interleave(step.group, dim=1)
+
+
+@_radius.register(Softmax)
+def _(step: Softmax, source: Enclosed) -> Tensor:
+    # The largest entry is subtracted first: what that rounds is a share of each difference, and
+    # turns into as large a share of an exponential, which the sum takes on as a weighted mean.
+    values, axis = source.values, step.axis
+    largest = source.radius.amax(axis, keepdim=True)
+    below = values.amax(axis, keepdim=True) - values
+    shares = values.softmax(axis)
+    own = _FUNCTION + values.shape[axis] * UNIT + UNIT * (shares * below).sum(axis, keepdim=True)
+    if step.is_log:
+        own = own + UNIT * below + _FUNCTION * step(values).abs()
+        return (source.radius + largest) * (1 + UNIT) + own
+    return largest / 2 * (1 + UNIT) + shares * (own + UNIT * below)
 
 
 @_radius.register(Sum)

@@ -363,6 +363,19 @@ class GroupSort(Step):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Softmax(Step):
+    """The softmax p along one axis, or its logarithm."""
+
+    axis: int
+    """The axis, where 0 is that of the samples."""
+    is_log: bool = False
+
+    def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Return p or log p."""
+        return inputs.log_softmax(self.axis) if self.is_log else inputs.softmax(self.axis)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Contraction(Step):
     """The residual step x - 2 W T⁻¹ s(Wᵀx + b), with s elementwise of slopes in [0, 1].
 

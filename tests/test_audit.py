@@ -59,13 +59,13 @@ def trained_mode():
     return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
 
 
-def softmax():
-    return nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))
+def softmin():
+    return nn.Sequential(nn.Linear(2, 2), nn.Softmin(1))
 
 
 def squashed():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 10), nn.Softmax(1))
+    return nn.Sequential(nn.Linear(64, 10), nn.Softmin(1))
 
 
 class Signed(nn.Module):
@@ -299,9 +299,9 @@ def test_what_does_not_fit_is_bad_usage(lip, here, options, message):
 
 
 def test_a_layer_without_a_rule_is_named_and_the_network_asked(lip, here):
-    code, out, _ = lip("nets:softmax", "--input-shape", "2")
+    code, out, _ = lip("nets:softmin", "--input-shape", "2")
     assert code == ExitCode.DONE
-    assert "all that reads layers refused: layer '1' (Softmax)" in out
+    assert "all that reads layers refused: layer '1' (Softmin)" in out
     assert "measured and not proved" in out
     report = json.loads((here / "audit.json").read_text())
     assert report["lipschitz_lower"] > 0

@@ -125,7 +125,7 @@ def test_a_network_without_gradients_is_sampled():
 
 
 def test_an_audit_asks_only_what_it_cannot_read():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Softmax(1))
+    model = nn.Sequential(nn.Linear(2, 2), nn.Softmin(1))
     with pytest.raises(Refused):
         bracket(model, (2,))
     found = audit(model, (2,), claims=1e-3)

@@ -54,8 +54,8 @@ def test_every_norm_and_a_box_are_bracketed(model, norm):
 
 
 def test_a_network_without_a_rule_is_refused_as_a_whole():
-    with pytest.raises(Refused, match=r"layer '1' \(Softmax\)"):
-        lipbench.bracket(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)), (2,))
+    with pytest.raises(Refused, match=r"layer '1' \(Softmin\)"):
+        lipbench.bracket(nn.Sequential(nn.Linear(2, 2), nn.Softmin(1)), (2,))
 
 
 def test_bounds_beyond_the_time_limit_are_listed_as_refused(model):

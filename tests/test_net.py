@@ -109,8 +109,8 @@ def test_layers_are_the_linear_steps_with_their_current_weights():
 
 
 def test_a_layer_without_a_rule_is_refused_by_name_when_steps_are_asked_for():
-    net = a_net(nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Softmax(dim=1)), SHAPE)
-    with pytest.raises(Refused, match="Softmax"):
+    net = a_net(nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Softmin(dim=1)), SHAPE)
+    with pytest.raises(Refused, match="Softmin"):
         _ = net.layers
 
 

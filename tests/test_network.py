@@ -145,7 +145,7 @@ def test_stacked_parameters_give_what_each_gives_alone():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), r"layer '1' \(Softmax\)"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Softmin(1)), r"layer '1' \(Softmin\)"),
         (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), r"layer '1' \(LayerNorm\)"),
         (nn.Sequential(nn.Linear(4, 4), Squaring()), r"layer '1' \(Squaring\).*'mul'"),
         (nn.Sequential(Attending()), r"layer '0.attention' \(MultiheadAttention\): no rule"),

@@ -421,12 +421,12 @@ def test_a_refusal_names_the_method_and_the_reason_before_any_training():
 
 
 def test_a_network_that_a_method_cannot_build_is_refused_before_any_training():
-    class Softmax(Model):
+    class Softmin(Model):
         def build(self, input_shape, outputs, rng):
-            return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs), nn.Softmax(dim=1))
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs), nn.Softmin(dim=1))
 
-    with pytest.raises(Refusal, match=r"spectral_norm refuses: layer '2' \(Softmax\)"):
-        a_trainer(an_entry("spectral_norm"), model=Softmax())
+    with pytest.raises(Refusal, match=r"spectral_norm refuses: layer '2' \(Softmin\)"):
+        a_trainer(an_entry("spectral_norm"), model=Softmin())
 
 
 def test_forward_passes_and_gradients_are_counted_per_trial():

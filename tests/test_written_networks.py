@@ -299,7 +299,7 @@ def test_what_the_output_does_not_take_needs_no_rule():
     class Heads(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body, self.head, self.other = nn.Linear(3, 4), nn.Linear(4, 2), nn.Softmax(1)
+            self.body, self.head, self.other = nn.Linear(3, 4), nn.Linear(4, 2), nn.Softmin(1)
 
         def forward(self, x):
             x = F.relu(self.body(x))
