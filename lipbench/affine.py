@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -19,9 +20,16 @@ class Matrix:
     radius: Float[Tensor, "rows columns"]
 
     @classmethod
-    def exact(cls, values: Float[Tensor, "rows columns"]) -> "Matrix":
+    def exact(cls, values: Float[Tensor, "rows columns"]) -> Self:
         """Return a matrix that is what it says."""
         return cls(values=values, radius=torch.zeros_like(values))
+
+    @classmethod
+    def held(
+        cls, values: Float[Tensor, "rows columns"], radius: Float[Tensor, "rows columns"]
+    ) -> Self:
+        """Return a matrix as a step holds it, and how far that may be from what layers store."""
+        return cls(values=values, radius=radius)
 
     @property
     def negative(self) -> "Matrix":
@@ -46,8 +54,17 @@ class Matrix:
         own = torch.where(some, UNIT * values.abs(), 0.0)
         return Matrix(values=values, radius=self.radius + other.radius + own)
 
-    def scaled(self, factor: Float[Tensor, "rows 1"]) -> "Matrix":
-        """Return the rows times factors that are off by a few roundings, unless 0, 1 or -1."""
+    def blurred(self, radius: Float[Tensor, "rows columns"]) -> "Matrix":
+        """Return the matrix with entries that may be off by as much more."""
+        return Matrix(values=self.values, radius=self.radius + radius)
+
+    def scaled(self, factor: Float[Tensor, "rows 1"], *, held: bool = False) -> "Matrix":
+        """Return the rows times factors that are off by a few roundings, unless 0, 1 or -1.
+
+        Args:
+            factor: The factors.
+            held: Whether a step holds them as they are.
+        """
         values = self.values * factor
         own = torch.where((factor == 0) | (factor.abs() == 1), 0.0, 8 * UNIT * values.abs())
         return Matrix(values=values, radius=self.radius * factor.abs() * (1 + UNIT) + own)

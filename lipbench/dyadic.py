@@ -42,9 +42,19 @@ class Dyadic:
         """Return the number in a row of the first column."""
         return Fraction(int(self.numerators[row, 0]), 1 << self.exponent)
 
+    @property
+    def negative(self) -> "Dyadic":
+        """Return the matrix times -1."""
+        return Dyadic(-self.numerators, self.exponent)
+
     def times(self, other: "Dyadic") -> "Dyadic":
         """Return the matrix product."""
-        return Dyadic(self.numerators.dot(other.numerators), self.exponent + other.exponent)
+        exponent, some = self.exponent + other.exponent, other.numerators != 0
+        if not len(some) or (some.sum(axis=0) > 1).any():
+            return Dyadic(self.numerators.dot(other.numerators), exponent)
+        # Columns with one entry choose columns here: as many products as the result has entries.
+        chosen, entries = some.argmax(axis=0), other.numerators.sum(axis=0)
+        return Dyadic(self.numerators[:, chosen] * entries, exponent)
 
     def plus(self, other: "Dyadic") -> "Dyadic":
         """Return the sum."""

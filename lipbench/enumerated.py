@@ -1,5 +1,6 @@
 """Exact constants: found by branch and bound, stored as tensors, and checked again."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.branching import SAME, Explored, covered, explore
+from lipbench.carried import Carried
 from lipbench.decisions import Decision
 from lipbench.expansion import most_expanded
 from lipbench.network import Network
@@ -19,9 +21,15 @@ from lipbench.patterns import explore_patterns, fits, proved
 from lipbench.pieces import Pieces
 from lipbench.polyhedra import Empty
 from lipbench.regions import Regions
+from lipbench.steps import Scale, Sum
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled, unroll
 
+HELD = "scales as they are in float64"
+"""Flag of a value of a network whose scales are quotients or roots of what layers store.
+
+It is that of the network with these scales as float64 rounds them.
+"""
 _SLACK = 1 + 1e-12
 _BEST = 4
 _PATIENCE = 250
@@ -51,8 +59,8 @@ def enumerated_bound(
     Raises:
         Refused: If the network is not piecewise linear, or cannot be read exactly.
     """
-    unrolled = unroll(network)
-    regions = Regions(unrolled, norm, domain)
+    regions = _regions(network, norm, domain)
+    unrolled = regions.network
     known = [] if starts is None else _exactly(starts.flatten(1))
     found = _explored(regions, nodes, known)
     if not found.is_exact:
@@ -71,14 +79,14 @@ def enumerated_bound(
         norm=norm,
         domain=domain,
         proof={"point": point, **_packed(found)},
-        flags=network.flags,
+        flags=(*network.flags, *([HELD] if _has_scales(network) else [])),
     )
 
 
 def enumerated_problem(network: Network, value: Lipschitz) -> str:
     """Return what is wrong with the stored regions of a value, empty if they prove it."""
     proof = value.proof
-    regions = Regions(unroll(network), value.norm, value.domain)
+    regions = _regions(network, value.norm, value.domain)
     closed, empty = _unpacked(proof)
     limit = value.value * _SLACK
     if not (covered(regions, limit, closed, empty) if closed else proved(regions, limit, empty)):
@@ -88,6 +96,10 @@ def enumerated_problem(network: Network, value: Lipschitz) -> str:
         if region is None or regions.least(region) * (1 + 2 * SAME) < value.value:
             return "the slope at its point is smaller"
     return ""
+
+
+def _regions(network: Network, norm: Norm, domain: Box | None) -> Regions:
+    return Regions(unroll(network, kind=Carried), norm, domain)
 
 
 def _explored(regions: Regions, nodes: int, starts: list[tuple[Fraction, ...]]) -> Explored:
@@ -127,6 +139,15 @@ def _raised(found: Explored, regions: Regions, points: Tensor) -> Explored:
         if region is not None and regions.least(region) > found.lower:
             found = replace(found, lower=regions.least(region), point=point)
     return found
+
+
+def _has_scales(network: Network) -> bool:
+    """Return whether a step holds factors that may be rounded: any but 1, 2, 1/2 and so on."""
+    factors = [
+        factor for step in network.steps if isinstance(step, Sum) for factor in step.coefficients
+    ]
+    rounded = any(abs(math.frexp(factor)[0]) != 0.5 for factor in factors)
+    return rounded or any(isinstance(step, Scale) for step in network.steps)
 
 
 def _rounded(

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipbench.affine import Affine
+from lipbench.affine import Affine, Matrix
 from lipbench.bound import Refused
+from lipbench.carried import plain, very
 from lipbench.centred import Centred, centre
 from lipbench.certify import certify
 from lipbench.decisions import Decision
@@ -60,7 +61,7 @@ class Regions:
         Raises:
             Refused: If that is not possible.
         """
-        self.network, self.norm, self._domain = network, norm, domain
+        self.norm, self._domain = norm, domain
         self.starts = [0]
         self._sides: list[tuple[Dyadic, Dyadic]] = []
         for block in network.blocks:
@@ -71,6 +72,7 @@ class Regions:
             self.starts.append(self.starts[-1] + len(block))
         self._reads = [_exact(block.reads, block.name) for block in network.blocks]
         self._output = _exact(network.output, "the output")
+        self.network = network = plain(network)
         self._influence = _influence(centre(network))
         self._box = () if domain is None else tuple(_faces(network.inputs, domain))
 
@@ -322,11 +324,14 @@ Reads = tuple[dict[int, Dyadic], Dyadic]
 
 
 def _exact(affine: Affine, name: str) -> Reads:
-    parts = [*affine.parts.values(), affine.offset]
-    if any(bool(part.radius.any()) for part in parts):
-        raise Refused(f"{name!r} is known up to rounding only: layers had to be multiplied.")
-    matrices = {source: Dyadic.of(part.values) for source, part in affine.parts.items()}
-    return matrices, Dyadic.of(affine.offset.values)
+    def known(part: Matrix) -> Dyadic:
+        found = very(part)
+        if found is None:
+            raise Refused(f"{name!r} is known up to rounding only: layers had to be multiplied.")
+        return found
+
+    matrices = {source: known(part) for source, part in affine.parts.items()}
+    return matrices, known(affine.offset)
 
 
 def _faces(dimension: int, domain: Box) -> Iterator[Inequality]:

@@ -8,8 +8,9 @@ the architecture: skips, convolutions and pooling need no rules of their own in 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial, singledispatch
+from functools import singledispatch
 from itertools import accumulate, pairwise
+from operator import methodcaller
 
 import torch
 from jaxtyping import Float, Int
@@ -88,21 +89,22 @@ class Unrolled:
         return replace(self, output=self.output.rows(first).plus(negative))
 
 
-def unroll(network: Network, largest: int = LARGEST) -> Unrolled:
+def unroll(network: Network, largest: int = LARGEST, kind: type[Matrix] = Matrix) -> Unrolled:
     """Return a float64 network on the CPU as matrices between neurons.
 
     Args:
         network: The network.
         largest: Most entries of all matrices together.
+        kind: What the matrices are: they may know more of themselves.
 
     Raises:
         Refused: If it has more, or a step that has no rule.
     """
     size = torch.Size(network.input_shape).numel()
-    unroller = _Unroller(largest)
+    unroller = _Unroller(largest, kind)
     identity = Affine(
-        parts={0: Matrix.exact(torch.eye(size, dtype=torch.float64))},
-        offset=Matrix.exact(torch.zeros(size, 1, dtype=torch.float64)),
+        parts={0: kind.exact(torch.eye(size, dtype=torch.float64))},
+        offset=kind.exact(torch.zeros(size, 1, dtype=torch.float64)),
     )
     values = [identity]
     with torch.no_grad():
@@ -146,7 +148,8 @@ def widths(network: Network) -> tuple[int, ...]:
 class _Unroller:
     """The blocks so far, and how much room is left."""
 
-    def __init__(self, largest: int) -> None:
+    def __init__(self, largest: int, kind: type[Matrix]) -> None:
+        self.kind = kind
         self.blocks: list[Block] = []
         self.largest = largest
         self.entries = 0
@@ -188,8 +191,8 @@ class _Unroller:
         )
         count = len(reads)
         return Affine(
-            parts={len(self.blocks): Matrix.exact(torch.eye(count, dtype=torch.float64))},
-            offset=Matrix.exact(torch.zeros(count, 1, dtype=torch.float64)),
+            parts={len(self.blocks): self.kind.exact(torch.eye(count, dtype=torch.float64))},
+            offset=self.kind.exact(torch.zeros(count, 1, dtype=torch.float64)),
         )
 
 
@@ -218,7 +221,7 @@ def _(step: AveragePool, unroller: _Unroller, value: Affine) -> Affine:
     def pool(part: Matrix) -> Matrix:
         found = part.through(step.pool, step.pool, step.input_shape, terms)
         # Its weights are quotients, and rounded themselves.
-        return replace(found, radius=found.radius + UNIT * found.values.abs())
+        return found.blurred(UNIT * found.values.abs())
 
     return value.each(pool)
 
@@ -228,9 +231,9 @@ def _(step: Scale, unroller: _Unroller, value: Affine) -> Affine:
     factor, offset = (
         part.expand(step.input_shape).reshape(-1, 1) for part in (step.factor, step.offset)
     )
-    found = value.each(lambda part: part.scaled(factor))
+    found = value.each(lambda part: part.scaled(factor, held=True))
     # Factor and offset are made of a few operations on what the layer stores.
-    own = Matrix(values=offset, radius=8 * UNIT * offset.abs())
+    own = unroller.kind.held(offset, 8 * UNIT * offset.abs())
     return replace(found, offset=found.offset.plus(own))
 
 
@@ -387,7 +390,7 @@ def _bend(name: str, unroller: _Unroller, value: Affine) -> Affine:
 
 def _weighted(value: Affine, coefficient: float) -> Affine:
     factor = torch.full_like(value.offset.values, coefficient)
-    return value.each(lambda part: part.scaled(factor))
+    return value.each(lambda part: part.scaled(factor, held=True))
 
 
 def _assembled(values: Sequence[Affine], places: Sequence[Tensor]) -> Affine:
@@ -395,7 +398,7 @@ def _assembled(values: Sequence[Affine], places: Sequence[Tensor]) -> Affine:
     count = sum(map(len, values))
     total: Affine | None = None
     for value, own in zip(values, places, strict=True):
-        spread = value.each(partial(Matrix.among, places=own, count=count))
+        spread = value.each(methodcaller("among", own, count))
         total = spread if total is None else total.plus(spread)
     assert total is not None
     return total

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lipbench.affine import Affine
+from lipbench.affine import Affine, Matrix
 from lipbench.centred import Slopes
 from lipbench.norm import Norm
 from lipbench.rounding import UNIT
@@ -143,7 +143,7 @@ def _last(
     own = next((part for source, part in output.parts.items() if source not in known), None)
     if own is None:
         return total.expand(len(reads) * len(rows), -1, -1)
-    matrix = own.values.abs() if absolute else own.values
+    matrix = _weights(own, absolute)
     spread = (rows.unsqueeze(1) * matrix).flatten(0, 1)
     found = (spread @ reads).unflatten(1, (len(rows), -1))
     return found.add_(total.unsqueeze(1)).flatten(0, 1)
@@ -154,9 +154,13 @@ def _combined(
 ) -> Float[Tensor, "corners numbers inputs"]:
     total = torch.zeros(1, len(value), known[0].shape[2], dtype=torch.float64)
     for source, part in value.parts.items():
-        matrix = part.values.abs() if absolute else part.values
-        total = total + matrix @ known[source]
+        total = total + _weights(part, absolute) @ known[source]
     return total
+
+
+def _weights(part: Matrix, absolute: bool) -> Tensor:
+    # What is known up to rounding is off by shares of these, as results of products here are.
+    return part.values.abs() + part.radius / UNIT if absolute else part.values
 
 
 def _upwards(norms: Tensor, network: Unrolled, slopes: Slopes, norm: Norm) -> Tensor:

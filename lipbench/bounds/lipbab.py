@@ -26,6 +26,9 @@ class LipBaB(Bound):
     rational numbers that they have no interior: one that is thin counts, one that is flat does not.
     With few neurons the norms of all choices of signs are computed first, and those are looked at
     that are larger than the constant.
+    Layers that follow each other are multiplied exactly. A normalisation counts with the factors
+    and offsets that it has in float64, and the value is flagged: those of its statistics may be
+    roots, which no rational number is.
 
     Source:
         Bhowmick, D'Souza, Raghavan, LipBaB: Computing Exact Lipschitz Constant of ReLU Networks
