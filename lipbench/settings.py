@@ -14,7 +14,14 @@ from lipbench.model import Model
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.precision import Precision
-from lipbench.rules import norm_rule, radius_rule, require, seed_rules, split_rules
+from lipbench.rules import (
+    norm_rule,
+    radius_rule,
+    require,
+    seed_rules,
+    split_rules,
+    strength_rule,
+)
 from lipbench.threat import Box
 
 _EUCLIDEAN = Norm(2.0)
@@ -198,6 +205,7 @@ class MethodEntry:
                 for name in driven
                 if strength is None
             ),
+            strength_rule(self.method),
             (len(driven) < 2, "target_accuracy and path exclude each other: leave one out"),
             (
                 target is None or 0 < target < 1,

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lipbench
 from lipbench.config import ConfigError, fields_json, parse, read
+from lipbench.method import Method
 from lipbench.norm import Norm
+from lipbench.registry import is_family, load, names, variants
 from lipbench.resolved import resolved
 
 PLUGINS = """
@@ -45,6 +48,11 @@ class Penalised(Plain):
     def __post_init__(self):
         if not self.lambda_ >= 0:
             raise ValueError(f"lambda must be at least 0, got {self.lambda_}.")
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(Plain):
+    strength: ClassVar[Strength] = Strength(field="weight")
+    weight: float = 0.0
 
 @dataclass(frozen=True, kw_only=True)
 class Hiding(Plain):
@@ -106,7 +114,12 @@ class Affine(Model):
 """
 
 PUBLISHED = {
-    "methods": {"t_plain": "Plain", "t_penalty": "Penalised", "t_hiding": "Hiding"},
+    "methods": {
+        "t_plain": "Plain",
+        "t_penalty": "Penalised",
+        "t_careless": "Careless",
+        "t_hiding": "Hiding",
+    },
     "attacks": {"t_l2": "Euclidean", "t_any": "Any", "t_family": "Family"},
     "bounds": {"t_upper": "Upper"},
     "datasets": {"t_blobs": "Blobs", "t_curve": "Curve"},
@@ -402,6 +415,11 @@ def test_all_mistakes_of_a_file_are_told_at_once(problems):
         ("lambda = 1", 'exact = "yes"', "exact must be true or false, got 'yes'"),
         ("lambda = 1", "name_of_layer = 1", "name_of_layer must be a string, got 1"),
         ("lambda = 1", "lambda = -1", "lambda must be at least 0, got -1.0"),
+        (
+            "lambda = 1",
+            "lambda = inf",
+            ":25: benchmark 'toy', method 2 (t_penalty): lambda must be finite, got inf",
+        ),
         ("lambda = 1", "norm = 3", "norm must be 1, 2 or inf, got 3"),
         ("lambda = 1", "extra = { a = '1' }", 'extra must be a table or "none"'),
         ("lambda = 1", "path = [1]", "target_accuracy and path exclude each other"),
@@ -411,6 +429,8 @@ def test_all_mistakes_of_a_file_are_told_at_once(problems):
         ("epochs = 30", "epochs = 5", "needs epochs after the warm-up"),
         ('"t_plain"', '"t_plain"\ntarget_accuracy = 0.9', "needs a method with a strength"),
         ('"t_plain"', '"t_plain"\npath = [1]', "path needs a method with a strength"),
+        ('"t_plain"', '"t_careless"\nweight = nan', "(t_careless): weight must be finite, got nan"),
+        ('"t_plain"', '"t_careless"\nweight = -inf', "weight must be finite, got -inf"),
         ('"t_plain"', '"t_hiding"', "its field 'epochs' has the name of a key of lipbench"),
         ('"t_blobs"', '"t_curve"', "selection by an attack needs classes, but 't_curve' is a"),
         ('"t_blobs"', '"t_curve"', "target_accuracy needs classes, but 't_curve' is a"),
@@ -478,6 +498,39 @@ def test_a_configuration_may_come_without_a_file(toml):
     assert parse(tomllib.loads(TEXT)) == read(toml(TEXT))
     with pytest.raises(ConfigError, match=r"^configuration: unknown key 'sed'"):
         parse(tomllib.loads(TEXT) | {"sed": 1})
+
+
+INFINITE = [math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("group", names("lipbench.methods"))
+def test_no_strength_of_a_method_is_infinite_or_no_number(group):
+    family = load("lipbench.methods", group, Method)
+    if family.strength is None:
+        return
+    name = group
+    if is_family(family):
+        name = f"{group}:{variants('lipbench.methods', group, family)[0]}"
+    key = family.strength.field.rstrip("_")
+    tables = tomllib.loads(TEXT)
+    for value in INFINITE:
+        tables["benchmark"][0]["method"] = [{"name": name, key: value}]
+        if (name, value) == ("lcc", math.inf):  # a limit that limits nothing
+            parse(tables)
+            continue
+        with pytest.raises(ConfigError) as caught:
+            parse(tables)
+        (problem,) = caught.value.problems
+        assert f"method 1 ({name}): {key} must" in problem
+        assert f"got {value}" in problem
+
+
+def test_a_run_refuses_an_infinite_strength_before_it_begins(tmp_path):
+    tables = tomllib.loads(TEXT)
+    tables["benchmark"][0]["method"] = [{"name": "t_penalty", "lambda": math.inf}]
+    with pytest.raises(ConfigError, match="lambda must be finite, got inf"):
+        lipbench.run(tables, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 WRONG = st.sampled_from([None, True, 1, -1, 1.5, math.nan, "x", [], [1, "x"], {}, {"a": 1}])
