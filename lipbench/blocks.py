@@ -66,3 +66,5 @@ class Block:
     lines: tuple[Line, ...]
     warnings: tuple[str, ...]
     """What a reader must know about single rows."""
+    input_scales: tuple[tuple[float, ...], ...] = ()
+    """For each line the standard deviations by which its networks divide their inputs."""

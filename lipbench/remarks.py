@@ -8,6 +8,8 @@ from lipbench.columns import GAP, MEDIAN_RADIUS, SELECTION, Column
 from lipbench.paper import CITATION
 
 _BLIND = 1000.0
+_SAME = 1e-6
+"""Share by which a scale may differ from 1 and change no units."""
 
 
 def warnings(line: Line, columns: Sequence[Column]) -> list[str]:
@@ -63,6 +65,7 @@ def legend(block: Block) -> list[str]:
     found = [f"Checkpoint: {block.checkpoint}. Mean ± standard deviation over seeds."]
     if any(column.percent for column in block.columns):
         found.append("Accuracies in percent; epsilon and sigma in pixel units.")
+    found += _units(block)
     if "robust_accuracy" in metrics:
         found.append("Accuracy under attack is an upper bound on robust accuracy.")
     if "certified_accuracy" in metrics:
@@ -84,3 +87,37 @@ def legend(block: Block) -> list[str]:
             "its strengths weigh: compare the order of rows, not the numbers."
         )
     return found
+
+
+def _units(block: Block) -> list[str]:
+    """Return how pixel units are converted to those behind a normalisation, if there is one."""
+    of_line = {
+        line.label: tuple(one for one in scales if abs(one - 1) > _SAME)
+        for line, scales in zip(block.lines, block.input_scales, strict=False)
+    }
+    labels = [label for label, scales in of_line.items() if scales]
+    if not labels:
+        return []
+    measured = [line.label for line in block.lines if any(entry.rows for entry in line.entries)]
+    who = "Its networks" if set(labels) >= set(measured) else f"The networks of {', '.join(labels)}"
+    scales = sorted(one for label in labels for one in of_line[label])
+    least, most = f"{scales[0]:.4g}", f"{scales[-1]:.4g}"
+    if least == most:
+        how, example = f"the smallest standard deviation is s = {least}", _example(block, scales[0])
+    else:
+        how = (
+            f"the smallest standard deviations s are {least} to {most} (input_scale in results.csv)"
+        )
+        example = ""
+    return [
+        f"{who} normalise their inputs; {how}. Behind that, an epsilon or radius is the one shown "
+        f"divided by s{example}, and a Lipschitz constant is s times the one shown."
+    ]
+
+
+def _example(block: Block, scale: float) -> str:
+    for column in block.columns:
+        if column.metric == "robust_accuracy" and column.epsilon and column.norm is not None:
+            norm = "inf" if column.norm == inf else f"{column.norm:g}"
+            return f" (l-{norm} {column.epsilon:g} is {column.epsilon / scale:.4g})"
+    return ""

@@ -100,6 +100,7 @@ def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Blo
         columns=columns,
         lines=tuple(lines),
         warnings=tuple(warning for line in lines for warning in warnings(line, columns)),
+        input_scales=tuple(_input_scales(usable_of.get(method, [])) for method in methods),
     )
 
 
@@ -112,6 +113,11 @@ def _by_method(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def _is_number(row: Row) -> bool:
     return row.status == "done" and row.value is not None and row.value == row.value
+
+
+def _input_scales(rows: Sequence[Row]) -> tuple[float, ...]:
+    found = (row.value for row in rows if row.metric == "input_scale")
+    return tuple(sorted({value for value in found if value is not None}))
 
 
 def _missing(rows: Sequence[Row], checkpoint: str) -> tuple[tuple[str, int], ...]:
