@@ -35,7 +35,8 @@ class Bjorck(Contractive):
     """
 
     iterations: int = 10
-    """Steps of the iteration in training."""
+    """Steps of the iteration in training. The authors' code takes 20; 10 cost half, bring singular
+    values from a tenth of the largest up to within 1e-3 of 1, and do not decide what is saved."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,8 +41,8 @@ class LMT(MarginTraining):
     strength: ClassVar[Strength] = Strength(field="c", scale=0.1)
 
     c: float = 0.3
-    """Radius in pixel units, l2 norm, that every sample shall keep. The paper has 1 for MNIST; on
-    the digits, whose images are smaller, networks collapse at that."""
+    """Radius in pixel units, l2 norm, that every sample shall keep. The paper has 1 for MNIST and
+    0.01 for SVHN; ours is for the digits, whose images are smaller: networks collapse at 1."""
     form: Literal["rows", "network"] = "rows"
     """What bounds the gap of two logits: the difference of their rows, or √2 times the norm of
     the whole last layer."""
@@ -51,7 +51,8 @@ class LMT(MarginTraining):
     it is misclassified (LMT++). So the digits can be trained at c = 1, with a large constant."""
     ramp: float = 0.5
     """Share of the epochs over which c grows to its value; the paper has 0 for MNIST and 5 of 160
-    epochs for SVHN."""
+    epochs for SVHN. Ours is that of the other margin methods, whose authors grow radii over half
+    of the epochs."""
     first: float = 0.001
     """Share of c in the first epoch, if it grows."""
     iterations: int = 1
