@@ -11,6 +11,7 @@ from nets import ABSOLUTE, HAT, IDENTITY, MAXIMUM, random_network
 from torch import nn
 
 from lipbench.branching import covered, explore
+from lipbench.carried import Carried
 from lipbench.enumerated import _PATIENCE, enumerated_bound
 from lipbench.network import as_network
 from lipbench.norm import Norm
@@ -28,7 +29,7 @@ class Skipping(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Linear(2, 4), nn.Linear(4, 3)
-        self.last, self.beside = nn.Linear(3, 2), nn.Linear(4, 2, bias=False)
+        self.last, self.beside = nn.Linear(3, 2), nn.Linear(4, 2)
 
     def forward(self, x):
         y = self.first(x).relu()
@@ -36,7 +37,8 @@ class Skipping(nn.Module):
 
 
 def regions(model, features, norm, domain=BOX):
-    return Regions(unroll(as_network(model.double(), (features,))), Norm(norm), domain)
+    network = unroll(as_network(model.double(), (features,)), kind=Carried)
+    return Regions(network, Norm(norm), domain)
 
 
 @settings(max_examples=12)
