@@ -76,7 +76,13 @@ class Matrix:
         return Matrix(values=matrix @ self.values, radius=spread * (1 + terms))
 
     def through(
-        self, linear: Elementwise, absolute: Elementwise, shape: tuple[int, ...], terms: int
+        self,
+        linear: Elementwise,
+        absolute: Elementwise,
+        shape: tuple[int, ...],
+        terms: int,
+        *,
+        sums: bool = False,
     ) -> "Matrix":
         """Return a linear function of each column.
 
@@ -85,13 +91,16 @@ class Matrix:
             absolute: The function with absolute values of its weights.
             shape: That of one sample.
             terms: The most products that make up one result.
+            sums: Whether the entries of its matrix are sums of weights, and rounded.
         """
 
         def columnwise(function: Elementwise, matrix: Tensor) -> Tensor:
             return function(matrix.T.reshape(-1, *shape)).flatten(1).T
 
         values, share = columnwise(linear, self.values), (terms + 2) * UNIT
-        spread = self.radius if self.selects else self.radius + share * self.values.abs()
+        spread = (
+            self.radius if self.selects and not sums else self.radius + share * self.values.abs()
+        )
         return Matrix(values=values, radius=columnwise(absolute, spread) * (1 + share))
 
     def rows(self, chosen: Int[Tensor, " chosen"]) -> "Matrix":

@@ -63,15 +63,21 @@ class Carried(Matrix):
         return self._with(super().times(matrix), known)
 
     def through(
-        self, linear: Elementwise, absolute: Elementwise, shape: tuple[int, ...], terms: int
+        self,
+        linear: Elementwise,
+        absolute: Elementwise,
+        shape: tuple[int, ...],
+        terms: int,
+        *,
+        sums: bool = False,
     ) -> "Carried":
         """Return a linear function of each column, whose matrix is what it makes of units."""
         known = None
-        if self.dyadic:
+        if self.dyadic and not sums:
             units = torch.eye(len(self.values), dtype=self.values.dtype)
             matrix = linear(units.reshape(-1, *shape)).flatten(1).T
             known = Dyadic.of(matrix).times(self.dyadic)
-        return self._with(super().through(linear, absolute, shape, terms), known)
+        return self._with(super().through(linear, absolute, shape, terms, sums=sums), known)
 
     def rows(self, chosen: Int[Tensor, " chosen"]) -> "Carried":
         """Return some of the rows."""

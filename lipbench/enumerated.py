@@ -86,6 +86,8 @@ def enumerated_bound(
 def enumerated_problem(network: Network, value: Lipschitz) -> str:
     """Return what is wrong with the stored regions of a value, empty if they prove it."""
     proof = value.proof
+    if not value.value >= 0:
+        return "it is no number that is at least 0"
     regions = _regions(network, value.norm, value.domain)
     closed, empty = _unpacked(proof)
     limit = value.value * _SLACK

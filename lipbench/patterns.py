@@ -31,6 +31,8 @@ from lipbench.vertices import Corners
 Point = tuple[Fraction, ...]
 _SAMPLES = 50_000
 """Random points of the domain, in whose regions no linear program is needed."""
+_NUMBERS = 2_000_000
+"""Most coordinates of them together."""
 _TRIES = 64
 _HITS = 6
 """Choices in a row that are possible, after which it no longer pays to look for others."""
@@ -81,7 +83,7 @@ def proved(
         return False
     cuts: dict[tuple[Decision, ...], list[tuple[tuple[Decision, ...], Empty]]] = defaultdict(list)
     for path, proof in empty:
-        if not path:
+        if not path or path[-1][0] < 0:
             return False
         start = max(start for start in regions.starts if start <= path[-1][0])
         cuts[path[:start]].append((path[start:], proof))
@@ -93,10 +95,10 @@ def proved(
                 return False
             choice.strike(signs)
         norms = choice.norms()
-        for code in choice.codes[norms > value].tolist():
+        for code in choice.codes[~(norms <= value)].tolist():
             part = choice.part(code)
             if part.is_leaf:
-                if regions.bound(part) > value:
+                if not regions.bound(part) <= value:
                     return False
             else:
                 left.append(part)
@@ -166,7 +168,8 @@ class _Choice:
 
     def excludes(self, signs: Sequence[Decision], proof: Empty) -> bool:
         """Return whether a proof shows that no inputs of the region have these signs."""
-        if any(neuron not in self.neurons for neuron, _ in signs):
+        own = {neuron for neuron, _ in signs}
+        if len(own) < len(signs) or not own <= set(self.neurons):
             return False
         return self.regions.contradict(self.inequalities(signs), proof)
 
@@ -231,7 +234,8 @@ class _Search:
         """Search until nothing is left that is larger than what was found."""
         whole = self.regions.whole()
         root = _Choice(self.regions, whole)
-        points = self.regions.sampled(_SAMPLES, _SCALE, torch.Generator().manual_seed(0))
+        count = min(_SAMPLES, _NUMBERS // self.regions.network.inputs)
+        points = self.regions.sampled(count, _SCALE, torch.Generator().manual_seed(0))
         _, rows = np.unique(root.at(points), return_index=True)
         root.meet([tuple(map(Fraction, points[row].tolist())) for row in rows.tolist()])
         self._learn(root)
@@ -261,7 +265,7 @@ class _Search:
         """Strike out choices before the norms of all of them are computed."""
         rng = torch.Generator().manual_seed(0)
         hits = 0
-        while hits < _HITS and self.left > 0:
+        while hits < _HITS and self.left > 0 and len(root.codes):
             some = torch.randint(len(root.codes), (_TRIES,), generator=rng)
             code = next((c for c in root.codes[some].tolist() if c not in root.known), None)
             if code is None:

@@ -104,6 +104,8 @@ def interior(
         return Interior((Fraction(0),) * dimension)
     rows = np.array([one.unit for one in inequalities])
     lengths = np.linalg.norm(rows[:, :-1], axis=1)
+    if not lengths.all():
+        return None  # what is so steep or so far away is not seen in floats
     weights, near = _least_squares(rows / lengths[:, None])
     if near is None:
         empty = _empty(inequalities, weights / lengths, box)

@@ -4,6 +4,7 @@ A neuron that is linear on both sides of 0 splits the inputs into two half-space
 which all neurons of the blocks before it are on a known side.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,11 @@ from lipbench.unrolled import Unrolled
 from lipbench.vertices import corners_fit, largest_norm
 
 Proof = Interior | Empty | None
+_SLACK = 1e-14
+"""Share of a norm, for each row or column, that entries rounded once and its own rounding are off.
+
+Some fifty units: more than sums or a singular value decomposition lose.
+"""
 _CLOSE = 1e-3
 """How close to its optimum the sharp bound of a region is brought."""
 
@@ -111,6 +117,8 @@ class Regions:
         """Return whether a proof shows that inequalities cannot all hold in the domain."""
         if not all(0 <= number < len(inequalities) for number in proof.support):
             return False
+        if len(proof.weights) != len(proof.support) or not all(map(math.isfinite, proof.weights)):
+            return False
         faces = [inequalities[number] for number in proof.support]
         return excludes(faces, proof.weights, self._box)
 
@@ -130,7 +138,7 @@ class Regions:
         """
         if region.is_leaf:
             matrix = self.matrix(region)
-            return _norm(matrix, self.norm) * (1 + 1e-12 * max(matrix.shape))
+            return _norm(matrix, self.norm) * (1 + _SLACK * max(matrix.shape))
         if sharp and self.norm != 2.0 and self.has_sharp_bound(region):
             return largest_norm(self.network, self.slopes(region), self.norm)
         centred = centre(self.network, self.slopes(region)).bent
@@ -143,7 +151,7 @@ class Regions:
     def least(self, region: Region) -> float:
         """Return the norm of the matrix of a decided region, rounded down."""
         matrix = self.matrix(region)
-        return _norm(matrix, self.norm) * (1 - 1e-12 * max(matrix.shape))
+        return _norm(matrix, self.norm) * (1 - _SLACK * max(matrix.shape))
 
     def matrix(self, region: Region) -> Tensor:
         """Return the matrix of a decided region, its entries rounded once."""
@@ -275,11 +283,11 @@ class Regions:
         """Return the part of a region in which all neurons of the next block are decided."""
         assert region.ahead is not None
         number = len(region.known) - 1
-        sides = dict(path)
-        slopes = [
-            self._sides[number][sides[neuron]].entry(neuron - self.starts[number])
-            for neuron in range(self.starts[number], self.starts[number + 1])
-        ]
+        sides, start, slopes = dict(path), self.starts[number], []
+        for place, row in enumerate(region.ahead.numerators):
+            # What does not depend on the input has no sides, but it has a value.
+            right = sides[start + place] if any(row[:-1]) else row[-1] > 0
+            slopes.append(self._sides[number][right].entry(place))
         neurons = region.ahead.scaled(Dyadic.column(slopes))
         return self._settled(path, faces, (*region.known, neurons), proof)
 

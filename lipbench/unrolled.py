@@ -26,6 +26,7 @@ from lipbench.steps import (
     Concatenation,
     Contraction,
     ConvContraction,
+    Convolution,
     Copy,
     Elementwise,
     GroupSort,
@@ -203,15 +204,25 @@ def _unrolled(step: Step, unroller: _Unroller, *values: Affine) -> Affine:
 
 @_unrolled.register(Linear)
 def _(step: Linear, unroller: _Unroller, value: Affine) -> Affine:
-    absolute = step.absolute()
+    absolute, sums = step.absolute(), _sums_weights(step)
 
-    found = value.each(
-        lambda part: part.through(step.apply, absolute.apply, step.input_shape, step.fan_in)
-    )
+    def applied(part: Matrix) -> Matrix:
+        return part.through(step.apply, absolute.apply, step.input_shape, step.fan_in, sums=sums)
+
+    found = value.each(applied)
     if step.bias is None:
         return found
     bias = step.broadcast(step.bias).expand(step.output_shape).reshape(-1, 1)
     return replace(found, offset=found.offset.plus(Matrix.exact(bias)))
+
+
+def _sums_weights(step: Linear) -> bool:
+    # Borders that repeat what is inside may read one entry through several weights.
+    if not isinstance(step, Convolution) or step.padding_mode == "zeros":
+        return False
+    counting = replace(step, weight=torch.ones_like(step.weight))
+    units = torch.eye(math.prod(step.input_shape), dtype=step.weight.dtype)
+    return bool((counting.apply(units.reshape(-1, *step.input_shape)) > 1).any())
 
 
 @_unrolled.register(AveragePool)

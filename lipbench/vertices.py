@@ -120,9 +120,10 @@ def _output(
 ) -> Float[Tensor, "corners outputs inputs"]:
     """Return the matrix for each row of slopes of all blocks, each combined with each."""
     known = {0: torch.eye(network.inputs, dtype=torch.float64).unsqueeze(0)}
-    last = len(network.blocks)
+    last, count = len(network.blocks), 1
     for number, (block, rows) in enumerate(zip(network.blocks, slopes, strict=True), 1):
-        reads = _combined(block.reads, known, absolute)
+        # A block that reads the input alone is the same for all choices before it.
+        reads = _combined(block.reads, known, absolute).expand(count, -1, -1)
         if number == last:
             return _last(network.output, known, reads, rows, absolute)
         # A matrix that is one for all corners stays one.
@@ -131,6 +132,7 @@ def _output(
             for source, value in known.items()
         }
         known[number] = (reads.unsqueeze(1) * rows.unsqueeze(0).unsqueeze(-1)).flatten(0, 1)
+        count *= len(rows)
     return _combined(network.output, known, absolute)
 
 
@@ -142,7 +144,7 @@ def _last(
     total = _combined(replace(output, parts=others), known, absolute)
     own = next((part for source, part in output.parts.items() if source not in known), None)
     if own is None:
-        return total.expand(len(reads) * len(rows), -1, -1)
+        return total.repeat_interleave(len(reads) * len(rows) // len(total), dim=0)
     matrix = _weights(own, absolute)
     spread = (rows.unsqueeze(1) * matrix).flatten(0, 1)
     found = (spread @ reads).unflatten(1, (len(rows), -1))
@@ -170,7 +172,9 @@ def _upwards(norms: Tensor, network: Unrolled, slopes: Slopes, norm: Norm) -> Te
     size = _norms(_output(network, steepest, absolute=True), norm).max()
     terms = network.inputs + 4 * (1 + sum(map(len, network.blocks)))
     longest = max(len(network.output), network.inputs)
-    return (norms + terms * UNIT * size) * (1 + 1e-12 * longest)
+    found = (norms + terms * UNIT * size) * (1 + 1e-12 * longest)
+    # Nothing is known where it overflowed.
+    return torch.where(found.isnan(), math.inf, found)
 
 
 def _norms(
@@ -184,10 +188,10 @@ def _norms(
 
 def _spectral(matrices: Float[Tensor, "corners few many"]) -> Float[Tensor, " corners"]:
     """Return spectral norms of matrices with up to three rows, some of them larger by 1e-7."""
-    if matrices.shape[1] == 1:
-        return torch.linalg.vector_norm(matrices.squeeze(1), dim=1)
     unit = matrices.abs().amax(dim=(1, 2))
     rows = (matrices / torch.where(unit > 0, unit, 1.0).view(-1, 1, 1)).unbind(dim=1)
+    if len(rows) == 1:
+        return unit * torch.linalg.vector_norm(rows[0], dim=1)
     a, b = rows[0].square().sum(dim=1), rows[1].square().sum(dim=1)
     d = (rows[0] * rows[1]).sum(dim=1)
     if len(rows) == 2:

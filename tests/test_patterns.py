@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import ABSOLUTE, HAT, IDENTITY, MAXIMUM, random_network
+from nets import ABSOLUTE, HAT, IDENTITY, MAXIMUM, dense, random_network
 from torch import nn
+from torch.func import jacrev, vmap
 
+from lipbench.bound import Refused
 from lipbench.branching import covered, explore
 from lipbench.carried import Carried
 from lipbench.enumerated import _PATIENCE, enumerated_bound
@@ -114,6 +116,117 @@ def test_points_where_it_is_steep_are_taken_up():
     )
 
 
+CONSTANT = dense(([[0], [1]], [-1, 0]), ([[100, 1]], [0]), ([[1]], [0]))
+"""A neuron that is -1 wherever the input is, so that the next one is relu(relu(x))."""
+DEAD = dense(([[1], [-1]], [-2, -3]), ([[1, 1], [2, 0]], [-1, 1]), ([[5, 1]], [0]))
+"""Both neurons are dead on [-0.5, 1], so that nothing behind them moves."""
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("model", "constant"), [(CONSTANT, 1.0), (DEAD, 0.0)])
+def test_a_neuron_that_does_not_move_has_its_value_and_not_a_side(model, constant, norm):
+    network = as_network(model, (1,))
+    own = Regions(unroll(network), Norm(norm), BOX)
+    for search in (explore, explore_patterns):
+        assert search(own, 100).upper == pytest.approx(constant, rel=1e-9)
+    value = enumerated_bound(network, Norm(norm), BOX, 500)
+    assert value.value == pytest.approx(constant, rel=1e-9)
+    assert recheck(network, value) == []
+
+
+class Branches(nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.inner = nn.ModuleList(nn.Linear(2, 3) for _ in range(count))
+        self.last = nn.Linear(3 * count, 2)
+
+    def forward(self, x):
+        return self.last(torch.cat([layer(x).relu() for layer in self.inner], dim=1))
+
+
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(["dense", "dense", "branches"]),
+    slope=st.sampled_from([0.0, 0.1, -0.5, 1.5]),
+    norm=st.sampled_from(NORMS),
+    domain=st.sampled_from([None, BOX]),
+)
+def test_no_slope_is_steeper_than_the_constant(seed, kind, slope, norm, domain):
+    """Small integers as weights, many of them 0: neurons that are dead, constant, or the same."""
+    torch.manual_seed(seed)
+    shapes = [(2, 3, 3, 2, 2), (2, 4, 3, 1), (1, 2, 2, 2, 1), (2, 2, 2, 4)]
+    widths = shapes[seed % len(shapes)] if kind == "dense" else (2,)
+    if kind == "branches":
+        model = Branches(2 + seed % 2)
+    else:
+        model = random_network(seed, widths, lambda: nn.LeakyReLU(slope))
+    with torch.no_grad():
+        for value in model.parameters():
+            value.copy_(torch.tensor([-2.0, -1, 0, 0, 0, 1, 2])[torch.randint(7, value.shape)])
+    model = model.double()
+    network = as_network(model, (widths[0],))
+    found = enumerated_bound(network, Norm(norm), domain, 1_000)
+    assert recheck(network, found) == []
+    points = torch.rand(2_000, widths[0], dtype=torch.float64) * 1.5 - 0.5
+    points = points if domain else 4 * points
+    slopes = vmap(jacrev(lambda x: model(x.unsqueeze(0)).squeeze(0)))(points)
+    steepest = float(torch.linalg.matrix_norm(slopes.detach(), norm).max())
+    assert steepest <= found.value * (1 + 1e-9) + 1e-12
+    own = Regions(unroll(network, kind=Carried), Norm(norm), domain)
+    if fits(own):
+        assert proved(own, (cut := explore_patterns(own, 3)).upper, cut.empty)
+        assert steepest <= cut.upper * (1 + 1e-9) + 1e-12
+
+
+def test_what_overflows_is_not_said_to_be_flat():
+    layers = ([[1e160], [1]], [-1e170, 0]), ([[1e160, 0]], [0]), ([[1e-20]], [0])
+    own = Regions(unroll(as_network(dense(*layers), (1,))), Norm(2.0), (0.0, 1e11))
+    assert not proved(own, 0.0, ())
+    assert not proved(own, 1e299, ())
+
+
+def test_a_network_of_tiny_slopes_is_not_flat():
+    layers = ([[1, 1], [1, -1]], [0, 0]), ([[1e-200, 1e-200]], [0])
+    own = Regions(unroll(as_network(dense(*layers), (2,))), Norm(2.0), (0.0, 1.0))
+    assert explore_patterns(own, 50).upper == pytest.approx(2e-200, rel=1e-6)
+    assert not proved(own, 0.0, ())
+
+
+def test_no_proof_makes_a_value_that_is_no_number():
+    network = as_network(MAXIMUM.double(), (2,))
+    value = enumerated_bound(network, Norm(2.0), BOX, 500)
+    for wrong in (math.nan, -1.0):
+        assert recheck(network, replace(value, value=wrong))
+
+
+def test_neurons_in_parallel_are_combined():
+    torch.manual_seed(4)
+    network = as_network(Branches(3).double(), (2,))
+    for norm in NORMS:
+        value = enumerated_bound(network, Norm(norm), BOX, 2_000)
+        assert value.side == "exact"
+        assert recheck(network, value) == []
+
+
+def test_a_layer_of_many_inputs_is_exact():
+    """Rounding of 784 columns is far below what counts as exact."""
+    network = as_network(random_network(0, (784, 3, 2), nn.ReLU).double(), (784,))
+    assert enumerated_bound(network, Norm(2.0), (0.0, 1.0), 500).side == "exact"
+
+
+def test_borders_that_sum_weights_are_not_read_exactly():
+    """1·x + 1e-20·x - 1·x in one weight: the sum that floats make of it is 0."""
+    layer = nn.Conv1d(1, 1, 3, padding=1, padding_mode="replicate", bias=False).double()
+    with torch.no_grad():
+        layer.weight[:] = torch.tensor([1.0, 1e-20, -1.0])
+    network = as_network(nn.Sequential(layer, nn.ReLU()), (1, 1))
+    with pytest.raises(Refused, match="rounding"):
+        enumerated_bound(network, Norm(2.0), None, 10)
+    layer.padding_mode = "zeros"
+    enumerated_bound(as_network(nn.Sequential(layer, nn.ReLU()), (1, 1)), Norm(2.0), None, 10)
+
+
 def flipped(path, proof):
     (neuron, right), *others = path
     return ((neuron, not right), *others), proof
@@ -135,7 +248,44 @@ def unknown(path, proof):
     return ((99, True), *path[1:]), proof
 
 
-@pytest.mark.parametrize("spoil", [flipped, shortened, elsewhere, negated, unknown])
+def twice(path, proof):
+    # The sides of one neuron exclude each other, whatever it is.
+    (neuron, right), *_ = path
+    faces = 2 * 4
+    return ((neuron, right), (neuron, not right)), Empty((faces, faces + 1), (1.0, 1.0))
+
+
+def below(path, proof):
+    return ((-1, True),), proof
+
+
+def without_number(path, proof):
+    return path, replace(proof, weights=(math.nan, *proof.weights[1:]))
+
+
+def infinite(path, proof):
+    return path, replace(proof, weights=(math.inf, *proof.weights[1:]))
+
+
+def longer(path, proof):
+    return path, replace(proof, weights=(*proof.weights, 1.0))
+
+
+SPOILT = [
+    flipped,
+    shortened,
+    elsewhere,
+    negated,
+    unknown,
+    twice,
+    below,
+    without_number,
+    infinite,
+    longer,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_signs_that_are_not_shown_to_be_impossible_are_found_out(spoil):
     own = regions(random_network(3, (4, 7, 5, 2), nn.ReLU), 4, 2.0)
     found = explore_patterns(own, 10_000)
