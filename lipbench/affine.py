@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -20,14 +19,14 @@ class Matrix:
     radius: Float[Tensor, "rows columns"]
 
     @classmethod
-    def exact(cls, values: Float[Tensor, "rows columns"]) -> Self:
+    def exact(cls, values: Float[Tensor, "rows columns"]) -> "Matrix":
         """Return a matrix that is what it says."""
         return cls(values=values, radius=torch.zeros_like(values))
 
     @classmethod
     def held(
         cls, values: Float[Tensor, "rows columns"], radius: Float[Tensor, "rows columns"]
-    ) -> Self:
+    ) -> "Matrix":
         """Return a matrix as a step holds it, and how far that may be from what layers store."""
         return cls(values=values, radius=radius)
 

@@ -1,7 +1,6 @@
 """Matrices that carry their very numbers through products, beside the rounded ones."""
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import torch
@@ -26,14 +25,14 @@ class Carried(Matrix):
     """The numbers; None if they are known up to rounding only."""
 
     @classmethod
-    def exact(cls, values: Float[Tensor, "rows columns"]) -> Self:
+    def exact(cls, values: Float[Tensor, "rows columns"]) -> "Carried":
         """Return a matrix that is what it says."""
         return cls.held(values, torch.zeros_like(values))
 
     @classmethod
     def held(
         cls, values: Float[Tensor, "rows columns"], radius: Float[Tensor, "rows columns"]
-    ) -> Self:
+    ) -> "Carried":
         """Return a matrix that counts as a step holds it."""
         return cls(values=values, radius=radius, dyadic=Dyadic.of(values))
 
