@@ -26,7 +26,7 @@ from lipbench.branching import SAME, Explored
 from lipbench.decisions import Decision
 from lipbench.polyhedra import Empty, Inequality, Interior, holds
 from lipbench.regions import Region, Regions
-from lipbench.vertices import Corners
+from lipbench.vertices import Corners, all_corners_fit
 
 Point = tuple[Fraction, ...]
 _SAMPLES = 50_000
@@ -34,6 +34,7 @@ _SAMPLES = 50_000
 _NUMBERS = 2_000_000
 """Most coordinates of them together."""
 _TRIES = 64
+"""Choices that are drawn to find one of which nothing is known."""
 _HITS = 6
 """Choices in a row that are possible, after which it no longer pays to look for others."""
 _MET = 100
@@ -66,10 +67,7 @@ def explore_patterns(regions: Regions, nodes: int, starts: Iterable[Point] = ())
 
 def fits(regions: Regions) -> bool:
     """Return whether all choices of signs can be looked at."""
-    whole = regions.whole()
-    if whole.is_leaf:
-        return False
-    return Corners(regions.network, regions.slopes(whole), regions.norm, 0).fit
+    return all_corners_fit(regions.network, regions.norm)
 
 
 def proved(

@@ -39,6 +39,12 @@ def corners_fit(network: Unrolled, undecided: int) -> bool:
     return 2**undecided * widest * network.inputs <= _LARGEST
 
 
+def all_corners_fit(network: Unrolled, norm: Norm) -> bool:
+    """Return whether the norms for all sides of all neurons can be looked at."""
+    everywhere = [(block.lo, block.hi) for block in network.blocks]
+    return bool(everywhere) and Corners(network, everywhere, norm, 0).fit
+
+
 def largest_norm(network: Unrolled, slopes: Slopes, norm: Norm) -> float:
     """Return the largest norm of the matrix over all slopes between their ends, rounded upwards.
 

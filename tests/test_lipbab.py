@@ -273,3 +273,15 @@ def test_a_search_has_as_many_nodes_as_a_time_allows():
     assert few.cost(network, L2, None) <= 0.05
     assert search.within(network, L2, None, 0.0) is None
     assert few.compute(network, L2, None).value >= search.compute(network, L2, None).value
+
+
+def test_what_needs_semidefinite_programs_costs_more():
+    """There is a formula for spectral norms of three rows, and none for four."""
+    bound = load("lipbench.bounds", "lipbab", Bound)()
+    three, four = (
+        as_network(random_network(0, (10, 12, 12, outputs), nn.ReLU).double(), (10,))
+        for outputs in (3, 4)
+    )
+    assert bound.cost(four, Norm(2.0), None) > 5 * bound.cost(three, Norm(2.0), None)
+    assert bound.cost(four, Norm(1.0), None) == bound.cost(three, Norm(1.0), None)
+    assert bound.within(four, Norm(2.0), None, 60).nodes == 5_000

@@ -1,21 +1,20 @@
 """The exact constant of a small piecewise linear network."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.bound import Bound, Lipschitz, Refused, Side
 from lipbench.enumerated import enumerated_bound
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
-from lipbench.unrolled import neurons
+from lipbench.unrolled import neurons, unroll
+from lipbench.vertices import all_corners_fit
 from lipbench.witness import known_pairs
-
-_FEW = 25
-"""Neurons up to which a look takes a linear program at most, and no semidefinite one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +77,7 @@ class LipBaB(Bound):
 
 
 def _seconds(network: Network, norm: Norm) -> float:
-    if neurons(network) <= _FEW:
-        return 2e-3
+    with suppress(Refused):
+        if all_corners_fit(unroll(network), norm):
+            return 2e-3  # a linear program at most, and no semidefinite one
     return 1.2e-2 if norm == 2.0 else 5e-3
