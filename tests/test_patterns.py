@@ -184,6 +184,7 @@ def test_what_overflows_is_not_said_to_be_flat():
     own = Regions(unroll(as_network(dense(*layers), (1,))), Norm(2.0), (0.0, 1e11))
     assert not proved(own, 0.0, ())
     assert not proved(own, 1e299, ())
+    assert explore_patterns(own, 1).upper >= 1e299
 
 
 def test_a_network_of_tiny_slopes_is_not_flat():
