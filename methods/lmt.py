@@ -40,19 +40,18 @@ class LMT(MarginTraining):
 
     strength: ClassVar[Strength] = Strength(field="c", scale=0.1)
 
-    c: float = 0.3
-    """Radius in pixel units, l2 norm, that every sample shall keep. The paper has 1 for MNIST and
-    0.01 for SVHN; ours is for the digits, whose images are smaller: networks collapse at 1."""
+    c: float = 1.0
+    """Radius in pixel units, l2 norm, that every sample shall keep: 1 as in the paper for MNIST,
+    which has 0.01 for SVHN. Networks of the digits, whose images are smaller, collapse at 1."""
     form: Literal["rows", "network"] = "rows"
     """What bounds the gap of two logits: the difference of their rows, or √2 times the norm of
     the whole last layer."""
     limited: bool = False
     """Scale the rises of a sample down so far that no wrong logit exceeds the own one, and to 0 if
     it is misclassified (LMT++). So the digits can be trained at c = 1, with a large constant."""
-    ramp: float = 0.5
-    """Share of the epochs over which c grows to its value; the paper has 0 for MNIST and 5 of 160
-    epochs for SVHN. Ours is that of the other margin methods, whose authors grow radii over half
-    of the epochs."""
+    ramp: float = 0.0
+    """Share of the epochs over which c grows to its value: 0 as in the paper for MNIST, which has 5
+    of 160 epochs for SVHN."""
     first: float = 0.001
     """Share of c in the first epoch, if it grows."""
     iterations: int = 1

@@ -91,7 +91,7 @@ def test_margins_are_certified_by_the_core_and_attacks_agree():
 
 def test_c_grows_as_its_fields_say():
     net = a_net(initial(digits()), (1, 8, 8))
-    for fields, share in (({"first": 0.1}, 0.1), ({"ramp": 0.0}, 1.0)):
+    for fields, share in (({"ramp": 0.5, "first": 0.1}, 0.1), ({"ramp": 0.0}, 1.0)):
         state = a_method("lmt", **fields).start(net, digits(), torch.Generator())
         assert float(state["share"]) == pytest.approx(share)
 

@@ -42,6 +42,8 @@ TINY = {
     "sdp_enforced": {"constant": 2.0, "rounds": 1, "tolerance": 0.01},
     "lipmlp": {"alpha": 0.01},
     "parseval": {"beta": 0.001, "share": 0.5},
+    "lmt": {"c": 0.3, "ramp": 0.5},
+    "local_lip": {"epsilon": 0.3, "iterations": 2},
 }
 
 ADAM = Optimizer(name="adam", lr=0.01)
