@@ -1,4 +1,4 @@
-"""Regressions on an interval whose samples are evenly spaced."""
+"""Regressions on an interval."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ import numpy as np
 
 from lipbench.dataset import Dataset, Raw, Task
 
-_DOMAIN = (0.0, 10.0)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Spaced(Dataset):
-    """Evenly spaced points of [0, 10], a noisy function of them, and its mean on a fine grid."""
+class Regression(Dataset):
+    """Points of an interval, a noisy function of them, and its mean on a fine grid.
+
+    Pairs for X_Lip are sampled from the interval, `box`.
+    """
 
     samples: int = 100
     """Training samples."""
@@ -22,22 +23,27 @@ class Spaced(Dataset):
     """Size of the noise on the training targets."""
 
     task: ClassVar[Task] = "regression"
-    box: ClassVar[tuple[float, float] | None] = _DOMAIN
+    box: ClassVar[tuple[float, float]]
     input_shape: ClassVar[tuple[int, ...]] = (1,)
     published_outputs: ClassVar[int] = 1
     published_size: ClassVar[int] = 100
-    published_test_size: ClassVar[int] = 1001
     pair_sampler: ClassVar[bool] = True
+    fewest: ClassVar[int] = 1
+    """Samples that are needed at least."""
     recipe: ClassVar[str]
     """Name and version of how the data are made."""
     number: ClassVar[int]
     """Tells the draws of data sets with the same seed apart."""
 
     def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise ValueError(f"samples must be at least 2, got {self.samples}.")
+        if self.samples < self.fewest:
+            raise ValueError(f"samples must be at least {self.fewest}, got {self.samples}.")
         if not self.noise >= 0:
             raise ValueError(f"noise must be at least 0, got {self.noise}.")
+
+    @abstractmethod
+    def points(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the inputs that are trained on."""
 
     @abstractmethod
     def mean(self, x: np.ndarray) -> np.ndarray:
@@ -53,9 +59,9 @@ class Spaced(Dataset):
         return f"{self.recipe}, samples {self.samples}, noise {self.noise!r}"
 
     def read(self, folder: Path) -> Raw:
-        """Return the samples, their noise drawn from `split_seed`; `folder` is not used."""
+        """Return the samples, drawn from `split_seed`; `folder` is not used."""
         rng = np.random.default_rng([self.split_seed, self.number])
-        x, grid = np.linspace(*_DOMAIN, self.samples), np.linspace(*_DOMAIN, 1001)
+        x, grid = self.points(rng), self._grid()
         return Raw(
             train_inputs=_column(x),
             train_targets=_column(self.noisy(x, rng)),
@@ -64,12 +70,15 @@ class Spaced(Dataset):
         )
 
     def sample_pairs(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Return `count` points, uniform on [0, 10]."""
-        return rng.uniform(*_DOMAIN, (count, 1)).astype(np.float32)
+        """Return `count` points, uniform on the interval."""
+        return rng.uniform(*self.box, (count, 1)).astype(np.float32)
 
     def grid(self) -> np.ndarray:
-        """Return 1001 points from 0 to 10."""
-        return np.linspace(*_DOMAIN, 1001, dtype=np.float32)[:, None]
+        """Return the inputs of the test set: evenly spaced, from end to end."""
+        return _column(self._grid())
+
+    def _grid(self) -> np.ndarray:
+        return np.linspace(*self.box, self.published_test_size)
 
 
 def _column(values: np.ndarray) -> np.ndarray:
