@@ -49,7 +49,7 @@ def train_epoch(
     seen = 0
     for start in range(0, len(data.train), training.batch_size):
         rows = order[:, start : start + training.batch_size]
-        inputs, targets = _gather(data.train.inputs, rows), data.train.targets[rows]
+        inputs, targets = data.train.rows(rows), data.train.targets[rows]
         for _ in range(ensemble.method.replays):
             draws = _draws(ensemble, progress, inputs, targets, rows)
             before = (progress.params, progress.moments, progress.state)
@@ -64,11 +64,6 @@ def train_epoch(
     progress.forwards += ensemble.meter.forwards
     progress.gradients += ensemble.meter.gradients
     return losses / seen, correct / seen
-
-
-def _gather(samples: Tensor, rows: Int[Tensor, "trials batch"]) -> Tensor:
-    # Whole rows are copied at once, which samples[rows] does not do.
-    return samples.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def _begin(ensemble: Ensemble, progress: Progress) -> None:

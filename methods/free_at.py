@@ -35,15 +35,15 @@ class FreeTraining(AdversarialTraining):
 
     Source:
         Shafahi, Najibi, Ghiasi, Xu, Dickerson, Studer, Davis, Taylor, Goldstein, Adversarial
-        Training for Free! (2019), Algorithm 1, with its replays and epsilon for CIFAR-10. In the authors' code coordinates that the box
-        cuts stop moving. The l2 form and `ramp` are ours.
+        Training for Free! (2019), Algorithm 1, with its replays and epsilon for CIFAR-10. In the
+        authors' code coordinates that the box cuts stop moving. The l2 form and `ramp` are ours.
     """
 
     strength: ClassVar[Strength] = Strength(field="epsilon", scale=0.02)
 
     epsilon: float = 8 / 255
-    """Radius of the ball, in pixel units of `norm`; where the discrepancy principle starts. 8/255 as
-    in the paper for CIFAR-10; it has no MNIST, for which others take 0.3."""
+    """Radius of the ball, in pixel units of `norm`; where the discrepancy principle starts.
+    8/255 as in the paper for CIFAR-10; it has no MNIST, for which others take 0.3."""
     replays: int = 8
     """Steps on each batch, m in the paper, which has 8 for CIFAR-10."""
     rel_step: float = 1.0

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import digits
 
-from lipbench.data import Batch, split
+from lipbench.data import Batch, Split, split
 from lipbench.dataset import Dataset, Raw
 from lipbench.registry import load
 
@@ -91,6 +91,38 @@ def test_inputs_have_the_chosen_precision_and_labels_are_integers(dtype):
     data = split(DIGITS(), published(), dtype=dtype)
     assert data.train.inputs.dtype == dtype
     assert data.train.targets.dtype == torch.int64
+
+
+IMAGES = torch.arange(256).repeat(20).view(40, 1, 8, 16).float() / 255
+ALMOST = IMAGES.clone()
+ALMOST[3, 0, 7, 2] = torch.nextafter(ALMOST[3, 0, 7, 2], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "are_bytes"),
+    [
+        (IMAGES, True),
+        (ALMOST, False),
+        (IMAGES + 1, False),
+        (-IMAGES, False),
+        (IMAGES * torch.nan, False),
+        (IMAGES.double(), False),
+    ],
+    ids=["images", "almost", "above", "below", "nan", "float64"],
+)
+def test_rows_are_the_inputs_bit_by_bit(monkeypatch, inputs, are_bytes):
+    monkeypatch.setattr("lipbench.data._LARGE", 1)
+    part = Split(inputs=inputs, targets=torch.zeros(40), index=np.arange(40))
+    chosen = torch.randint(0, 40, (3, 7))
+    assert part.rows(chosen).equal(inputs[chosen]) or inputs.isnan().any()
+    assert (part._bytes is not None) == are_bytes
+
+
+def test_rows_of_a_recorded_step_may_be_overwritten():
+    part = split(load("lipbench.datasets", "digits", Dataset)(), published()).train
+    before = part.inputs.clone()
+    part.rows(torch.tensor([[0, 1], [1, 0]])).zero_()
+    assert part.inputs.equal(before)
 
 
 def test_all_base_points_are_the_pair_set_in_order():
