@@ -119,8 +119,9 @@ class Contractive(Method):
         if data.task != "classification":
             return "the offset cross entropy needs classes"
         try:
-            is_bent = False
+            is_bent, own = False, dict[int, str]()
             for part in parts(model, data.dataset.input_shape):
+                _refuse_shared(part, own)
                 self._check(part, is_bent=is_bent)
                 is_bent = self.is_bent(part) if part.is_linear else is_bent
         except Refused as refusal:
@@ -208,6 +209,17 @@ def start_orthogonal(weight: Float[Tensor, "out in *kernel"], rng: torch.Generat
         for size in weight.shape[2:]:
             middle = middle.select(2, size // 2)
         middle.copy_(matrix)
+
+
+def _refuse_shared(part: Part, own: dict[int, str]) -> None:
+    """Refuse a layer with a weight that a layer before it has, too, and remember its own.
+
+    What replaces the two would train apart.
+    """
+    if part.is_linear:
+        first = own.setdefault(id(part.layer.weight), part.name)
+        if first != part.name:
+            raise part.refusal(f"it shares its weight with layer {first}, and layers are replaced")
 
 
 def _strange(part: Part) -> str | None:

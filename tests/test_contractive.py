@@ -204,6 +204,16 @@ def test_what_could_expand_distances_is_refused_by_name(layers, reason):
     assert reason in refusal(*layers)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_in_two_places_is_refused_since_its_copies_would_train_apart(name):
+    layer, other = nn.Linear(64, 64), nn.Linear(64, 64)
+    other.weight = layer.weight
+    for second in (layer, other):
+        layers = [nn.Flatten(), layer, nn.ReLU(), second, nn.ReLU(), nn.Linear(64, 10)]
+        found = a_method(name).refuses(nn.Sequential(*layers), digits())
+        assert "layer '3' (Linear)" in found and "shares its weight with layer 1" in found
+
+
 def expansion(name, layer, size):
     # The norm, as a matrix, of the layer that a method makes of this one.
     method, shape = a_method(name), (1, size, size)
