@@ -54,15 +54,52 @@ class Traced:
 
 
 def _shorten(program: fx.GraphModule) -> None:
-    # vmap reads a matrix as a stack of matrices and back, also where it is one already.
-    for node in program.graph.nodes:
-        if node.target in _VIEWS and _shape(node) == _shape(node.args[0]):
-            node.replace_all_uses_with(node.args[0])
-            program.graph.erase_node(node)
-    program.graph.eliminate_dead_code()
+    """Leave out what gives numbers that are there already, bit by bit."""
+    graph = program.graph
+    found: dict[object, fx.Node] = {}
+    # Nothing is merged where a value may change after it was made.
+    is_pure = not any(_changes_or_draws(node) for node in graph.nodes)
+    for node in graph.nodes:
+        same = _same_as(node)
+        if same is None and is_pure and node.op == "call_function":
+            same = found.setdefault(_what(node), node)
+        if same is not None and same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
     program.recompile()
 
 
+def _same_as(node: fx.Node) -> fx.Node | None:
+    # vmap reads a matrix as a stack of matrices and back, also where it is one already, and
+    # derivatives of squares have powers of 1.
+    if node.target in _VIEWS or (node.target in _BY_ONE and node.args[1] == 1):
+        (value, *_) = node.args
+        if isinstance(value, fx.Node) and _kind(value) == _kind(node):
+            return value
+    return None
+
+
+def _changes_or_draws(node: fx.Node) -> bool:
+    if node.op != "call_function" or not hasattr(node.target, "_schema"):
+        return False
+    tags = getattr(node.target, "tags", ())
+    return bool(node.target._schema.is_mutable) or torch.Tag.nondeterministic_seeded in tags
+
+
+def _what(node: fx.Node) -> object:
+    # By what is written, since 1, 1.0 and True are one key; nodes are written by their names.
+    return node.target, repr(node.args), repr(node.kwargs)
+
+
+_BY_ONE = {
+    torch.ops.aten.mul.Scalar,
+    torch.ops.aten.mul.Tensor,
+    torch.ops.aten.div.Scalar,
+    torch.ops.aten.div.Tensor,
+    torch.ops.aten.pow.Tensor_Scalar,
+}
+"""Operations that change nothing where their second argument is the number 1."""
 _VIEWS = {
     torch.ops.aten.alias.default,
     torch.ops.aten.detach.default,
@@ -73,5 +110,5 @@ _VIEWS = {
 """Operations whose result has the numbers of what they are given, in the same order."""
 
 
-def _shape(node: fx.Node) -> object:
-    return node.meta["val"].shape
+def _kind(node: fx.Node) -> object:
+    return node.meta["val"].shape, node.meta["val"].dtype

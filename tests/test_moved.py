@@ -88,7 +88,7 @@ def test_rows_that_stay_keep_their_bits_beside_rows_that_are_not_numbers(large, 
 
 
 def keeps(values, moves, along, directions, scale):
-    return moved(values.detach() * 1.0, moves, along, directions, scale)
+    return moved(values.detach() * 2.0, moves, along, directions, scale)
 
 
 def consumes(values, moves, along, directions, scale):

@@ -52,3 +52,41 @@ def test_only_views_that_change_shapes_are_kept(function, mapped, views):
 def test_what_nothing_depends_on_is_left_out():
     program = Traced(lambda x, y: (x * 2, (x @ y).sum() * 0 + 1)[0], (drawn(3, 3), drawn(3, 3)))
     assert names(program) == ["mul"]
+
+
+def by_one(x, y):
+    return x**1 * 1, (y / 1).pow(1.0), torch.mul(torch.arange(3), 1.0)
+
+
+def squares(x, y):
+    return (x @ y).square() + (x @ y).square(), x.sum(0) * 2, x.sum(0) * 2, x.sum(1) * 2
+
+
+def types(x, y):
+    # 1, 1.0 and True are equal in Python.
+    numbers = [torch.full((2,), value) for value in (1, 1.0, True)]
+    return *numbers, x.add(y, alpha=2), x.add(y, alpha=3)
+
+
+def changed(x, y):
+    own = x * 2
+    own.mul_(3)
+    return own, x * 2
+
+
+@pytest.mark.parametrize(
+    ("function", "operations"),
+    [
+        (by_one, ["arange", "mul"]),  # an integer times 1.0 is another number
+        (squares, ["mm", "pow", "add", "sum", "mul", "sum", "mul"]),
+        (types, ["full", "full", "full", "add", "add"]),
+        (changed, ["mul", "mul_", "mul"]),
+    ],
+)
+def test_what_is_there_already_is_not_computed_again(function, operations):
+    arguments = (drawn(3, 3), drawn(3, 3))
+    program = Traced(function, arguments)
+    for found, expected in zip(program(*arguments), function(*arguments), strict=True):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+    assert names(program) == operations
