@@ -21,8 +21,15 @@ def training_step(ensemble: Ensemble) -> Replayer:
     """Return the step of all trials, which is replayed where that is faster."""
     step = ensemble.mapped(lambda *arguments: _step(ensemble, *arguments))
     record = Graph if ensemble.device.type == "cuda" else Traced
+
+    def expected(*arguments: Any) -> int:
+        rows, size = arguments[7].shape[1], ensemble.data.batch_size
+        each = len(ensemble.data.train) // size if rows == size else 1
+        return ensemble.training.epochs * each * ensemble.method.replays
+
     # Only a stackable method promises that its step is nothing but tensor code.
-    return Replayer(step, ensemble.meter, record if ensemble.method.stackable else None)
+    is_pure = ensemble.method.stackable
+    return Replayer(step, ensemble.meter, record if is_pure else None, expected)
 
 
 def train_epoch(

@@ -13,6 +13,9 @@ from lipbench.trees import Tree, leaves, memory, tree_map
 
 _PATIENCE = 12
 """Calls of one shape before it is recorded: a recording takes as long as a dozen steps or more."""
+_MANY = 4 * _PATIENCE
+"""Calls for which a recording pays in any case, so that it is made after the first, which warms
+up."""
 _WARM_UP = 3
 """Calls before a recording, in which libraries set up what they must not set up during it."""
 _TRIES = 3
@@ -73,6 +76,7 @@ class Replayer:
         function: Function,
         meter: Meter,
         record: Callable[[Function, tuple[Tree, ...]], Function] | None,
+        expected: Callable[..., int] | None = None,
     ) -> None:
         """Take a function.
 
@@ -80,8 +84,11 @@ class Replayer:
             function: The function.
             meter: What it counts in; a replay counts the same.
             record: How to record it; None calls it as it is.
+            expected: How many calls of the same shapes there will be, by the arguments of one.
         """
         self._function, self._meter, self._record = function, meter, record
+        self._expected = expected or (lambda *arguments: 0)
+        self._due: dict[Any, int] = {}
         self._calls: Counter[Any] = Counter()
         self._recordings: dict[Any, tuple[Function, Meter] | None] = {}
 
@@ -91,7 +98,10 @@ class Replayer:
             return self._function(*arguments)
         shapes = tuple((value.shape, value.dtype) for value in leaves(arguments))
         self._calls[shapes] += 1
-        if self._calls[shapes] == _PATIENCE:
+        if self._calls[shapes] == 1:
+            many = self._expected(*arguments) >= _MANY
+            self._due[shapes] = min(2, _PATIENCE) if many else _PATIENCE
+        if self._calls[shapes] == self._due[shapes]:
             self._recordings[shapes] = self._recorded(arguments)
         found = self._recordings.get(shapes)
         if found is None:

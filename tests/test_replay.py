@@ -54,9 +54,9 @@ def running(meter):
     return function
 
 
-def results(record):
+def results(record, expected=None):
     meter = Meter()
-    replayer = Replayer(running(meter), meter, record and partial(record, meter))
+    replayer = Replayer(running(meter), meter, record and partial(record, meter), expected)
     state, seen = {"total": torch.zeros(()), "kept": torch.ones(3)}, []
     for size in SIZES:
         state, doubled = replayer(state, torch.full((size,), 0.5))
@@ -119,6 +119,35 @@ def test_a_shape_is_recorded_once_it_was_met_often(monkeypatch):
 
     assert results(Noted) == results(None)
     assert met == [4]  # which come four times, and two samples once
+
+
+def test_what_will_come_often_is_recorded_at_its_second_call(monkeypatch):
+    always(monkeypatch)
+    monkeypatch.setattr("lipbench.replay._PATIENCE", 3)
+    totals = []
+
+    class Noted(Rerun):
+        def __init__(self, meter, function, arguments):
+            totals.append((len(arguments[1]), float(arguments[0]["total"])))
+            super().__init__(meter, function, arguments)
+
+    for many, expected in ((48, [(4, 2.0)]), (47, [(4, 5.0)])):
+        totals.clear()
+        assert results(Noted, lambda state, inputs, n=many: n * (len(inputs) == 4)) == results(None)
+        assert totals == expected
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(50, 5 * 2), (40, 5 * 2), (100, 5)])
+def test_a_training_knows_how_often_a_step_comes(batch_size, expected):
+    entry = an_entry("standard", epochs=5, batch_size=batch_size)
+    trainer = a_trainer(entry, digits(train=100), records=True)
+    seen = {}
+    step = trainer.step._expected
+    trainer.step._expected = lambda *arguments: seen.setdefault(
+        arguments[7].shape[1], step(*arguments)
+    )
+    trainer.run(trainer.begin())
+    assert seen == {batch_size: expected} | ({20: 5} if batch_size == 40 else {})
 
 
 # One of each kind of hook; the others are recorded in the slow tests.
