@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lipbench import registry
 from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.ending import Ending, ending
 from lipbench.incumbent import INCUMBENT, incumbent
 from lipbench.network import Network, as_network
 from lipbench.norm import Norm
@@ -111,14 +112,18 @@ def bracket(
     values: list[Lipschitz] = []
     bounds: list[Computed] = []
     begin = time.perf_counter()
-    for name, bound in _installed(network, measure, box, refused):
+    for name, bound, part in _installed(network, measure, box, refused):
         start = time.perf_counter()
-        fitting = bound.within(network, measure, box, min(time_limit, _FOREVER) - (start - begin))
+        subject = network if part is None else part.before
+        fitting = bound.within(subject, measure, box, min(time_limit, _FOREVER) - (start - begin))
         if fitting is None:
             refused[name] = f"it would pass the time limit of {time_limit} s."
             continue
         try:
-            value = fitting.compute(network, measure, box, tuple(values), inputs)
+            if part is None:
+                value = fitting.compute(network, measure, box, tuple(values), inputs)
+            else:
+                value = part.behind(fitting.compute(subject, measure, box, (), inputs))
         except Refused as error:
             refused[name] = str(error)
             continue
@@ -149,29 +154,35 @@ def bracket(
 
 def _installed(
     network: Network, norm: Norm, domain: Box | None, refused: dict[str, str]
-) -> list[tuple[str, Bound]]:
-    """Return the bounds that do not refuse, in order; the reasons of others are added."""
+) -> list[tuple[str, Bound, Ending | None]]:
+    """Return the bounds that do not refuse, in order; the reasons of others are added.
+
+    Beside each is the network's ending if the bound is to be one of what stands before it.
+    """
     found = []
+    end = ending(network)
     for name in registry.names(_GROUP):
         try:
             bound = registry.load(_GROUP, name, Bound)()
         except registry.PluginError as error:
             refused[name] = str(error)
             continue
-        reason = bound.refuses(network, norm, domain)
+        part = end if bound.side in ("upper", "exact") else None
+        subject = network if part is None else part.before
+        reason = bound.refuses(subject, norm, domain)
         if norm not in bound.norms:
             reason = f"it has no rule for norm {norm}."
         if bound.side == "estimate":
             reason = "it is an estimate, and bounds nothing."
         if reason is None:
-            found.append((name, bound))
+            found.append((bound.cost(subject, norm, domain), name, bound, part))
         else:
             refused[name] = reason
-    found.sort(key=lambda pair: pair[1].cost(network, norm, domain))
+    found.sort(key=lambda one: one[0])
     # The cheapest from each side first: no slow bound must leave a network without a bracket.
-    sides = (next((one for one in found if one[1].side == side), None) for side in _SIDES)
+    sides = (next((one for one in found if one[2].side == side), None) for side in _SIDES)
     first = [one for one in sides if one is not None]
-    return first + [one for one in found if one not in first]
+    return [one[1:] for one in first + [one for one in found if one not in first]]
 
 
 def _computed(name: str, value: Lipschitz, seconds: float) -> Computed:

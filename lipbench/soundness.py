@@ -13,6 +13,7 @@ from lipbench.boxed import boxed_norm
 from lipbench.casework import jacobian_proved
 from lipbench.composition import composed
 from lipbench.constants import constant
+from lipbench.ending import ending, is_behind
 from lipbench.enumerated import enumerated_problem
 from lipbench.factored import refactored
 from lipbench.intervals import centred_on
@@ -105,12 +106,25 @@ def recheck(network: Network, value: Lipschitz) -> list[Violation]:
     A lower bound is rechecked by its witness, a product by the constant of each step. A value
     without a proof, or with one of another kind, is a violation unless flagged `unverified`.
     """
+    if is_behind(value):
+        return _recheck_behind(network, value)
     for kind, (sides, check) in _CHECKS.items():
         if kind in value.proof and value.side in sides:
             return check(network, value)
     if value.side == "estimate" or "unverified" in value.flags:
         return []
     return [Violation(message=f"{_name(value)} has no proof that can be rechecked.")]
+
+
+def _recheck_behind(network: Network, value: Lipschitz) -> list[Violation]:
+    end = ending(network)
+    if end is None or value.side != "upper":
+        return [Violation(message=f"{_name(value)}, but it has no such ending.")]
+    before, proved = end.proved(value)
+    found = recheck(end.before, before)
+    if not proved <= value.value * (1 + TOLERANCE):
+        found.append(Violation(message=f"{_name(value)}, but what is before proves {proved:.9g}."))
+    return found
 
 
 def _recheck_witness(network: Network, value: Lipschitz) -> list[Violation]:

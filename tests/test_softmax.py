@@ -16,6 +16,7 @@ import lipbench
 from lipbench.auditing import audit
 from lipbench.bound import Bound, Refused
 from lipbench.constants import constant
+from lipbench.ending import ending
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
@@ -145,28 +146,94 @@ def test_an_axis_that_torch_guesses_is_refused():
         read(lambda self, x: F.softmax(x), 3)
 
 
+def before_it(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("tail", LAYERS)
-def test_a_network_that_ends_in_it_has_both_bounds(tail, norm):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), tail).eval()
-    found = lipbench.bracket(model, (4,), norm, time_limit=5)
-    assert 0 < found.lower <= found.upper < math.inf
-    assert "not read neuron by neuron" in found.refused["liplt"]
-    network = as_network(model, (4,))
-    product = load("lipbench.bounds", "product", Bound)().compute(network, norm, None)
-    assert recheck(network, product) == []
-    assert recheck(network, replace(product, value=0.9 * product.value))
-    names = {bound.name for bound in found.bounds if bound.side == "upper"}
-    assert "product" in names
-    assert names <= {
-        "product",
-        "sedghi",
-        "gram",
-        "gram_lattice",
-        "lipbound",
-        "tight_layers",
-    }
+@pytest.mark.parametrize("domain", [None, (0.0, 1.0)])
+def test_a_network_that_ends_in_it_has_the_bounds_of_what_is_before(tail, norm, domain):
+    """Each times the constant of the ending; exact ones are upper bounds then."""
+    model = before_it()
+    first = lipbench.bracket(model, (4,), norm, domain)
+    found = lipbench.bracket(nn.Sequential(model, tail), (4,), norm, domain)
+    factor = constant(the_step(tail, 3), norm)
+    assert 0 < found.lower <= found.upper <= first.upper * factor * (1 + 1e-9)
+    known = {one.name: one.value for one in first.bounds if one.side in ("upper", "exact")}
+    values = {one.name: one.value for one in found.bounds if one.side == "upper"}
+    assert "lipbab" in known
+    assert known.keys() == values.keys()
+    assert all(value == pytest.approx(known[name] * factor) for name, value in values.items())
+    assert not any(one.side == "exact" for one in found.bounds)
+
+
+class Beside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(self.layer(x).softmax(1)) + x[:, :2]
+
+
+@pytest.mark.parametrize(
+    ("model", "steps"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.Softmax(1)), 1),
+        (nn.Sequential(nn.Linear(3, 4), nn.Softmax(1), nn.Linear(4, 2), nn.Tanh()), 3),
+        (nn.Sequential(nn.Softmax(1), nn.Linear(3, 2)), 2),
+        (nn.Sequential(nn.Linear(3, 4), nn.Softmax(1), nn.Softmax(1)), 2),
+        (nn.Sequential(nn.Linear(3, 4), nn.ReLU()), None),
+        (Beside(), None),
+    ],
+)
+def test_an_ending_is_read_by_nothing_but_a_chain(model, steps):
+    network = as_network(model.eval(), (3,))
+    end = ending(network)
+    assert (None if end is None else len(end.steps)) == steps
+    if end is not None:
+        x = torch.randn(5, 3, dtype=torch.float64)
+        value = end.before(x)
+        for step in end.steps:
+            value = step(value)
+        assert torch.equal(value, network(x))
+
+
+def test_a_proof_of_what_is_before_is_checked_again():
+    network = as_network(nn.Sequential(before_it(), nn.Softmax(1)), (4,))
+    end = ending(network)
+    inner = load("lipbench.bounds", "lipsdp_neuron", Bound)().compute(end.before, L2, None)
+    value = end.behind(inner)
+    assert value.value == pytest.approx(inner.value / 2)
+    assert recheck(network, value) == []
+    assert (
+        "what is before proves"
+        in recheck(network, replace(value, value=0.9 * value.value))[0].message
+    )
+    # A smaller value for what is before does not hold there.
+    smaller = {**value.proof, "before:value": value.proof["before:value"] * 0.9}
+    lie = replace(value, value=0.9 * value.value, proof=smaller)
+    assert "multipliers prove" in recheck(network, lie)[0].message
+    nothing = {"before:value": value.proof["before:value"]}
+    assert "has no proof" in recheck(network, replace(value, proof=nothing))[0].message
+    assert "no such ending" in recheck(end.before, value)[0].message
+    assert "no such ending" in recheck(network, replace(value, side="exact"))[0].message
+    steeper = before_it()
+    with torch.no_grad():
+        steeper[2].weight.mul_(3)
+    other = as_network(nn.Sequential(steeper, nn.Softmax(1)), (4,))
+    assert "multipliers prove" in recheck(other, value)[0].message
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+def test_what_is_before_is_no_number(value):
+    network = as_network(nn.Sequential(before_it(), nn.Softmax(1)), (4,))
+    end = ending(network)
+    inner = load("lipbench.bounds", "product", Bound)().compute(end.before, L2, None)
+    lie = end.behind(replace(inner, value=value))
+    assert recheck(network, lie)
 
 
 def test_an_audit_proves_a_claim():
