@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lipbench.bisection import bisected_proved
 from lipbench.bound import Lipschitz, Side
 from lipbench.boxed import boxed_norm
 from lipbench.casework import jacobian_proved
@@ -196,6 +197,7 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "varying_reach": (("upper",), _proved("its neurons that vary", _proved_by_varying_blocks)),
     "multipliers": (("upper",), _proved("its multipliers", recertified)),
     "cases": (("upper",), _proved("cases of its derivatives", jacobian_proved)),
+    "halvings": (("upper",), _proved("the parts of its domain", bisected_proved)),
     "products": (("upper",), _proved("its weights of products", repositive)),
 }
 """By an entry of the proof: the sides that it can prove, and how that is checked."""

@@ -1,0 +1,85 @@
+"""Bounds on parts of a box of few inputs, which is bisected."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from lipbench.bisection import bisected_bound, products
+from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.network import Network
+from lipbench.norm import Norm
+from lipbench.threat import Box
+
+_SECONDS_PER_PRODUCT = 2e-9
+_SECONDS_PER_PART = 2e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bisection(Bound):
+    """Halve a box where derivatives are largest, and bound them on each part by intervals.
+
+    The more parts, the closer: of one input and smooth activations nothing is left open but
+    `tolerance`. Where ReLUs bend, both slopes count, and for each output apart.
+
+    Source:
+        Wang, Pei, Whitehouse, Yang, Jana, Formal Security Analysis of Neural Networks using
+        Symbolic Intervals (USENIX Security 2018), https://arxiv.org/abs/1804.10829, for bisecting
+        inputs by intervals of gradients, there to verify outputs. Intervals of derivatives as in
+        FastLip, around what neurons read at the centre of a part.
+    """
+
+    parts: int = 4000
+    """Most parts that are bounded."""
+    tolerance: float = 1e-4
+    """How far the bound may stay above the largest derivative at a centre, as a share of it."""
+    most_inputs: int = 4
+    """Most inputs: the parts that are needed grow with their power."""
+
+    side: ClassVar[Side] = "upper"
+    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, math.inf)))
+
+    def __post_init__(self) -> None:
+        if self.parts < 1:
+            raise ValueError(f"parts must be at least 1, got {self.parts}.")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance must be at least 0, got {self.tolerance}.")
+        if self.most_inputs < 1:
+            raise ValueError(f"most_inputs must be at least 1, got {self.most_inputs}.")
+
+    def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
+        """Return why there is no box, or one of too many inputs, or None."""
+        if domain is None:
+            return "all of space has no halves; give a domain."
+        inputs = math.prod(network.input_shape)
+        if inputs > self.most_inputs:
+            return f"it has {inputs} inputs, more than the {self.most_inputs} of most_inputs."
+        return None
+
+    def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
+        """Return roughly the seconds that all parts take."""
+        return self.parts * _seconds(network)
+
+    def within(
+        self, network: Network, norm: Norm, domain: Box | None, seconds: float
+    ) -> "Bisection | None":
+        """Return the bound with fewer parts, None if there is no time for the first ones."""
+        fitting = int(seconds / _seconds(network))
+        return replace(self, parts=min(self.parts, fitting)) if fitting >= 1 else None
+
+    def compute(
+        self,
+        network: Network,
+        norm: Norm,
+        domain: Box | None,
+        known: tuple[Lipschitz, ...] = (),
+        inputs: Tensor | None = None,
+    ) -> Lipschitz:
+        """Return the bound; its certificate is the parts that the box was halved into."""
+        assert domain is not None
+        return bisected_bound(network, norm, domain, self.parts, self.tolerance)
+
+
+def _seconds(network: Network) -> float:
+    return _SECONDS_PER_PART + _SECONDS_PER_PRODUCT * products(network)
