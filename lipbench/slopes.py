@@ -61,7 +61,8 @@ def _hardsigmoid() -> Curve:
         turns=((-3.0, 0.0, 1 / 6), (3.0, 0.0, 1 / 6)),
         error=0.0,  # whoever multiplies by a slope allows for its own rounding
     )
-    return _outwards(Curve(F.hardsigmoid, 0.0, 1 / 6, derivative=derivative))
+    # The same bits as F.hardsigmoid, whose derivative torch cannot differentiate.
+    return _outwards(Curve(lambda x: F.relu6(x + 3) / 6, 0.0, 1 / 6, derivative=derivative))
 
 
 def _hardswish() -> Curve:

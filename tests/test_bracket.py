@@ -9,6 +9,7 @@ from torch import nn
 import lipbench
 from lipbench.bound import Refused
 from lipbench.bracketing import Unsound
+from lipbench.slopes import CURVES
 
 STRANGER = """
 from dataclasses import dataclass
@@ -51,6 +52,15 @@ def test_every_norm_and_a_box_are_bracketed(model, norm):
     found = lipbench.bracket(model, input_shape=(1,), norm=norm, domain=(0, 1))
     assert found.lower == pytest.approx(1, abs=1e-6)
     assert all(bound.norm == norm and bound.domain == (0.0, 1.0) for bound in found.bounds)
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_no_bound_fails_on_an_activation(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), kind(), nn.Linear(4, 2)).eval()
+    found = lipbench.bracket(model, input_shape=(3,), domain=(-1, 1), time_limit=2)
+    assert not any("failed" in reason for reason in found.refused.values())
+    assert 0.5 * found.upper <= found.lower <= found.upper
 
 
 def test_a_network_without_a_rule_is_refused_as_a_whole():

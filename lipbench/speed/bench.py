@@ -20,7 +20,7 @@ class Scale:
     pairs: int = 500
     few_pairs: int = 64
     epochs: int = 3
-    """After these the accuracies of all sides are compared."""
+    """Of each training; after these the accuracies of all sides are compared."""
     seeds: int = 3
     tolerance: float = 0.005
     """By how much the mean test accuracies of two sides may differ."""
