@@ -36,7 +36,10 @@ class Twice(Model):
     def build(self, input_shape, outputs, rng):
         inner = nn.Linear(16, 16)
         layers = nn.Linear(64, 16), nn.ReLU(), inner, nn.ReLU(), inner, nn.ReLU()
-        return nn.Sequential(nn.Flatten(), *layers, nn.Linear(16, outputs))
+        model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(16, outputs))
+        for value in model.parameters():
+            nn.init.normal_(value, std=0.3, generator=rng)
+        return model
 """
 
 

@@ -153,7 +153,7 @@ def before_it(seed=0):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("tail", LAYERS)
-@pytest.mark.parametrize("domain", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("domain", [None, pytest.param((0.0, 1.0), marks=pytest.mark.slow)])
 def test_a_network_that_ends_in_it_has_the_bounds_of_what_is_before(tail, norm, domain):
     """Each times the constant of the ending; exact ones are upper bounds then."""
     model = before_it()

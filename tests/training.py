@@ -44,6 +44,7 @@ TINY = {
     "parseval": {"beta": 0.001, "share": 0.5},
     "lmt": {"c": 0.3, "ramp": 0.5},
     "local_lip": {"epsilon": 0.3, "iterations": 2},
+    "bjorck": {"iterations": 10},
 }
 
 ADAM = Optimizer(name="adam", lr=0.01)
