@@ -59,7 +59,7 @@ def test_a_sigmoid_is_as_steep_as_computed_by_hand(domain, steepest, norm):
 
 
 def test_two_bumps_far_apart_are_both_found():
-    """Of s(20x) - s(20x - 60), and the second half as high: only the first one is halved on."""
+    """Those of s(20x) + s(20x - 60) / 2: only around the steeper one parts are small."""
     net = nn.Sequential(nn.Linear(1, 2), nn.Sigmoid(), nn.Linear(2, 1)).double().eval()
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[20.0], [20.0]]))
@@ -96,7 +96,7 @@ def naively(net, lo, hi, norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("widths", [(1, 4, 2), (2, 5, 4, 3), (3, 4, 2)])
-def test_parts_are_bounded_as_by_loops_over_numbers(widths, norm):
+def test_parts_are_bounded_as_by_plain_intervals(widths, norm):
     net, domain = random_net(1, widths), (-0.5, 1.5)
     found = bound(parts=23, tolerance=0.0).compute(as_network(net, (widths[0],)), norm, domain)
     largest = 0.0
