@@ -6,11 +6,12 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lipbench.host import host_id
+from lipbench.registry import GROUPS, published
 
 _LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors")
 # Everything else in the environment may be a secret.
@@ -52,11 +53,9 @@ def _version(distribution: str) -> str | None:
 
 
 def _plugins() -> dict[str, str]:
-    return {
-        str(found.metadata["Name"]): found.version
-        for found in sorted(distributions(), key=lambda found: str(found.metadata["Name"]))
-        if any(point.group.startswith("lipbench.") for point in found.entry_points)
-    }
+    found = {point.dist for group in GROUPS for point in published(group)}
+    versions = {dist.name: dist.version for dist in found if dist is not None}
+    return dict(sorted(versions.items()))
 
 
 def _git(folder: Path) -> dict[str, Any] | None:

@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import Distribution, entry_points
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
 from lipbench.fields import plain
-from lipbench.registry import GROUPS
+from lipbench.registry import GROUPS, published
 
 
 def digest(value: Any) -> str:
@@ -102,8 +102,8 @@ def _home(module: str) -> frozenset[str]:
 
 
 def _distributions(module: str) -> list[Distribution]:
-    published = [entry for group in GROUPS for entry in entry_points(group=group)]
-    return [entry.dist for entry in published if entry.module == module and entry.dist]
+    points = [entry for group in GROUPS for entry in published(group)]
+    return [entry.dist for entry in points if entry.module == module and entry.dist]
 
 
 def _path(module: str) -> Path | None:

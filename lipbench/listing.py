@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any
 
-from lipbench.registry import PluginError, is_family, load, resolve, variants
+from lipbench.registry import PluginError, is_family, load, published, resolve, variants
 
 if TYPE_CHECKING:
     from lipbench.pricing import Price
@@ -41,9 +41,9 @@ def listing(kind: str) -> list[Listed]:
     """Return the plugins of a kind (a key of `KINDS`), sorted by name, a family by variants."""
     group = f"lipbench.{kind}"
     module, _, base = KINDS[kind].partition(":")
-    published = sorted(entry_points(group=group), key=lambda one: (one.name, one.value))
+    points = sorted(published(group), key=lambda one: (one.name, one.value))
     cls = getattr(import_module(module), base)
-    return [line for one in published for line in _lines(group, one, cls)]
+    return [line for one in points for line in _lines(group, one, cls)]
 
 
 def priced(plugins: list[Listed], device: str = "cpu") -> list[Listed]:
@@ -84,8 +84,8 @@ def _note(one: Listed) -> str:
     return _cut("", one.broken)
 
 
-def _lines(group: str, published: EntryPoint, base: type[Any]) -> Iterator[Listed]:
-    dist, name = published.dist, published.name
+def _lines(group: str, point: EntryPoint, base: type[Any]) -> Iterator[Listed]:
+    dist, name = point.dist, point.name
     one = Listed(
         name=name,
         distribution=dist.name if dist else "unknown",

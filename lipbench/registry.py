@@ -7,9 +7,12 @@ A name may have a part after a colon (`torchattacks:PGD`): the part before it is
 a family of plugins whose field `variant` is the part after it.
 """
 
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -30,9 +33,18 @@ class PluginError(Exception):
     """A plugin is missing, ambiguous, broken, or not what its group promises."""
 
 
+def published(group: str) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group.
+
+    The distributions are read once, and again when a folder on the path changes, as it does
+    where one is installed or removed.
+    """
+    return _published(tuple((place, _changed(place)) for place in sys.path), group)
+
+
 def names(group: str) -> list[str]:
     """Return the names of all plugins that are published in `group`, sorted."""
-    return sorted({plugin.name for plugin in entry_points(group=group)})
+    return sorted({plugin.name for plugin in published(group)})
 
 
 def load(group: str, name: str, base: type[T]) -> type[T]:
@@ -50,17 +62,16 @@ def load(group: str, name: str, base: type[T]) -> type[T]:
         PluginError: If no distribution publishes `name`, if several do, if its import fails, or
             if the published object is not a subclass of `base`.
     """
-    published = find(group, name)
+    point = find(group, name)
     try:
-        plugin = published.load()
+        plugin = point.load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
         raise PluginError(
-            f"{_kind(group)} {name!r} of {source(published)} is broken: "
-            f"{type(error).__name__}: {error}"
+            f"{_kind(group)} {name!r} of {source(point)} is broken: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
         raise PluginError(
-            f"{_kind(group)} {name!r} of {source(published)} must be a subclass of "
+            f"{_kind(group)} {name!r} of {source(point)} must be a subclass of "
             f"{base.__name__}, got {plugin!r}."
         )
     return plugin
@@ -114,7 +125,7 @@ def find(group: str, name: str) -> EntryPoint:
     Raises:
         PluginError: If no distribution publishes `name`, or if several do.
     """
-    found = tuple(entry_points(group=group, name=name))
+    found = [plugin for plugin in published(group) if plugin.name == name]
     if not found:
         raise PluginError(f"{_kind(group)} {name!r} is not installed{_choice(name, names(group))}")
     if len(found) > 1:
@@ -127,13 +138,13 @@ def find(group: str, name: str) -> EntryPoint:
 
 def distribution(group: str, name: str) -> tuple[str, str]:
     """Return name and version of the distribution that publishes a plugin."""
-    published = find(group, name.partition(":")[0])
-    return (published.dist.name, published.dist.version) if published.dist else ("unknown", "")
+    dist = find(group, name.partition(":")[0]).dist
+    return (dist.name, dist.version) if dist else ("unknown", "")
 
 
-def source(published: EntryPoint) -> str:
+def source(point: EntryPoint) -> str:
     """Return the distribution of an entry point as "name version"."""
-    dist = published.dist
+    dist = point.dist
     return f"{dist.name} {dist.version}" if dist else "an unknown distribution"
 
 
@@ -141,6 +152,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the known word nearest to `word`, or nothing."""
     close = get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@lru_cache(maxsize=len(GROUPS))
+def _published(places: tuple[tuple[str, int], ...], group: str) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))
+
+
+def _changed(place: str) -> int:
+    try:
+        return os.stat(place or os.curdir).st_mtime_ns
+    except OSError:  # absent: whatever is there later counts as a change
+        return 0
 
 
 def _choice(word: str, known: list[str]) -> str:

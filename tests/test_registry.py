@@ -54,6 +54,15 @@ def test_a_strangers_plugin_is_found(publish):
     assert distribution("lipbench.methods", "mine") == ("stranger", "2.3")
 
 
+def test_what_is_installed_or_removed_meanwhile_is_seen(publish):
+    root = publish("first", {"lipbench.methods": {"mine": "mine:Mine"}}, {"mine.py": METHOD})
+    assert "mine" in names("lipbench.methods")
+    (root / "first-1.0.dist-info").rename(root / "first-1.0.removed")
+    assert "mine" not in names("lipbench.methods")
+    (root / "first-1.0.removed").rename(root / "first-1.0.dist-info")
+    assert distribution("lipbench.methods", "mine") == ("first", "1.0")
+
+
 def test_a_misspelt_name_is_corrected():
     with pytest.raises(PluginError, match=r"method 'standrad' .*did you mean 'standard'\?"):
         load("lipbench.methods", "standrad", Method)
