@@ -69,6 +69,7 @@ def evaluate(
     attacked: Attacked,
     device: str,
     env_id: str,
+    read: Read = read_rows,
 ) -> Verdict:
     """Measure what is not measured yet, and check all that is measured.
 
@@ -82,6 +83,7 @@ def evaluate(
         attacked: What attacks do to the networks of the cell's stack.
         device: Name of the device, for the rows.
         env_id: Hash of the environment, for the rows.
+        read: How files of rows are read.
 
     Returns:
         What is wrong with all that is measured.
@@ -93,7 +95,7 @@ def evaluate(
     """
     missing = [e for e in cell.evaluations if not _is_there(folder, e)]
     if not missing:
-        return Verdict(contradictions=contradictions(cell, folder), errors=[])
+        return Verdict(contradictions=contradictions(cell, folder, read), errors=[])
     blank = Row(
         benchmark=cell.benchmark.name,
         dataset=dataset_json(cell.benchmark),
@@ -110,7 +112,7 @@ def evaluate(
         _looked_at(_subject(cell, trained, data, attacked, blank)) for trained in checkpoints
     ]
     errors = _complete(cell, folder, subjects, missing)
-    return Verdict(contradictions=contradictions(cell, folder), errors=errors)
+    return Verdict(contradictions=contradictions(cell, folder, read), errors=errors)
 
 
 def _complete(
@@ -137,7 +139,7 @@ def _complete(
     return errors
 
 
-def contradictions(cell: Cell, folder: CellFolder) -> list[str]:
+def contradictions(cell: Cell, folder: CellFolder, read: Read = read_rows) -> list[str]:
     """Return what the stored numbers of a cell say that cannot be true at once.
 
     A lower bound above an upper one of the same checkpoint, norm and domain; and a sample that is
@@ -146,7 +148,7 @@ def contradictions(cell: Cell, folder: CellFolder) -> list[str]:
     bound refutes.
     """
     there = [e.key for e in cell.evaluations if folder.rows(e.key).exists()]
-    rows = [row for key in there for row in read_rows(folder.rows(key))]
+    rows = [row for key in there for row in read(folder.rows(key))]
     samples: dict[tuple[str, str], Tensor] = {}
     for key in there:
         if folder.samples(key).exists():

@@ -134,6 +134,7 @@ class _Run:
         self.retry, self.report = retry, report
         self.read = Readings().rows
         self.identity = ""
+        self.is_behind = False
         self.due = 0.0
         self.found = {
             cell.folder(folder): standing(cell, folder, retry, self.read) for cell in whole.selected
@@ -206,13 +207,15 @@ class _Run:
             from lipbench.work import work_on
 
             self.identity = self.identity or _recorded(self.folder)
-            work_on(todo, self.folder, self.device, self.identity, self.report)
             self._keep_up()
+            work_on(todo, self.folder, self.device, self.identity, self.report, self.read)
+            self.is_behind = True
 
     def _keep_up(self) -> None:
-        """Rebuild results.csv, unless that has taken too much of the time already."""
+        """Rebuild results.csv before more work, unless that has taken too much time already."""
         began = time.monotonic()
-        if began >= self.due:
+        if self.is_behind and began >= self.due:
+            self.is_behind = False
             write_results(self.folder, self.read)
             ended = time.monotonic()
             self.due = ended + (ended - began) / _UPKEEP

@@ -27,6 +27,7 @@ from lipbench.networks import load_network, network_path, save_networks, write_h
 from lipbench.precision import products
 from lipbench.progress import Progress as Report
 from lipbench.progress import named
+from lipbench.rows import Read, read_rows
 from lipbench.trainer import Trainer
 from lipbench.trial import Outcome
 
@@ -36,17 +37,25 @@ SAVE_EVERY = 30.0
 """Seconds between two copies of the training state."""
 
 
-def work_on(cells: Sequence[Cell], run: Path, device: str, env_id: str, report: Report) -> None:
+def work_on(
+    cells: Sequence[Cell],
+    run: Path,
+    device: str,
+    env_id: str,
+    report: Report,
+    read: Read = read_rows,
+) -> None:
     """Train the stack of `cells` where it is needed, and evaluate all its cells.
 
-    `cells` belong to one stack. A stack that somebody else has claimed is left alone.
+    `cells` belong to one stack. A stack that somebody else has claimed is left alone. Files of rows
+    are read by `read`, which may remember them.
     """
     siblings = cells[0].siblings()
     held = claim(cell.folder(run) for cell in siblings)
     if held is None:
         return
     with held:
-        _Bench(siblings, {cell.key for cell in cells}, run, device, env_id, report).work()
+        _Bench(siblings, {cell.key for cell in cells}, run, device, env_id, report, read).work()
 
 
 class _Bench:
@@ -60,13 +69,15 @@ class _Bench:
         device: str,
         env_id: str,
         report: Report,
+        read: Read,
     ) -> None:
         self.siblings, self.run, self.env_id, self.report = siblings, run, env_id, report
+        self.read = read
         self.wanted = wanted
         self.device = resolve(device)
         self.training = siblings[0].entry.training
         self.last = siblings[0].folder(run).last
-        self._read: dict[str, list[Trained]] = {}
+        self._trained: dict[str, list[Trained]] = {}
         self._outcomes: Attacked | None = None
 
     def work(self) -> None:
@@ -224,7 +235,9 @@ class _Bench:
             attacked = self._attacked(data)
             place = device_name(self.device)
             networks = self._networks(cell)
-            verdict = evaluate(cell, folder, networks, data, attacked, place, self.env_id)
+            verdict = evaluate(
+                cell, folder, networks, data, attacked, place, self.env_id, self.read
+            )
         except Unfit as error:
             self._conclude(cell, error.state, str(error))
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -254,13 +267,13 @@ class _Bench:
         Raises:
             Unreadable: If a file is absent or damaged.
         """
-        if cell.key not in self._read:
+        if cell.key not in self._trained:
             folder, checkpoints = cell.folder(self.run), self._status(cell).checkpoints
-            self._read[cell.key] = [
+            self._trained[cell.key] = [
                 load_network(cell, folder, name, facts, self.device)
                 for name, facts in checkpoints.items()
             ]
-        return self._read[cell.key]
+        return self._trained[cell.key]
 
     def _attacked(self, data: Data) -> Attacked:
         """Return what attacks do to all networks of the stack, of which none is asked for yet."""
