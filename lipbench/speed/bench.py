@@ -49,6 +49,6 @@ class Bench:
         """Return the samples of all sides."""
         return self.read(self.device)
 
-    def alternate(self, sides: dict[str, Side]) -> Times:
-        """Return the times of the sides, run in turn."""
-        return alternate(sides, self.repeats, self.device, self.say)
+    def alternate(self, sides: dict[str, Side], times: int = 1) -> Times:
+        """Return the times of the sides, run in turn, `times` as often as asked for."""
+        return alternate(sides, times * self.repeats, self.device, self.say)

@@ -1,5 +1,6 @@
 """Time several sides in turn, so that a machine that slows down slows all of them."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,6 +52,7 @@ def alternate(
         say(f"repeat {number + 1} of {repeats}")
         for name, prepare in sides.items():
             timed = prepare()
+            gc.collect()  # else one side pays for what another threw away
             is_reset = _reset_peak(device)
             _synchronise(device)
             began = time.perf_counter()
