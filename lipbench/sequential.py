@@ -62,7 +62,8 @@ def parts(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Part, ...]:
     layers = _layers(module)
     linear = [number for number, layer in enumerate(layers) if _is_linear(layer)]
     found: list[Part] = []
-    values = torch.zeros(1, *input_shape)
+    like = next(module.parameters(), torch.empty(0))
+    values = like.detach().new_zeros(1, *input_shape)
     with torch.no_grad():
         for number, layer in enumerate(layers):
             before = tuple(values.shape[1:])

@@ -260,6 +260,11 @@ def test_a_network_that_is_no_chain_is_refused():
     assert "it is no nn.Sequential" in a_method("aol").refuses(nn.Linear(64, 10), digits())
 
 
+def test_networks_in_double_precision_are_read():
+    data = digits()
+    assert a_method("aol").refuses(initial(data).double(), data) is None
+
+
 def test_averages_make_the_claim_smaller():
     model = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 10))
     method = a_method("aol")
