@@ -26,9 +26,16 @@ def remembered(tmp_path):
     return json.loads((tmp_path / "lipbench" / "stacking.json").read_text())
 
 
-def test_dense_networks_are_stacked_without_a_measurement(tmp_path):
+def test_small_dense_networks_are_stacked_without_a_measurement(tmp_path):
     assert largest_stack(the_benchmark(), CPU) == LARGEST_ON_CPU
     assert not (tmp_path / "lipbench").exists()
+
+
+def test_whether_a_large_dense_network_is_stacked_is_measured(tmp_path):
+    large = {"name": "mlp", "widths": [800, 800]}
+    found = largest_stack(the_benchmark(model=large), CPU)
+    (times,) = remembered(tmp_path).values()
+    assert found == (LARGEST_ON_CPU if times["stacked"] < times["alone"] else 1)
 
 
 def test_a_network_that_needs_much_memory_gets_a_smaller_stack(monkeypatch):
