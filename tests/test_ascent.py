@@ -138,6 +138,19 @@ def test_broken_samples_are_asked_no_more():
     assert counted.queries.max() <= 21
 
 
+def test_what_is_broken_leaves_the_batch():
+    net, inputs, labels, threat = situation(epsilon=1e-6)
+    labels[:10] = (labels[:10] + 1) % 4
+    sizes = []
+
+    def watched(points):
+        sizes.append(len(points))
+        return net(points)
+
+    climb(watched, inputs, labels, threat, [0.1] * 3)
+    assert sizes == [40, 30, 30, 30]
+
+
 def test_samples_at_rest_in_a_corner_are_asked_no_more():
     """A linear classifier is climbed straight into a corner, and every answer stays the same."""
     weight, bias, inputs, labels = linear(5, 8, 50)

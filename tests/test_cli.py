@@ -143,6 +143,21 @@ def test_a_missing_configuration_is_bad_usage(lip, tmp_path, verb):
     assert "there is no such file" in err
 
 
+@pytest.mark.parametrize(("options", "size"), [([], 2), (["--no-stack"], 1)])
+def test_cells_are_trained_one_by_one_if_that_is_asked_for(lip, config, options, size):
+    enough = 'epochs = 5, optimizer = { name = "adam", lr = 0.02 }'
+    config.write_text("seeds = [0, 1]\n" + CONFIG.replace("epochs = 1", enough))
+
+    code, out, _ = lip("plan", config, *options)
+    assert code == 0
+    assert f"2 cells in {2 // size} stacks" in out
+
+    code, *_ = lip("run", config, "-q", "-o", config.parent / "run", *options)
+    assert code == 0
+    cells = list((config.parent / "run").glob("cells/*/*/*/cell.json"))
+    assert [len(json.loads(cell.read_text())["stack"]) for cell in cells] == [size] * 2
+
+
 @pytest.mark.parametrize("verb", ["plan", "run"])
 def test_selecting_nothing_has_its_own_code(lip, config, verb):
     code, _, err = lip(verb, config, "--only", "smal")

@@ -338,6 +338,24 @@ def test_every_epsilon_is_checked():
         judge_epsilons(Scripted(act=up), threshold, *part)
 
 
+@pytest.mark.parametrize(("batch_size", "sizes"), [(12, [12, 6]), (17, [12, 6]), (18, [18])])
+def test_as_many_networks_are_attacked_together_as_a_batch_has_room_for(batch_size, sizes):
+    nets = [network().eval() for _ in range(3)]
+    inputs = torch.rand(6, 64, generator=generator())
+    labels = nets[0](inputs).argmax(dim=1)
+    seen = []
+
+    def watch(model, inputs, labels, threat, rng):
+        seen.append(len(inputs))
+        return inputs
+
+    part = inputs, labels, INF, [0.1], None, [generator() for _ in nets]
+    for attack, expected in ((Mixing(act=watch), sizes), (Scripted(act=watch), [6] * 3)):
+        seen.clear()
+        judge_networks(attack, Networks.of(nets), *part, batch_size=batch_size)
+        assert seen == expected
+
+
 def test_changing_networks_that_are_attacked_together_is_noticed_and_undone():
     nets = [network(seed).eval() for seed in (0, 1)]
     networks = Networks.of(nets)

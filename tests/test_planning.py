@@ -72,6 +72,8 @@ TRAINING = [
     {"dataset": {**runs.DATASET, "split_seed": 1}},
     {"training": {"epochs": 3}},
     {"training": {"epochs": 2, "dtype": "float64"}},
+    {"training": {"epochs": 2, "precision": "tf32"}},
+    {"training": {"epochs": 2, "precision": "bf16"}},
     {"selection": "last"},
     {"seeds": (1,)},
 ]
