@@ -334,7 +334,7 @@ def env() -> None:
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="How often each side is timed, in turns.",
+    help="How often each side is timed, in turns; in run_overhead three times as often.",
 )
 @click.option(
     "--device",

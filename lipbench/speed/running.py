@@ -58,7 +58,8 @@ def run_overhead(bench: Bench) -> Figure:
         ours_s=times.median("ours"),
         own_s=("bare", times.median("bare")),
         peak_bytes=times.peak_bytes,
-        more={"cells": sum(map(len, bare))},
+        more={"cells": sum(map(len, bare)), "repeats": len(times.seconds["ours"])},
+        remarks=(f"the median of {len(times.seconds['ours'])} repeats",),
     )
 
 
