@@ -510,13 +510,11 @@ def test_a_trial_whose_weights_are_finite_and_outputs_are_not_has_ended():
 
 @pytest.mark.parametrize("name", STACKABLE)
 def test_steps_read_nothing_back_from_the_device(name):
-    """An epoch of eight steps reads as many numbers as one of two."""
-    entry = variant(name, epochs=2, warmup=0)
+    """An epoch of four steps reads as many numbers as one of two."""
     found = []
-    for size in (16, 64):
-        trainer = a_trainer(replace(entry, training=replace(entry.training, batch_size=size)))
+    for size in (16, 32):
+        trainer = a_trainer(variant(name, batch_size=size), digits(train=64))
         progress = trainer.begin()
-        train_epoch(trainer.ensemble, progress, trainer.step)
         with Readback() as counted:
             train_epoch(trainer.ensemble, progress, trainer.step)
         found.append(counted.numbers)
