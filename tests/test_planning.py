@@ -66,14 +66,22 @@ def test_every_cell_of_a_stack_knows_its_siblings():
         assert [(c.key, c.seed) for c in cell.siblings()] == [(c.key, c.seed) for c in cells]
 
 
+def training(**changes):
+    # One thing differs from what the cells have otherwise.
+    return {"training": runs.benchmark()["training"] | changes}
+
+
 TRAINING = [
     {"model": {"name": "mlp", "widths": [17], "activation": "relu"}},
     {"dataset": {**runs.DATASET, "train_size": 127}},
     {"dataset": {**runs.DATASET, "split_seed": 1}},
-    {"training": {"epochs": 3}},
-    {"training": {"epochs": 2, "dtype": "float64"}},
-    {"training": {"epochs": 2, "precision": "tf32"}},
-    {"training": {"epochs": 2, "precision": "bf16"}},
+    training(epochs=3),
+    training(batch_size=17),
+    training(warmup=1),
+    training(optimizer={"name": "adam", "lr": 0.03}),
+    training(dtype="float64"),
+    training(precision="tf32"),
+    training(precision="bf16"),
     {"selection": "last"},
     {"seeds": (1,)},
 ]
