@@ -1,7 +1,6 @@
 """The layers of a model on a data set, as far as their size is concerned."""
 
 import math
-from functools import lru_cache
 
 import torch
 
@@ -19,18 +18,6 @@ _MOST_SAMPLES = {"cpu": 10_000, "cuda": 100_000}
 
 def layers(model: Model, dataset: Dataset) -> tuple[Linear, ...]:
     """Return the linear layers of the network, none if it cannot be read or built."""
-    try:
-        return _remembered(model, dataset)
-    except TypeError:  # a stranger's settings may hold a list
-        return _read(model, dataset)
-
-
-@lru_cache(maxsize=2)
-def _remembered(model: Model, dataset: Dataset) -> tuple[Linear, ...]:
-    return _read(model, dataset)
-
-
-def _read(model: Model, dataset: Dataset) -> tuple[Linear, ...]:
     shape = dataset.input_shape
     try:
         module = model.build(shape, dataset.outputs, torch.Generator())

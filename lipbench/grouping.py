@@ -60,8 +60,8 @@ def largest_stack(
         return 1
     found = layers(benchmark.model, benchmark.dataset)
     room = _room(benchmark, found, device)
-    weights = sum(layer.weight.numel() for layer in found)
-    if room == 1 or (weights <= _SMALL and found and all(isinstance(one, Dense) for one in found)):
+    is_dense = found and all(isinstance(layer, Dense) for layer in found)
+    if room == 1 or (is_dense and _weights(found) <= _SMALL):
         return room
     return room if _pays(benchmark, device, run, measure) else 1
 
@@ -155,10 +155,9 @@ def _remembered(place: Path) -> dict[str, dict[str, float]]:
 
 
 def _room(benchmark: Benchmark, found: tuple[Linear, ...], device: torch.device) -> int:
-    weights = sum(layer.weight.numel() for layer in found)
     activations = math.prod(benchmark.dataset.input_shape)
     activations += sum(math.prod(layer.output_shape) for layer in found)
-    numbers = _COPIES_OF_WEIGHTS * weights
+    numbers = _COPIES_OF_WEIGHTS * _weights(found)
     # A method that costs several steps sends more than its batch through the network.
     samples = benchmark.training.batch_size * max(one.method.cost for one in benchmark.methods)
     numbers += int(_COPIES_OF_ACTIVATIONS * samples * activations)
@@ -168,3 +167,7 @@ def _room(benchmark: Benchmark, found: tuple[Linear, ...], device: torch.device)
     else:
         there, largest = memory() or _MEMORY_IF_UNKNOWN, LARGEST_ON_CPU
     return max(1, min(largest, int(_SHARE_OF_MEMORY * there / (width * max(numbers, 1)))))
+
+
+def _weights(found: tuple[Linear, ...]) -> int:
+    return sum(layer.weight.numel() for layer in found)

@@ -1,6 +1,4 @@
 import math
-from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 import runs
@@ -8,7 +6,6 @@ import torch
 
 from lipbench.anatomy import layers, numbers_per_sample, samples_at_once, samples_that_fit
 from lipbench.config import parse
-from lipbench.model import Model
 
 CPU = torch.device("cpu")
 
@@ -33,22 +30,6 @@ def test_the_numbers_of_a_sample_are_its_input_and_what_the_layers_give():
 def test_layers_come_in_order():
     shapes = [layer.output_shape for layer in layers(*parts("madry_cnn"))]
     assert [math.prod(shape) for shape in shapes] == [2048, 1024, 1024, 10]
-
-
-def test_a_model_whose_settings_are_a_list_has_layers():
-    @dataclass(frozen=True, kw_only=True)
-    class Wide(Model):
-        widths: list[int]
-
-        def build(self, input_shape, outputs, rng):
-            sizes = [math.prod(input_shape), *self.widths, outputs]
-            dense = (torch.nn.Linear(*pair) for pair in pairwise(sizes))
-            return torch.nn.Sequential(torch.nn.Flatten(), *dense)
-
-    _, dataset = parts("mlp")
-    found = [layers(Wide(widths=[width]), dataset) for width in (3, 4, 3)]
-    assert [len(one) for one in found] == [2, 2, 2]
-    assert [one[0].output_shape for one in found] == [(3,), (4,), (3,)]
 
 
 @pytest.mark.parametrize(
