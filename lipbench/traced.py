@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lipbench.moved import overwrite
@@ -32,7 +34,10 @@ class Traced:
             given = iter(values)
             return function(*tree_map(lambda _: next(given), arguments))
 
-        program = make_fx(flat)(leaves(arguments))
+        # One for all: without it, torch makes one for each operation, which takes half of the time.
+        shapes = FakeTensorMode(allow_fallback_kernels=True)
+        with tracing(TracingContext(shapes)):
+            program = make_fx(flat)(leaves(arguments))
         _shorten(program)
         self._overwritten = overwrite(program)
         # The forward and not the module, which looks for hooks at every call.

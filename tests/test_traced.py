@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.func import vmap
 
 from lipbench.traced import Traced
@@ -52,6 +53,24 @@ def test_only_views_that_change_shapes_are_kept(function, mapped, views):
 def test_what_nothing_depends_on_is_left_out():
     program = Traced(lambda x, y: (x * 2, (x @ y).sum() * 0 + 1)[0], (drawn(3, 3), drawn(3, 3)))
     assert names(program) == ["mul"]
+
+
+def test_shapes_are_worked_out_by_one_for_all_operations(monkeypatch):
+    """Torch would make a mode for each, and look through the stack for whom."""
+    made = []
+    start = FakeTensorMode.__init__
+
+    def noted(self, *arguments, **options):
+        made.append(self)
+        start(self, *arguments, **options)
+
+    monkeypatch.setattr(FakeTensorMode, "__init__", noted)
+    few, many = (
+        Traced(lambda x, count=count: sum(x + i for i in range(count)), (drawn(3),))
+        for count in (2, 20)
+    )
+    assert len(names(many)) > len(names(few)) + 15
+    assert len(made) == 2
 
 
 def by_one(x, y):
