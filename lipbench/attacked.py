@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -76,9 +77,12 @@ class Attacked:
         return list(range(first, min(first + together, len(self.targets))))
 
     def _batch_size(self, entry: AttackEntry) -> int:
-        benchmark, device = self.targets[0].cell.benchmark, self.data.test.inputs.device
-        fixed = batch_of(entry, benchmark.evaluation) or benchmark.evaluation.batch_size
-        return fixed or samples_at_once(benchmark, device)
+        settings = self.targets[0].cell.benchmark.evaluation
+        return batch_of(entry, settings) or settings.batch_size or self._samples_at_once
+
+    @cached_property
+    def _samples_at_once(self) -> int:
+        return samples_at_once(self.targets[0].cell.benchmark, self.data.test.inputs.device)
 
     def _size(self, entry: AttackEntry) -> int:
         settings = self.targets[0].cell.benchmark.evaluation

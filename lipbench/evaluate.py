@@ -243,12 +243,12 @@ def _looked_at(subject: Subject) -> Subject:
 
 
 def _measure(subjects: Sequence[Subject], evaluation: Evaluation) -> Measured:
-    """Return what one entry of the settings says about all checkpoints, with the time it took."""
+    """Return what one entry of the settings says about all checkpoints, with what it cost."""
     measured = Measured()
     for subject in subjects:
         began = time.perf_counter()
         part = measure(subject, evaluation)
-        seconds = time.perf_counter() - began if part.seconds is None else part.seconds
+        seconds = time.perf_counter() - began + part.elsewhere
         measured.rows += [replace(row, seconds=seconds) for row in part.rows]
         measured.samples |= part.samples
         measured.proofs |= part.proofs

@@ -1,8 +1,10 @@
 """What is measured of one checkpoint: accuracy, noise, attacks and bounds, each as rows."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,6 +67,11 @@ class Subject:
             test, inputs=test.inputs[:size], targets=test.targets[:size], index=test.index[:size]
         )
 
+    @cached_property
+    def samples_at_once(self) -> int:
+        """Return how many samples the network is asked about at a time."""
+        return samples_at_once(self.cell.benchmark, self.data.test.inputs.device)
+
     @property
     def is_classifier(self) -> bool:
         """Return whether the outputs are logits."""
@@ -80,8 +87,9 @@ class Measured:
     """Outcomes per sample; names begin with the checkpoint's."""
     proofs: dict[str, Tensor] = field(default_factory=dict)
     """Witnesses and certificates in float64, named likewise."""
-    seconds: float | None = None
-    """What it cost, where that is not the time it took: several networks were attacked at once."""
+    elsewhere: float = 0.0
+    """Seconds that it cost beyond the time it took: those in which it was attacked together with
+    another network that asked first. Negative for that one."""
 
     def add(self, row: Row, outcomes: Tensor | None = None) -> None:
         """Append a row, and per sample what its value is the mean of."""
@@ -149,7 +157,7 @@ def _noise(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
             clamp,
             entry.draws,
             stream(subject.cell.seed, "noise", name),
-            settings.batch_size or samples_at_once(subject.cell.benchmark, test.inputs.device),
+            settings.batch_size or subject.samples_at_once,
         ),
         dtype=torch.float64,
     )
@@ -178,14 +186,15 @@ def _attack(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
     )
     if not subject.is_classifier:
         return _refused(row, "a regression")
+    began = time.perf_counter()
     try:
         outcome = subject.attacked.outcome(subject.cell, subject.checkpoint, evaluation.index)
     except AttackInvalid as error:
         return _without(row, "invalid", str(error))
     except NonFiniteLogits as error:
         return _without(row, "failed", str(error))
-    results, seconds = outcome
-    measured = Measured(seconds=seconds)
+    results, share = outcome
+    measured = Measured(elsewhere=share - (time.perf_counter() - began))
     for epsilon, result in zip(entry.epsilon, results, strict=True):
         robust = ~result.success
         found = replace(row, epsilon=epsilon, value=float(robust.double().mean()))

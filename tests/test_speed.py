@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from lipbench.cli import call
 from lipbench.dataset import DataMissing
 from lipbench.exits import ExitCode
 from lipbench.planning import plan
+from lipbench.rows import Row, write_rows
 from lipbench.speed import report, works
 from lipbench.speed.bench import Bench, Scale
 from lipbench.speed.figure import Figure, Ratio
 from lipbench.speed.limits import ON_CPU, ON_GPU, Limit
+from lipbench.speed.running import inside
 from lipbench.speed.samples import Samples
 from lipbench.speed.stopwatch import Times, alternate
 from lipbench.speed.tables import digits as published
@@ -85,6 +88,10 @@ def test_the_json_has_an_object_for_each_work_and_nothing_else(lip):
     assert found["pgd_linf"]["plain_s"] == pytest.approx(
         min(found["pgd_linf"]["batches_s"].values()), rel=0.5
     )
+    overhead = found["run_overhead"]
+    assert overhead["spread"][0] > 1
+    assert overhead["inside_s"] < overhead["ours_s"]
+    assert overhead["spread_alone"][0] <= overhead["ratio_alone"] <= overhead["spread_alone"][1]
     assert found["noop_rerun"]["ratio"] == found["noop_rerun"]["ours_s"]
     assert "standard_stacked: repeat 1 of 1" in err
 
@@ -181,7 +188,7 @@ def test_sides_take_turns_and_only_their_work_is_timed():
         return prepare
 
     times = alternate({"a": side("a"), "b": side("b")}, 2, torch.device("cpu"), lambda text: None)
-    assert calls == ["prepare a", "a", "prepare b", "b"] * 2
+    assert calls == ["prepare a", "a", "prepare b", "b", "prepare b", "b", "prepare a", "a"]
     assert [len(found) for found in times.seconds.values()] == [2, 2]
 
 
@@ -207,6 +214,29 @@ def test_a_limit_is_reached_on_its_side_only(limit, good, bad):
     assert limit.reached(good)
     assert not limit.reached(bad)
     assert not limit.reached(float("nan"))
+
+
+def test_the_calls_inside_a_run_are_counted_once(tmp_path):
+    """One call may give several rows; what training took is a value, and its row's call another."""
+    blank = Row(
+        benchmark="b", dataset="{}", model="{}", method="m", params="{}", seed=0, metric="loss"
+    )
+
+    def rows(key, checkpoint, call, seconds, *metrics):
+        own = replace(blank, train_key=key, checkpoint=checkpoint, eval_key=call, seconds=seconds)
+        return [replace(own, metric=metric, value=100.0) for metric in metrics]
+
+    write_rows(
+        tmp_path / "results.csv",
+        [
+            *rows("one", "last", "plain", 1.0, "loss", "test_accuracy", "training_seconds"),
+            *rows("one", "chosen", "plain", 2.0, "loss", "test_accuracy"),
+            *rows("one", "chosen", "pgd", 4.0, "robust_accuracy"),
+            *rows("two", "chosen", "pgd", 8.0, "robust_accuracy"),
+            *rows("two", "chosen", "", None, "n_trials"),
+        ],
+    )
+    assert inside(tmp_path) == 100 + 1 + 2 + 4 + 8
 
 
 def test_the_run_that_is_compared_is_a_valid_configuration():

@@ -2,11 +2,11 @@
 
 import io
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +20,7 @@ from lipbench.measures import Subject, measure
 from lipbench.net import Net, Skeleton
 from lipbench.network import as_network
 from lipbench.planning import plan
-from lipbench.rows import Row
+from lipbench.rows import Row, read_rows
 from lipbench.running import run
 from lipbench.speed.bench import Bench
 from lipbench.speed.figure import Figure, Ratio
@@ -30,7 +30,8 @@ from lipbench.trainer import Trainer
 from lipbench.trial import Outcome
 
 _MORE_REPEATS = 3
-"""Times the repeats of other works: here a few percent matter, and a machine varies by more."""
+"""Times the repeats of other works: the calls alone are to be compared with those of a run, which
+differ by less than a machine varies."""
 
 
 class Unfinished(Exception):
@@ -38,28 +39,46 @@ class Unfinished(Exception):
 
 
 def run_overhead(bench: Bench) -> Figure:
-    """Return the figure of a whole run on the digits over its training and evaluation alone."""
+    """Return the figure of a whole run on the digits over its training and evaluation calls.
+
+    A run says in its rows what each of these calls took. What it takes beside them is compared with
+    them in the same run, so that it does not drown in what a machine varies by between two. That
+    these calls take no longer in a run than alone is measured beside, in turns.
+    """
     table, device = bench.scale.run, bench.device
-    bare = plan(table, device=device.type).stacks()
+    alone = plan(table, device=device.type).stacks()
     with TemporaryDirectory(prefix="lipbench-speed-") as place:
-        folders = (Path(place) / str(number) for number in count())
+        folders: list[Path] = []
 
         def whole() -> Callable[[], object]:
-            folder = next(folders)
+            folders.append(folder := Path(place) / str(len(folders)))
             return lambda: _run(table, folder, device)
 
-        sides: dict[str, Side] = {"ours": whole, "bare": lambda: lambda: _bare(bare, device)}
+        sides: dict[str, Side] = {"ours": whole, "alone": lambda: lambda: _alone(alone, device)}
         for side in sides.values():
             side()()
         times = bench.alternate(sides, _MORE_REPEATS)
+        spent = [inside(folder) for folder in folders[1:]]
+    seconds = times.seconds["ours"]
+    beside = Ratio.of(times.ratios("ours", "alone"))
+    low, high = beside.spread
     return Figure(
-        what="a whole run on the digits over its training and evaluation calls alone",
-        ratio=Ratio.of(times.ratios("ours", "bare")),
+        what="a whole run on the digits over its training and evaluation calls, by its own rows",
+        ratio=Ratio.of([one / part for one, part in zip(seconds, spent, strict=True)]),
         ours_s=times.median("ours"),
-        own_s=("bare", times.median("bare")),
+        own_s=("inside", statistics.median(spent)),
         peak_bytes=times.peak_bytes,
-        more={"cells": sum(map(len, bare)), "repeats": len(times.seconds["ours"])},
-        remarks=(f"the median of {len(times.seconds['ours'])} repeats",),
+        more={
+            "alone_s": times.median("alone"),
+            "ratio_alone": beside.value,
+            "spread_alone": list(beside.spread),
+            "cells": sum(map(len, alone)),
+            "repeats": len(seconds),
+        },
+        remarks=(
+            f"over the same calls with nothing around them, in turns: {beside.value:.3g} "
+            f"({low:.3g} to {high:.3g}), the median of {len(seconds)} repeats",
+        ),
     )
 
 
@@ -116,7 +135,18 @@ def _run_afresh(table: Table, folder: Path, device: torch.device) -> None:
         raise Unfinished(f"a run of the comparison failed: {(done.stdout + done.stderr).strip()}")
 
 
-def _bare(stacks: list[tuple[Cell, ...]], device: torch.device) -> None:
+def inside(folder: Path) -> float:
+    """Return the seconds that the rows of a run say its training and evaluation calls took."""
+    calls, training = {}, 0.0
+    for row in read_rows(folder / "results.csv"):
+        if row.metric == "training_seconds":
+            training += row.value or 0.0
+        if row.seconds is not None:
+            calls[row.train_key, row.checkpoint, row.eval_key] = row.seconds
+    return training + sum(calls.values())
+
+
+def _alone(stacks: list[tuple[Cell, ...]], device: torch.device) -> None:
     """Train and evaluate stacks of cells with nothing around the calls that do it."""
     for cells in stacks:
         benchmark, training = cells[0].benchmark, cells[0].entry.training

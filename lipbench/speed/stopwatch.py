@@ -45,12 +45,15 @@ class Times:
 def alternate(
     sides: Mapping[str, Side], repeats: int, device: torch.device, say: Callable[[str], None]
 ) -> Times:
-    """Return the times of the sides, each run once in every repeat; `say` is told of repeats."""
+    """Return the times of the sides, each run once in every repeat; `say` is told of repeats.
+
+    Every second repeat goes backwards, so that none is always the one after another.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, list[int | None]] = {name: [] for name in sides}
     for number in range(repeats):
         say(f"repeat {number + 1} of {repeats}")
-        for name, prepare in sides.items():
+        for name, prepare in list(sides.items())[:: -1 if number % 2 else 1]:
             timed = prepare()
             gc.collect()  # else one side pays for what another threw away
             is_reset = _reset_peak(device)
