@@ -1,6 +1,7 @@
-"""The layers of a model on a data set, as far as their size is concerned."""
+"""How large the network of a model on a data set is."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -8,16 +9,53 @@ from lipbench.bound import Refused
 from lipbench.dataset import Dataset
 from lipbench.model import Model
 from lipbench.network import walk
-from lipbench.settings import Benchmark
-from lipbench.steps import Linear
+from lipbench.steps import Dense, Linear
 
 _NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**28}
 _FEWEST_SAMPLES = 500
 _MOST_SAMPLES = {"cpu": 10_000, "cuda": 100_000}
 
 
-def layers(model: Model, dataset: Dataset) -> tuple[Linear, ...]:
-    """Return the linear layers of the network, none if it cannot be read or built."""
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """The sizes of a network, as far as its linear layers tell."""
+
+    numbers_per_sample: int
+    """What one sample is on its way: the input and what the layers give."""
+    forward_products: float
+    """Multiplications of one forward pass of one sample; NaN if the network cannot be read."""
+    weights: int
+    is_dense: bool
+    """Whether it has layers, and each is dense."""
+
+    def samples_that_fit(self, device: torch.device) -> int:
+        """Return how many samples it answers at a time, at least 1: no tensor is very large."""
+        return max(1, _NUMBERS_AT_ONCE[device.type] // self.numbers_per_sample)
+
+    def samples_at_once(self, device: torch.device) -> int:
+        """Return how many samples it is asked about at a time, if the settings do not say.
+
+        As many as fit, but not few: attacks pack what is left of a batch, and are slow where that
+        is little.
+        """
+        fitting = min(_MOST_SAMPLES[device.type], self.samples_that_fit(device))
+        return max(_FEWEST_SAMPLES, fitting)
+
+
+def anatomy(model: Model, dataset: Dataset) -> Anatomy:
+    """Return the sizes of a network; one that cannot be built or read seems to have no layers."""
+    layers = _layers(model, dataset)
+    outputs = [math.prod(layer.output_shape) for layer in layers]
+    products = sum(one.fan_in * size for one, size in zip(layers, outputs, strict=True))
+    return Anatomy(
+        numbers_per_sample=math.prod(dataset.input_shape) + sum(outputs),
+        forward_products=float(products) if layers else math.nan,
+        weights=sum(layer.weight.numel() for layer in layers),
+        is_dense=bool(layers) and all(isinstance(layer, Dense) for layer in layers),
+    )
+
+
+def _layers(model: Model, dataset: Dataset) -> tuple[Linear, ...]:
     shape = dataset.input_shape
     try:
         module = model.build(shape, dataset.outputs, torch.Generator())
@@ -25,24 +63,3 @@ def layers(model: Model, dataset: Dataset) -> tuple[Linear, ...]:
     except (ValueError, Refused):
         return ()
     return graph.bind(dict(module.named_parameters()), dict(module.named_buffers())).layers
-
-
-def numbers_per_sample(model: Model, dataset: Dataset) -> int:
-    """Return how many numbers one sample is on its way: the input and what the layers give."""
-    outputs = sum(math.prod(layer.output_shape) for layer in layers(model, dataset))
-    return math.prod(dataset.input_shape) + outputs
-
-
-def samples_that_fit(model: Model, dataset: Dataset, device: torch.device) -> int:
-    """Return how many samples a network answers at a time, at least 1: no tensor is very large."""
-    return max(1, _NUMBERS_AT_ONCE[device.type] // numbers_per_sample(model, dataset))
-
-
-def samples_at_once(benchmark: Benchmark, device: torch.device) -> int:
-    """Return how many samples a network is asked about at a time, if the settings do not say.
-
-    As many as fit, but not few: attacks pack what is left of a batch, and are slow where that is
-    little.
-    """
-    fitting = samples_that_fit(benchmark.model, benchmark.dataset, device)
-    return max(_FEWEST_SAMPLES, min(_MOST_SAMPLES[device.type], fitting))

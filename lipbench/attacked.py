@@ -3,13 +3,11 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import nn
 
 from lipbench.adversary import AttackResult
-from lipbench.anatomy import samples_at_once
 from lipbench.cell import Cell, batch_of
 from lipbench.data import Data
 from lipbench.joint import Networks
@@ -77,12 +75,9 @@ class Attacked:
         return list(range(first, min(first + together, len(self.targets))))
 
     def _batch_size(self, entry: AttackEntry) -> int:
-        settings = self.targets[0].cell.benchmark.evaluation
-        return batch_of(entry, settings) or settings.batch_size or self._samples_at_once
-
-    @cached_property
-    def _samples_at_once(self) -> int:
-        return samples_at_once(self.targets[0].cell.benchmark, self.data.test.inputs.device)
+        benchmark, device = self.targets[0].cell.benchmark, self.data.test.inputs.device
+        fixed = batch_of(entry, benchmark.evaluation) or benchmark.evaluation.batch_size
+        return fixed or benchmark.anatomy.samples_at_once(device)
 
     def _size(self, entry: AttackEntry) -> int:
         settings = self.targets[0].cell.benchmark.evaluation

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
-from lipbench.anatomy import samples_that_fit
+from lipbench.anatomy import anatomy
 from lipbench.bound import Refused
 from lipbench.choice import Choice
 from lipbench.data import Data
@@ -113,7 +113,7 @@ class Ensemble:
     @cached_property
     def samples_at_once(self) -> int:
         """Return how many samples every network is asked about at a time."""
-        fitting = samples_that_fit(self.model, self.data.dataset, self.device)
+        fitting = anatomy(self.model, self.data.dataset).samples_that_fit(self.device)
         return max(1, min(_SAMPLES_AT_ONCE // len(self.trials), fitting))
 
     @cached_property

@@ -10,7 +10,6 @@ from lipbench.results import read_cell_seconds
 
 if TYPE_CHECKING:
     from lipbench.cell import Cell
-    from lipbench.settings import Benchmark
 
 # Rough figures for two cores of an x86 server; cells that are done correct the guess.
 _PRODUCTS_PER_SECOND = 3e10
@@ -41,7 +40,7 @@ def estimate(cells: "Sequence[Cell]", run: Path | None) -> Estimate:
     works = {}
     for cell in cells:
         if cell.benchmark.name not in works:
-            works[cell.benchmark.name] = forward_products(cell.benchmark)
+            works[cell.benchmark.name] = cell.benchmark.anatomy.forward_products
     guesses = [_guess(cell, works[cell.benchmark.name]) for cell in cells]
     spent = [None if run is None else read_cell_seconds(cell.folder(run)) for cell in cells]
     done = [(guess, real) for guess, real in zip(guesses, spent, strict=True) if real is not None]
@@ -54,16 +53,6 @@ def estimate(cells: "Sequence[Cell]", run: Path | None) -> Estimate:
         remaining=factor * sum(left),
         measured=bool(done),
     )
-
-
-def forward_products(benchmark: "Benchmark") -> float:
-    """Return the multiplications of one forward pass of one sample; NaN if there is no telling."""
-    from lipbench.anatomy import layers
-
-    found = layers(benchmark.model, benchmark.dataset)
-    if not found:
-        return math.nan
-    return float(sum(one.fan_in * math.prod(one.output_shape) for one in found))
 
 
 def spoken(seconds: float) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from lipbench.anatomy import layers
+from lipbench.anatomy import Anatomy
 from lipbench.datafolder import cache
 from lipbench.environment import memory, processor
 from lipbench.fields import fields_json
@@ -21,7 +21,6 @@ from lipbench.losses import error_odds
 from lipbench.net import Skeleton
 from lipbench.precision import products
 from lipbench.settings import Benchmark
-from lipbench.steps import Dense, Linear
 from lipbench.trees import Tree, stack, take
 
 LARGEST_ON_CPU = 16
@@ -58,10 +57,9 @@ def largest_stack(
     """
     if not benchmark.model.stackable:
         return 1
-    found = layers(benchmark.model, benchmark.dataset)
-    room = _room(benchmark, found, device)
-    is_dense = found and all(isinstance(layer, Dense) for layer in found)
-    if room == 1 or (is_dense and _weights(found) <= _SMALL):
+    sizes = benchmark.anatomy
+    room = _room(benchmark, sizes, device)
+    if room == 1 or (sizes.is_dense and sizes.weights <= _SMALL):
         return room
     return room if _pays(benchmark, device, run, measure) else 1
 
@@ -154,20 +152,14 @@ def _remembered(place: Path) -> dict[str, dict[str, float]]:
         return {}  # what is not there, or not what was written, is measured again
 
 
-def _room(benchmark: Benchmark, found: tuple[Linear, ...], device: torch.device) -> int:
-    activations = math.prod(benchmark.dataset.input_shape)
-    activations += sum(math.prod(layer.output_shape) for layer in found)
-    numbers = _COPIES_OF_WEIGHTS * _weights(found)
+def _room(benchmark: Benchmark, sizes: Anatomy, device: torch.device) -> int:
+    numbers = _COPIES_OF_WEIGHTS * sizes.weights
     # A method that costs several steps sends more than its batch through the network.
     samples = benchmark.training.batch_size * max(one.method.cost for one in benchmark.methods)
-    numbers += int(_COPIES_OF_ACTIVATIONS * samples * activations)
+    numbers += int(_COPIES_OF_ACTIVATIONS * samples * sizes.numbers_per_sample)
     width = 8 if benchmark.training.dtype == "float64" else 4
     if device.type == "cuda":
         there, largest = torch.cuda.get_device_properties(device).total_memory, LARGEST_ON_GPU
     else:
         there, largest = memory() or _MEMORY_IF_UNKNOWN, LARGEST_ON_CPU
     return max(1, min(largest, int(_SHARE_OF_MEMORY * there / (width * max(numbers, 1)))))
-
-
-def _weights(found: tuple[Linear, ...]) -> int:
-    return sum(layer.weight.numel() for layer in found)

@@ -7,11 +7,9 @@ from functools import lru_cache
 
 import torch
 
-from lipbench.anatomy import samples_at_once
 from lipbench.data import Data, split
 from lipbench.datafolder import folder as data_folder
 from lipbench.dataset import Dataset
-from lipbench.estimate import forward_products
 from lipbench.joint import Networks
 from lipbench.judge import BATCH_SIZE, judge_networks
 from lipbench.seeds import stream
@@ -31,7 +29,7 @@ def few_threads(benchmark: Benchmark) -> Iterator[None]:
     thread costs more than it brings. The variable OMP_NUM_THREADS has the last word.
     """
     before = torch.get_num_threads()
-    products = forward_products(benchmark)
+    products = benchmark.anatomy.forward_products
     if "OMP_NUM_THREADS" not in os.environ and products < _PRODUCTS_PER_THREAD:
         torch.set_num_threads(1)
     try:
@@ -62,7 +60,7 @@ def selection_score(benchmark: Benchmark, data: Data) -> Score | None:
     if selection == "last" or data.task == "regression":
         return None
     inputs, targets = part.inputs[: selection.size], part.targets[: selection.size]
-    batch_size = samples_at_once(benchmark, inputs.device)
+    batch_size = benchmark.anatomy.samples_at_once(inputs.device)
 
     def score(networks: Networks, seeds: Sequence[int]) -> list[float]:
         results = judge_networks(

@@ -4,14 +4,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lipbench.adversary import AttackInvalid, NonFiniteLogits
-from lipbench.anatomy import samples_at_once
 from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Refused
 from lipbench.cell import Cell, Evaluation, certified_epsilons
@@ -66,11 +64,6 @@ class Subject:
         return replace(
             test, inputs=test.inputs[:size], targets=test.targets[:size], index=test.index[:size]
         )
-
-    @cached_property
-    def samples_at_once(self) -> int:
-        """Return how many samples the network is asked about at a time."""
-        return samples_at_once(self.cell.benchmark, self.data.test.inputs.device)
 
     @property
     def is_classifier(self) -> bool:
@@ -140,8 +133,8 @@ def _plain(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
 
 
 def _noise(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
-    settings = subject.cell.benchmark.evaluation
-    entry = settings.noise[evaluation.index]
+    benchmark = subject.cell.benchmark
+    entry = benchmark.evaluation.noise[evaluation.index]
     clamp = subject.data.box if entry.clamp else None
     name = f"sigma={entry.sigma:g},{'clamped' if entry.clamp else 'unclamped'}"
     test = subject.test
@@ -157,7 +150,8 @@ def _noise(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
             clamp,
             entry.draws,
             stream(subject.cell.seed, "noise", name),
-            settings.batch_size or subject.samples_at_once,
+            benchmark.evaluation.batch_size
+            or benchmark.anatomy.samples_at_once(test.inputs.device),
         ),
         dtype=torch.float64,
     )

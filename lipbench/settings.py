@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from lipbench.adversary import Attack
 from lipbench.bound import Bound
@@ -23,6 +24,9 @@ from lipbench.rules import (
     strength_rule,
 )
 from lipbench.threat import Box
+
+if TYPE_CHECKING:
+    from lipbench.anatomy import Anatomy
 
 _EUCLIDEAN = Norm(2.0)
 
@@ -283,6 +287,13 @@ class Benchmark:
                 if used and regression
             ),
         )
+
+    @cached_property
+    def anatomy(self) -> "Anatomy":
+        """Return the sizes of its networks, for which one is built."""
+        from lipbench.anatomy import anatomy
+
+        return anatomy(self.model, self.dataset)
 
 
 @dataclass(frozen=True, kw_only=True)

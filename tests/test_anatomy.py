@@ -1,10 +1,7 @@
-import math
-
 import pytest
 import runs
 import torch
 
-from lipbench.anatomy import layers, numbers_per_sample, samples_at_once, samples_that_fit
 from lipbench.config import parse
 
 CPU = torch.device("cpu")
@@ -14,26 +11,40 @@ def the_benchmark(model):
     return parse(runs.config("standard", model=model)).benchmarks[0]
 
 
-def parts(model):
-    benchmark = the_benchmark(model)
-    return benchmark.model, benchmark.dataset
+def sizes(model):
+    return the_benchmark(model).anatomy
 
 
 def test_the_numbers_of_a_sample_are_its_input_and_what_the_layers_give():
     """64 pixels, 16 hidden units, 10 classes; 32 and 64 channels of 8x8 and 4x4 pixels."""
-    assert numbers_per_sample(*parts({"name": "mlp", "widths": [16]})) == 64 + 16 + 10
+    assert sizes({"name": "mlp", "widths": [16]}).numbers_per_sample == 64 + 16 + 10
     convolutional = 64 + 32 * 64 + 64 * 16 + 1024 + 10
-    assert numbers_per_sample(*parts("madry_cnn")) == convolutional
-    assert samples_that_fit(*parts("madry_cnn"), CPU) == 2**22 // convolutional
+    assert sizes("madry_cnn").numbers_per_sample == convolutional
+    assert sizes("madry_cnn").samples_that_fit(CPU) == 2**22 // convolutional
 
 
-def test_layers_come_in_order():
-    shapes = [layer.output_shape for layer in layers(*parts("madry_cnn"))]
-    assert [math.prod(shape) for shape in shapes] == [2048, 1024, 1024, 10]
+def test_weights_and_products_are_those_of_linear_layers():
+    """Filters of 5 x 5 pixels; biases are not counted."""
+    dense, convolutional = sizes({"name": "mlp", "widths": [16]}), sizes("madry_cnn")
+    assert dense.is_dense
+    assert not convolutional.is_dense
+    assert dense.weights == dense.forward_products == 64 * 16 + 16 * 10
+    filters, rest = (25 * 32, 25 * 32 * 64), 64 * 2 * 2 * 1024 + 1024 * 10
+    assert convolutional.weights == sum(filters) + rest
+    assert convolutional.forward_products == filters[0] * 64 + filters[1] * 16 + rest
 
 
 @pytest.mark.parametrize(
     ("widths", "expected"), [([16], 10_000), ([4000], 2**22 // 4074), ([50_000], 500)]
 )
 def test_larger_networks_are_asked_about_fewer_samples(widths, expected):
-    assert samples_at_once(the_benchmark({"name": "mlp", "widths": widths}), CPU) == expected
+    assert sizes({"name": "mlp", "widths": widths}).samples_at_once(CPU) == expected
+
+
+def test_one_network_is_built_for_all_that_ask(monkeypatch):
+    benchmark = the_benchmark({"name": "mlp", "widths": [16]})
+    built = []
+    build = type(benchmark.model).build
+    monkeypatch.setattr(type(benchmark.model), "build", lambda *a: built.append(a) or build(*a))
+    assert [benchmark.anatomy.weights for _ in range(3)] == [1184] * 3
+    assert len(built) == 1

@@ -5,7 +5,7 @@ import pytest
 import runs
 
 from lipbench.cells import Status
-from lipbench.estimate import Estimate, estimate, forward_products, spoken
+from lipbench.estimate import Estimate, estimate, spoken
 from lipbench.planning import plan
 
 
@@ -33,14 +33,14 @@ def test_what_cannot_be_told_is_unknown():
 
 def test_products_of_a_dense_network_are_its_weights():
     (cell,) = cells("standard", seeds=(0,))
-    assert forward_products(cell.benchmark) == 64 * 16 + 16 * 10
+    assert cell.benchmark.anatomy.forward_products == 64 * 16 + 16 * 10
 
 
 def test_products_of_a_convolution_count_every_place():
     """8x8, then 4x4 after pooling, then 2x2x64 = 256 units."""
     (cell,) = cells("standard", seeds=(0,), model="madry_cnn")
     expected = 25 * 32 * 64 + 25 * 32 * 64 * 16 + 256 * 1024 + 1024 * 10
-    assert forward_products(cell.benchmark) == expected
+    assert cell.benchmark.anatomy.forward_products == expected
 
 
 def test_more_epochs_and_cells_take_longer():
