@@ -43,7 +43,8 @@ class Attacked:
     def outcome(self, cell: Cell, checkpoint: str, index: int) -> tuple[list[AttackResult], float]:
         """Return what an entry of the settings does to a checkpoint, and the seconds it took.
 
-        One result for each epsilon; the seconds are an equal share of the group's.
+        One result for each epsilon; the seconds are an equal share of the group's. What an attempt
+        on a group took that failed is in nobody's.
 
         Raises:
             AttackInvalid: If the attack breaks its contract.

@@ -41,7 +41,7 @@ from typing import ClassVar
 from lipbench.adversary import Attack
 from lipbench.norm import Norm
 
-NAP, naps = 0.3, []
+NAP, naps = 0.6, []
 
 @dataclass(frozen=True, kw_only=True)
 class Sleepy(Attack):
@@ -97,6 +97,7 @@ def test_the_seconds_of_a_group_are_shared(publish, tmp_path):
     slept = sleepy.NAP * len(sleepy.naps)
     assert min(spent.values()) >= slept / 6
     assert max(spent.values()) < slept / 2
+    assert len(set(spent.values())) == 6
 
 
 def test_where_a_group_fails_each_network_gets_its_chance_alone(publish, tmp_path):

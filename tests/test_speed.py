@@ -91,6 +91,7 @@ def test_the_json_has_an_object_for_each_work_and_nothing_else(lip):
     overhead = found["run_overhead"]
     assert overhead["spread"][0] > 1
     assert overhead["inside_s"] < overhead["ours_s"]
+    assert overhead["ratio_alone"] != 1
     assert overhead["spread_alone"][0] <= overhead["ratio_alone"] <= overhead["spread_alone"][1]
     assert found["noop_rerun"]["ratio"] == found["noop_rerun"]["ours_s"]
     assert "standard_stacked: repeat 1 of 1" in err
@@ -214,6 +215,17 @@ def test_a_limit_is_reached_on_its_side_only(limit, good, bad):
     assert limit.reached(good)
     assert not limit.reached(bad)
     assert not limit.reached(float("nan"))
+
+
+def test_each_run_is_compared_with_its_own_rows(monkeypatch):
+    """The first run only warms up."""
+    folders = []
+    monkeypatch.setattr(
+        "lipbench.speed.running.inside", lambda folder: folders.append(folder.name) or 0.5
+    )
+    figure = works.measure(bench(), ["run_overhead"])["run_overhead"]
+    assert folders == ["1", "2", "3"]
+    assert figure.ratio.value == pytest.approx(figure.ours_s / 0.5)
 
 
 def test_the_calls_inside_a_run_are_counted_once(tmp_path):

@@ -41,9 +41,10 @@ class Unfinished(Exception):
 def run_overhead(bench: Bench) -> Figure:
     """Return the figure of a whole run on the digits over its training and evaluation calls.
 
-    A run says in its rows what each of these calls took. What it takes beside them is compared with
-    them in the same run, so that it does not drown in what a machine varies by between two. That
-    these calls take no longer in a run than alone is measured beside, in turns.
+    A run says in its rows what each of these calls took: the seconds are those of one run, where
+    two of them may differ by a fifth. What the calls themselves lose in a run, which writes files
+    meanwhile, is not seen so. Hence a run is also timed in turns with the trainings and evaluations
+    alone; there, what prepares them is on both sides.
     """
     table, device = bench.scale.run, bench.device
     alone = plan(table, device=device.type).stacks()
@@ -76,8 +77,8 @@ def run_overhead(bench: Bench) -> Figure:
             "repeats": len(seconds),
         },
         remarks=(
-            f"over the same calls with nothing around them, in turns: {beside.value:.3g} "
-            f"({low:.3g} to {high:.3g}), the median of {len(seconds)} repeats",
+            f"over the same trainings and evaluations with nothing around them, timed in turns: "
+            f"{beside.value:.3g} ({low:.3g} to {high:.3g}), the median of {len(seconds)} repeats",
         ),
     )
 

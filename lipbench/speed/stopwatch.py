@@ -47,7 +47,7 @@ def alternate(
 ) -> Times:
     """Return the times of the sides, each run once in every repeat; `say` is told of repeats.
 
-    Every second repeat goes backwards, so that none is always the one after another.
+    Every second repeat goes backwards, so that no side always follows the same other one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, list[int | None]] = {name: [] for name in sides}
