@@ -25,6 +25,7 @@ class Anatomy:
     forward_products: float
     """Multiplications of one forward pass of one sample; NaN if the network cannot be read."""
     weights: int
+    """Numbers in the layers, biases left out."""
     is_dense: bool
     """Whether it has layers, and each is dense."""
 
