@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from lipbench.files import Damaged, StorageError, clean, read_json, write_json
+from lipbench.files import Damaged, StorageError, clean, read_json, update_json
 
 State = Literal["running", "done", "failed", "nan", "oom", "timeout", "killed"]
 UNSOUND = "unsound"
@@ -108,7 +108,7 @@ class CellFolder:
 
     def write_status(self, status: Status) -> None:
         """Replace the state of the cell."""
-        write_json(self.status_file, asdict(status))
+        update_json(self.status_file, asdict(status))
 
     def read_status(self) -> Status | None:
         """Return the state of the cell, or None if it was never begun.

@@ -228,9 +228,7 @@ class _Bench:
             self.report.cell(cell, "done", before=True)
             return
         began = time.monotonic()
-        running = replace(status, state="running", pid=os.getpid())
-        if running != status:  # it is, where it was just trained
-            folder.write_status(running)
+        folder.write_status(replace(status, state="running", pid=os.getpid()))
         benchmark = cell.benchmark
         try:
             data = load(benchmark.dataset, self.device, getattr(torch, self.training.dtype))

@@ -1,8 +1,13 @@
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
 import pytest
 import runs
 import torch
 
 from lipbench.config import parse
+from lipbench.model import Model
 
 CPU = torch.device("cpu")
 
@@ -32,6 +37,23 @@ def test_weights_and_products_are_those_of_linear_layers():
     filters, rest = (25 * 32, 25 * 32 * 64), 64 * 2 * 2 * 1024 + 1024 * 10
     assert convolutional.weights == sum(filters) + rest
     assert convolutional.forward_products == filters[0] * 64 + filters[1] * 16 + rest
+
+
+def test_a_model_whose_settings_are_a_list_has_sizes():
+    """It has no hash."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Wide(Model):
+        widths: list[int]
+
+        def build(self, input_shape, outputs, rng):
+            sides = [math.prod(input_shape), *self.widths, outputs]
+            dense = (torch.nn.Linear(*pair) for pair in pairwise(sides))
+            return torch.nn.Sequential(torch.nn.Flatten(), *dense)
+
+    own = the_benchmark({"name": "mlp", "widths": [16]})
+    found = [replace(own, model=Wide(widths=[width])).anatomy.weights for width in (3, 4, 3)]
+    assert found == [64 * width + width * 10 for width in (3, 4, 3)]
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@ ATTACKS = [
     {"name": "pgd", "norm": 2, "epsilon": [0.1, 0.3, 0.6], "steps": 3, "starts": 2},
     {"name": "pgd_l2_sign", "epsilon": [0.4], "alpha": 0.1, "steps": 3},
 ]
-PICKY = """
+HEAD = """
 from dataclasses import dataclass
 from typing import ClassVar
 from lipbench.adversary import Attack
 from lipbench.norm import Norm
-
+"""
+PICKY = (
+    HEAD
+    + """
 @dataclass(frozen=True, kw_only=True)
 class Picky(Attack):
     "Moves inputs a little, and refuses more samples than one network has."
@@ -34,12 +37,11 @@ class Picky(Attack):
             raise RuntimeError("too many")
         return inputs + 0.01
 """
-SLEEPY = """
+)
+SLEEPY = (
+    HEAD
+    + """
 import time
-from dataclasses import dataclass
-from typing import ClassVar
-from lipbench.adversary import Attack
-from lipbench.norm import Norm
 
 NAP, naps = 0.6, []
 
@@ -53,6 +55,7 @@ class Sleepy(Attack):
         naps.append(time.sleep(NAP))
         return inputs + 0.01
 """
+)
 
 
 def config(*methods, **evaluation):

@@ -26,6 +26,7 @@ from lipbench.speed.tables import digits as published
 from lipbench.speed.tables import many_cells
 
 KEYS = {"ratio", "ours_s", "plain_s", "eager_s", "spread"}
+METRICS = ("loss", "test_accuracy", "training_seconds")
 TINY = {
     "stack": 2,
     "pairs": 8,
@@ -241,11 +242,13 @@ def test_the_calls_inside_a_run_are_counted_once(tmp_path):
     write_rows(
         tmp_path / "results.csv",
         [
-            *rows("one", "last", "plain", 1.0, "loss", "test_accuracy", "training_seconds"),
+            *rows("one", "last", "plain", 1.0, *METRICS),
             *rows("one", "chosen", "plain", 2.0, "loss", "test_accuracy"),
             *rows("one", "chosen", "pgd", 4.0, "robust_accuracy"),
             *rows("two", "chosen", "pgd", 8.0, "robust_accuracy"),
             *rows("two", "chosen", "", None, "n_trials"),
+            # Another benchmark that shares a cell.
+            *(replace(r, benchmark="c") for r in rows("one", "last", "plain", 1.0, *METRICS)),
         ],
     )
     assert inside(tmp_path) == 100 + 1 + 2 + 4 + 8

@@ -47,7 +47,7 @@ def run_overhead(bench: Bench) -> Figure:
     alone; there, what prepares them is on both sides.
     """
     table, device = bench.scale.run, bench.device
-    alone = plan(table, device=device.type).stacks()
+    stacks = plan(table, device=device.type).stacks()
     with TemporaryDirectory(prefix="lipbench-speed-") as place:
         folders: list[Path] = []
 
@@ -55,7 +55,7 @@ def run_overhead(bench: Bench) -> Figure:
             folders.append(folder := Path(place) / str(len(folders)))
             return lambda: _run(table, folder, device)
 
-        sides: dict[str, Side] = {"ours": whole, "alone": lambda: lambda: _alone(alone, device)}
+        sides: dict[str, Side] = {"ours": whole, "alone": lambda: lambda: _alone(stacks, device)}
         for side in sides.values():
             side()()
         times = bench.alternate(sides, _MORE_REPEATS)
@@ -73,7 +73,7 @@ def run_overhead(bench: Bench) -> Figure:
             "alone_s": times.median("alone"),
             "ratio_alone": beside.value,
             "spread_alone": list(beside.spread),
-            "cells": sum(map(len, alone)),
+            "cells": sum(map(len, stacks)),
             "repeats": len(seconds),
         },
         remarks=(
@@ -138,13 +138,10 @@ def _run_afresh(table: Table, folder: Path, device: torch.device) -> None:
 
 def inside(folder: Path) -> float:
     """Return the seconds that the rows of a run say its training and evaluation calls took."""
-    calls, training = {}, 0.0
-    for row in read_rows(folder / "results.csv"):
-        if row.metric == "training_seconds":
-            training += row.value or 0.0
-        if row.seconds is not None:
-            calls[row.train_key, row.checkpoint, row.eval_key] = row.seconds
-    return training + sum(calls.values())
+    rows = read_rows(folder / "results.csv")
+    training = {r.train_key: r.value or 0.0 for r in rows if r.metric == "training_seconds"}
+    calls = {(r.train_key, r.checkpoint, r.eval_key): r.seconds or 0.0 for r in rows}
+    return sum(training.values()) + sum(calls.values())
 
 
 def _alone(stacks: list[tuple[Cell, ...]], device: torch.device) -> None:

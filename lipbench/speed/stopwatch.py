@@ -53,7 +53,10 @@ def alternate(
     peaks: dict[str, list[int | None]] = {name: [] for name in sides}
     for number in range(repeats):
         say(f"repeat {number + 1} of {repeats}")
-        for name, prepare in list(sides.items())[:: -1 if number % 2 else 1]:
+        turn = list(sides.items())
+        if number % 2:
+            turn.reverse()
+        for name, prepare in turn:
             timed = prepare()
             gc.collect()  # else one side pays for what another threw away
             is_reset = _reset_peak(device)
