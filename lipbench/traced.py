@@ -34,8 +34,8 @@ class Traced:
             given = iter(values)
             return function(*tree_map(lambda _: next(given), arguments))
 
-        # One for all: without it, torch makes one for each operation and looks for its caller, in up
-        # to half of the time.
+        # One for all: without it, torch makes one for each operation and looks for its caller. That
+        # took up to half of the time.
         shapes = FakeTensorMode(allow_fallback_kernels=True)
         with tracing(TracingContext(shapes)):
             program = make_fx(flat)(leaves(arguments))
