@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench import conic
-from lipbench.bound import Refused
 from lipbench.inequality import Inequality, Layers, Multipliers, Weights
 from lipbench.method import Method, Params, Scalars, State, Summary
 from lipbench.net import Net
 from lipbench.penalty import parameter_penalty
+from lipbench.refused import Refused
 
 if TYPE_CHECKING:
     from lipbench.data import Batch, Data

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from lipbench.bound import Refused
 from lipbench.dataset import Dataset
 from lipbench.model import Model
 from lipbench.network import walk
+from lipbench.refused import Refused
 from lipbench.steps import Dense, Linear
 
 _NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**28}

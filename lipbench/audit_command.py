@@ -230,8 +230,8 @@ def _audited(
             contradicts itself.
     """
     from lipbench import auditing, foreign
-    from lipbench.bound import Refused
     from lipbench.bracketing import Unsound
+    from lipbench.refused import Refused
 
     try:
         data = None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
 from lipbench.balls import local_radius
 from lipbench.blackbox import MARGIN, Measured, Unmeasurable, measure
-from lipbench.bound import Refused
 from lipbench.bracketing import Bracket, Computed, Unsound, bracket
 from lipbench.certified import certified_accuracy, certified_radius, gaps
 from lipbench.data import Batch
@@ -21,6 +20,7 @@ from lipbench.judge import BATCH_SIZE, judge_epsilons, self_check
 from lipbench.method import Claim
 from lipbench.network import Network, as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.seeds import stream
 from lipbench.soundness import broken_certificates

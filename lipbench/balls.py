@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.affine import Matrix
-from lipbench.bound import Refused
 from lipbench.intervals import Interval, combined, local_slopes, values_between
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.rounding import UNIT
 from lipbench.steps import Dense, Rearrange, Scale
 from lipbench.unrolled import unroll, widths

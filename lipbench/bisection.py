@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.bound import Lipschitz, Refused
+from lipbench.bound import Lipschitz
 from lipbench.intervals import Interval, combined, local_slopes, values_between
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.rounding import UNIT
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled, unroll

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor
 
 from lipbench.norm import Norm
+from lipbench.refused import Refused as Refused
 from lipbench.threat import Box
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ class Lipschitz:
         if self.side == "exact":
             return self.value * (1 - EXACT_WITHIN)
         return self.value if self.side == "lower" else 0.0
-
-
-class Refused(Exception):
-    """A bound does not understand the network; the message names the layer and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)

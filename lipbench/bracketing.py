@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from lipbench import registry
-from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.ending import Ending, ending
 from lipbench.incumbent import INCUMBENT, incumbent
 from lipbench.network import Network, as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.soundness import crossings, recheck
 from lipbench.threat import Box
 

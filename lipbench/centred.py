@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lipbench.affine import Affine, Matrix
-from lipbench.bound import Refused
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.rounding import UNIT
 from lipbench.unrolled import Unrolled
 

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 from lipbench.affine import Matrix
-from lipbench.bound import Refused
 from lipbench.centred import Slopes
 from lipbench.intervals import slopes
 from lipbench.network import Network
+from lipbench.refused import Refused
 from lipbench.steps import (
     Contraction,
     ConvContraction,

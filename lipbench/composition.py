@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from functools import reduce, singledispatch
 
-from lipbench.bound import Refused
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.steps import Concatenation, Step, Sum
 from lipbench.upwards import plus, raised, times
 

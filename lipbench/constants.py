@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.bound import Refused
 from lipbench.norm import Norm
 from lipbench.norms import upper_norm
+from lipbench.refused import Refused
 from lipbench.steps import (
     AveragePool,
     Concatenation,

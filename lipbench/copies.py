@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lipbench import steps
-from lipbench.bound import Refused
 from lipbench.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
 from lipbench.primitives import Reader, Site
+from lipbench.refused import Refused
 from lipbench.steps import Elementwise, Shape, Tensors
 
 _METHODS = (

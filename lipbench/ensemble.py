@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from lipbench.anatomy import anatomy
-from lipbench.bound import Refused
 from lipbench.choice import Choice
 from lipbench.data import Data
 from lipbench.discrepancy import Discrepancy
 from lipbench.joint import Networks
 from lipbench.model import Model
 from lipbench.net import Meter, Net, Skeleton
+from lipbench.refused import Refused
 from lipbench.seeds import stream
 from lipbench.trees import Tree, stack, take, tree_map
 from lipbench.trial import Trial, representative

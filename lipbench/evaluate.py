@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.attacked import Attacked
-from lipbench.bound import Lipschitz, Refused, Side
+from lipbench.bound import Lipschitz, Side
 from lipbench.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.cells import CellFolder, State
 from lipbench.checkpoints import Unreadable, is_whole, packed, read_tensors
@@ -20,6 +20,7 @@ from lipbench.files import StorageError, quarantine
 from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.rows import Read, Row, RowsDamaged, format_rows, read_rows
 from lipbench.samples import outcome_name
 from lipbench.soundness import crossings

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipbench.bound import Refused
+from lipbench.refused import Refused
 from lipbench.steps import Elementwise, Shape, Slope
 
 TESTED = "explained: tested, not proved"

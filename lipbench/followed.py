@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.bound import Refused
 from lipbench.constants import constant as certified_constant
 from lipbench.net import Skeleton
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.norms import power_iteration
+from lipbench.refused import Refused
 from lipbench.steps import (
     AveragePool,
     Concatenation,

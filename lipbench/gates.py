@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lipbench.affine import Affine, Matrix
-from lipbench.bound import Refused
 from lipbench.decisions import Decision
 from lipbench.intervals import Interval, combined
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.rounding import UNIT
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled

@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.bound import Lipschitz, Refused
+from lipbench.bound import Lipschitz
 from lipbench.chords import chords
 from lipbench.expansion import most_expanded, operator_norms, pairs_along
 from lipbench.network import Network
+from lipbench.refused import Refused
 from lipbench.regions import Regions
 from lipbench.unrolled import unroll
 from lipbench.witness import witness

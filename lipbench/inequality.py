@@ -34,13 +34,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.bound import Refused
 from lipbench.centred import Centred, centre
 from lipbench.certify import certify
 from lipbench.constants import constant
 from lipbench.multipliers import propose
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.steps import Dense, Linear, Rearrange, Scale, Slope, Step
 from lipbench.unrolled import unroll
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.affine import Matrix
-from lipbench.bound import Refused
 from lipbench.centred import Centred, Slopes, centre
+from lipbench.refused import Refused
 from lipbench.rounding import UNIT
 from lipbench.threat import Box
 from lipbench.unrolled import Block, Unrolled

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from lipbench.bound import Refused
 from lipbench.net import Net, Skeleton
+from lipbench.refused import Refused
 from lipbench.steps import Linear
 
 

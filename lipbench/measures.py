@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lipbench.adversary import AttackInvalid, NonFiniteLogits
 from lipbench.attacked import Attacked
-from lipbench.bound import Lipschitz, Refused
+from lipbench.bound import Lipschitz
 from lipbench.cell import Cell, Evaluation, certified_epsilons
 from lipbench.certified import certified_accuracy, certified_radius, gaps, radius_quantiles
 from lipbench.claims import claim_row
@@ -22,6 +22,7 @@ from lipbench.method import Claim
 from lipbench.network import Network
 from lipbench.noise import noise_accuracy
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.rows import Row, box_text
 from lipbench.samples import outcome_name
 from lipbench.seeds import stream

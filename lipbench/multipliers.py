@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.affine import Matrix
-from lipbench.bound import Refused
 from lipbench.centred import Centred
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 
 _GROWTH = 8.0
 _CENTRED = 0.2

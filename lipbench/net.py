@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lipbench.bound import Refused
 from lipbench.precision import Precision, products
+from lipbench.refused import Refused
 from lipbench.steps import Linear
 
 if TYPE_CHECKING:

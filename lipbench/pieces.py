@@ -13,10 +13,10 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from lipbench.affine import Affine
-from lipbench.bound import Refused
 from lipbench.chords import chords
 from lipbench.expansion import operator_norms
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
 

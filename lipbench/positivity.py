@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipbench.bound import Lipschitz, Refused
+from lipbench.bound import Lipschitz
 from lipbench.boxed import boxed_norm
 from lipbench.intervals import centred_on
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.polynomials import Polynomial, derivative_polynomials, levels
 from lipbench.products import Family, Numbers, Products, Weights, families, plain_bound
+from lipbench.refused import Refused
 from lipbench.rounding import UNIT
 from lipbench.threat import Box
 from lipbench.unrolled import unroll

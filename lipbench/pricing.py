@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from lipbench.bound import Refused
 from lipbench.data import Batch, Data, split
 from lipbench.dataset import Dataset, Raw
 from lipbench.epoch import train_epoch
@@ -21,6 +20,7 @@ from lipbench.method import Method, Scalars, State
 from lipbench.model import Model
 from lipbench.net import Net
 from lipbench.optimiser import Optimizer
+from lipbench.refused import Refused
 from lipbench.settings import MethodEntry, TrainingSettings
 from lipbench.trainer import Refusal, Trainer
 from lipbench.trial import Trial

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lipbench import steps
-from lipbench.bound import Refused
 from lipbench.circular import Circular
 from lipbench.explain import ConvResidual, Residual, Slopes
 from lipbench.normalise import Normalise
+from lipbench.refused import Refused
 from lipbench.sandwich import CircularSandwich, SandwichLayer
 from lipbench.slopes import CURVES, Curve, prelu
 from lipbench.sorting import GroupSort, MaxMin

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lipbench.bound import Refused
 from lipbench.centred import Slopes
 from lipbench.intervals import Interval, between
 from lipbench.lines import Line, Lines, Relaxation, above, below
+from lipbench.refused import Refused
 from lipbench.rounding import UNIT
 from lipbench.threat import Box
 from lipbench.unrolled import Block, Unrolled

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lipbench.affine import Affine, Matrix
-from lipbench.bound import Refused
 from lipbench.carried import plain, very
 from lipbench.centred import Centred, centre
 from lipbench.certify import certify
@@ -24,6 +23,7 @@ from lipbench.dyadic import Dyadic
 from lipbench.multipliers import propose
 from lipbench.norm import Norm
 from lipbench.polyhedra import Empty, Inequality, Interior, excludes, holds, interior
+from lipbench.refused import Refused
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
 from lipbench.vertices import corners_fit, largest_norm

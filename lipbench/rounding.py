@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.bound import Refused
 from lipbench.network import Network
+from lipbench.refused import Refused
 from lipbench.steps import (
     AveragePool,
     Concatenation,

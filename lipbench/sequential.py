@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lipbench.bound import Refused
 from lipbench.normalise import Normalise
 from lipbench.primitives import refuse
+from lipbench.refused import Refused
 from lipbench.slopes import CURVES
 from lipbench.sorting import GroupSort, MaxMin
 from lipbench.steps import Shape

@@ -31,11 +31,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.affine import Matrix
-from lipbench.bound import Lipschitz, Refused
+from lipbench.bound import Lipschitz
 from lipbench.centred import Centred, centre
 from lipbench.chain import Chain, widths
 from lipbench.multipliers import propose
 from lipbench.network import Network
+from lipbench.refused import Refused
 from lipbench.relaxed import certified
 from lipbench.threat import Box
 from lipbench.unrolled import unroll

@@ -19,7 +19,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from lipbench.bound import Lipschitz, Refused
+from lipbench.bound import Lipschitz
 from lipbench.boxed import boxed_norm
 from lipbench.branching import SAME
 from lipbench.decisions import Decision, cover
@@ -29,6 +29,7 @@ from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.packed import joined, packed, split, unpacked
 from lipbench.polyhedra import Empty, Interior
+from lipbench.refused import Refused
 from lipbench.regions import Region, Regions
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled, unroll

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lipbench.bound import Refused
 from lipbench.call import Call, Constant, NoRule
 from lipbench.calls import read_call
 from lipbench.computed import Computed, name_of, what_it_takes
@@ -21,6 +20,7 @@ from lipbench.primitives import (
     reader,
     refuse,
 )
+from lipbench.refused import Refused
 from lipbench.steps import Shape
 from lipbench.symbolic import Misfit, symbolic
 

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.affine import Affine, Matrix
-from lipbench.bound import Refused
 from lipbench.derivative import Derivative
 from lipbench.network import Network
+from lipbench.refused import Refused
 from lipbench.rounding import UNIT
 from lipbench.steps import (
     AveragePool,

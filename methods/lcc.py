@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench import followed
-from lipbench.bound import Refused
 from lipbench.composition import composed
 from lipbench.constants import constant
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
@@ -18,6 +17,7 @@ from lipbench.net import Net
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.norms import power_iteration
+from lipbench.refused import Refused
 from lipbench.steps import Linear, Scale
 
 if TYPE_CHECKING:

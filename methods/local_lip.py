@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipbench import followed, margins, vicinity
-from lipbench.bound import Refused
 from lipbench.margin_training import MarginTraining
 from lipbench.method import Scalars, State, Strength
 from lipbench.net import Net
+from lipbench.refused import Refused
 
 if TYPE_CHECKING:
     from lipbench.data import Batch, Data

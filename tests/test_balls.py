@@ -11,12 +11,13 @@ from nets import ABSOLUTE, dense, random_network
 from torch import nn
 
 from lipbench.balls import Balls, local_radius
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.certificate import Certificate
 from lipbench.certified import certified_radius, gaps
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.normalise import Normalise
+from lipbench.refused import Refused
 from lipbench.registry import load, names
 from lipbench.sorting import GroupSort
 

@@ -9,11 +9,12 @@ from torch import nn
 
 from lipbench.auditing import audit
 from lipbench.blackbox import MARGIN, Unmeasurable, measure
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.bracketing import bracket
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.pairs import Pairs
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.turning import move, quotients, turn
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import lipbench
-from lipbench.bound import Refused
 from lipbench.bracketing import Unsound
+from lipbench.refused import Refused
 from lipbench.slopes import CURVES
 
 STRANGER = """

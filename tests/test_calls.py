@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from written import Written, read
 
-from lipbench.bound import Refused
 from lipbench.network import as_network
+from lipbench.refused import Refused
 from lipbench.steps import AveragePool, Concatenation, Slope, Sum
 
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from nets import random_network
 from torch import nn
 
-from lipbench.bound import Bound, Lipschitz, Refused
+from lipbench.bound import Bound, Lipschitz
 from lipbench.centred import centre
 from lipbench.differences import difference_constants
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.unrolled import unroll
 

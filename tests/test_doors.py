@@ -11,7 +11,7 @@ from sketches.residual import Blocks
 from torch import nn
 from training import a_method, a_model, digits, same
 
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.checkpoints import read_progress, write_progress
 from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method, Strength
@@ -20,6 +20,7 @@ from lipbench.net import Net
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.settings import MethodEntry, TrainingSettings
 from lipbench.trainer import Trainer

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.constants import constant
 from lipbench.explain import TESTED, Residual, Slopes
 from lipbench.network import as_network, walk
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 
 L2 = Norm(2.0)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lipbench import conic
-from lipbench.bound import Refused
 from lipbench.inequality import Inequality, Layers, rescaled
 from lipbench.network import as_network
+from lipbench.refused import Refused
 
 UNIT = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
 CASES = [

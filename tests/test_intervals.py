@@ -11,10 +11,11 @@ from nets import ABSOLUTE, HAT, dense, random_network
 from torch import nn
 
 import lipbench
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.intervals import derivatives, slopes
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import crossings, recheck
 from lipbench.unrolled import unroll

@@ -12,12 +12,13 @@ from nets import ABSOLUTE, HAT, IDENTITY, LINEAR, MAXIMUM, dense, random_network
 from test_unrolled import CASES
 from torch import nn
 
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.intervals import Interval, derivatives
 from lipbench.jacobians import Case, Jacobians
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.reads import closer_slopes
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import recheck
 from lipbench.unrolled import unroll

@@ -14,11 +14,12 @@ from nets import random_network
 from torch import nn
 from torch.nn import functional as F
 
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.gram import gram_norms, kernel_norm
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.norms import upper_norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import crossings, recheck
 

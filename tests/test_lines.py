@@ -12,11 +12,11 @@ from test_unrolled import CASES
 from torch import nn
 
 from lipbench.affine import Affine, Matrix
-from lipbench.bound import Refused
 from lipbench.intervals import Interval, slopes
 from lipbench.lines import Line, Lines, Relaxation, above, below
 from lipbench.network import as_network
 from lipbench.reads import closer_slopes, on_parts
+from lipbench.refused import Refused
 from lipbench.unrolled import unroll
 
 

@@ -24,11 +24,12 @@ from sklearn.datasets import load_iris
 from torch import nn
 
 import lipbench
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.claims import refutations
 from lipbench.method import Claim
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import recheck
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from training import a_net
 
-from lipbench.bound import Refused
 from lipbench.net import Net, Skeleton, fill
+from lipbench.refused import Refused
 
 SHAPE = (1, 4, 4)
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from written import Written
 
-from lipbench.bound import Refused
 from lipbench.network import as_network, walk
 from lipbench.normalise import Normalise
+from lipbench.refused import Refused
 from lipbench.steps import Convolution, Dense, Slope
 
 RTOL = 1e-12  # rounding only

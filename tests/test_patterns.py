@@ -11,7 +11,6 @@ from nets import ABSOLUTE, HAT, IDENTITY, MAXIMUM, dense, random_network
 from torch import nn
 from torch.func import jacrev, vmap
 
-from lipbench.bound import Refused
 from lipbench.branching import covered, explore
 from lipbench.carried import Carried
 from lipbench.enumerated import _PATIENCE, enumerated_bound
@@ -19,6 +18,7 @@ from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.patterns import explore_patterns, fits, proved
 from lipbench.polyhedra import Empty
+from lipbench.refused import Refused
 from lipbench.regions import Regions
 from lipbench.soundness import recheck
 from lipbench.unrolled import unroll

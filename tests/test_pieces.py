@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from nets import ABSOLUTE, HAT, IDENTITY, LINEAR, MAXIMUM, SHIFTED, ZERO, random_network
 from torch import nn
 
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.chords import chords
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.pieces import Pieces
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import recheck
 from lipbench.unrolled import unroll

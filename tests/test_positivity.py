@@ -26,13 +26,14 @@ from scipy.optimize import linprog
 from torch import nn
 
 from lipbench import MaxMin
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.centred import centre
 from lipbench.intervals import centred_on, slopes
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.polynomials import Polynomial, derivative_polynomials, levels
 from lipbench.products import Family, Products, families, plain_bound
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import crossings, recheck
 from lipbench.unrolled import unroll

@@ -12,12 +12,13 @@ from nets import dense, random_network
 from test_unrolled import CASES
 from torch import nn
 
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.boxed import boxed_norm
 from lipbench.intervals import derivatives, slopes
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.recursion import products, recursive_derivatives, recursive_norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import recheck
 from lipbench.unrolled import unroll

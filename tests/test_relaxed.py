@@ -23,12 +23,13 @@ from torch import nn
 from written import Written
 
 import lipbench
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.centred import centre
 from lipbench.certify import certify
 from lipbench.multipliers import propose
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import recheck
 from lipbench.unrolled import unroll

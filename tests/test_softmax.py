@@ -14,11 +14,12 @@ from written import read
 
 import lipbench
 from lipbench.auditing import audit
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.constants import constant
 from lipbench.ending import ending
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.rounding import Enclosed, _radius, enclose
 from lipbench.soundness import recheck

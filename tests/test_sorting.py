@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lipbench
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]

@@ -23,12 +23,13 @@ from nets import (
 )
 from torch import nn
 
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.centred import centre
 from lipbench.certify import certify
 from lipbench.chain import Chain
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import crossings, recheck
 from lipbench.staged import closed, solve, staged

@@ -25,12 +25,13 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from sklearn.datasets import load_iris
 from torch import nn
 
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.decisions import cover
 from lipbench.gates import Gates
 from lipbench.mixed import Mixed
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.soundness import recheck
 from lipbench.unrolled import unroll

@@ -12,10 +12,10 @@ from torch import nn
 
 from lipbench import GroupSort, MaxMin
 from lipbench.affine import Matrix
-from lipbench.bound import Refused
 from lipbench.explain import Residual
 from lipbench.network import as_network
 from lipbench.normalise import Normalise
+from lipbench.refused import Refused
 from lipbench.sandwich import CircularSandwich, SandwichLayer
 from lipbench.unrolled import neurons, unroll
 

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from written import Written
 
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.steps import Dense, Scale
 

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from written import Written, read
 
 import lipbench
-from lipbench.bound import Bound, Refused
+from lipbench.bound import Bound
 from lipbench.constants import constant
 from lipbench.network import as_network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.steps import Convolution, Dense, Scale
 from lipbench.unrolled import unroll

@@ -6,11 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.centred import centre
 from lipbench.intervals import slopes
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.relaxed import certified
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled, unroll

@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.enumerated import enumerated_bound
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.threat import Box
 from lipbench.unrolled import neurons, unroll
 from lipbench.vertices import all_corners_fit

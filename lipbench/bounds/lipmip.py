@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.network import Network
 from lipbench.norm import Norm
+from lipbench.refused import Refused
 from lipbench.switching import switching_bound
 from lipbench.threat import Box
 from lipbench.unrolled import neurons

@@ -5,10 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lipbench.bound import Bound, Lipschitz, Refused, Side
+from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.network import Network
 from lipbench.norm import Norm
 from lipbench.positivity import planned_terms, positive_bound
+from lipbench.refused import Refused
 from lipbench.threat import Box
 
 _SECONDS_PER_TERM = 1.5e-5
