@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.derivative import Elementwise
 from lipbench.rounding import UNIT
-from lipbench.steps import Elementwise
 
 
 @dataclass(frozen=True, kw_only=True)

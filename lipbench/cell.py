@@ -10,7 +10,8 @@ from lipbench.cells import CellFolder
 from lipbench.config import fields_json
 from lipbench.judge import BATCH_SIZE
 from lipbench.keys import digest, source_digest
-from lipbench.settings import AttackEntry, Benchmark, EvaluationSettings, MethodEntry
+from lipbench.settings import AttackEntry, Benchmark, EvaluationSettings
+from lipbench.training_settings import MethodEntry
 from lipbench.trial import Trial
 
 TRAINING_PROTOCOL = 2

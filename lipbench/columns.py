@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lipbench.labels import spoken
-from lipbench.rows import Row
-
-SELECTION = "selection"
-"""Flag of the rows that were measured with the attack that chose the checkpoints."""
+from lipbench.rows import SELECTION, Row
 
 GAP = "lipschitz_ratio"
 """Metric of the smallest upper Lipschitz bound over the largest lower one."""

@@ -8,8 +8,9 @@ from torch import Tensor, fx
 
 from lipbench import copies, steps
 from lipbench.call import Argument, Call, NoRule, Rule, refuse_values, source
+from lipbench.derivative import Elementwise
 from lipbench.primitives import Reader, Site
-from lipbench.steps import Elementwise, Shape
+from lipbench.steps import Shape
 
 _LARGER = {torch.max: True, torch.maximum: True, "max": True, "maximum": True}
 _SMALLER = {torch.min: False, torch.minimum: False, "min": False, "minimum": False}

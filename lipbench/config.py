@@ -19,16 +19,9 @@ from lipbench.entries import (
 from lipbench.fields import fields_json as fields_json
 from lipbench.model import Model
 from lipbench.places import ConfigError, Invalid, Place, attempt
-from lipbench.settings import (
-    Benchmark,
-    Config,
-    EvaluationSettings,
-    Heading,
-    MethodEntry,
-    NoiseEntry,
-    TrainingSettings,
-)
+from lipbench.settings import Benchmark, Config, EvaluationSettings, Heading, NoiseEntry
 from lipbench.strict import construct, convert, structure
+from lipbench.training_settings import MethodEntry, TrainingSettings
 
 T = TypeVar("T")
 

@@ -7,6 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Elementwise = Callable[[Tensor], Tensor]
+
+Sides = tuple[float | Tensor, float | Tensor] | None
+"""Slopes left and right of 0, of a function that is 0 there and linear on both sides."""
+
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 

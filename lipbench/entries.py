@@ -18,15 +18,9 @@ from lipbench.method import Method
 from lipbench.norm import Norm
 from lipbench.places import Invalid, Place, attempt
 from lipbench.registry import GROUPS, PluginError, resolve
-from lipbench.settings import (
-    AttackEntry,
-    BoundEntry,
-    CertificateEntry,
-    MethodEntry,
-    SelectionSettings,
-    TrainingSettings,
-)
+from lipbench.settings import AttackEntry, BoundEntry, CertificateEntry, SelectionSettings
 from lipbench.strict import construct, convert, read_fields, structure
+from lipbench.training_settings import MethodEntry, TrainingSettings
 
 T = TypeVar("T")
 E = TypeVar("E")

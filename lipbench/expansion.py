@@ -5,9 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from lipbench.duality import steepest, support
 from lipbench.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import Norm, steepest, support
 from lipbench.threat import Box
 
 _CHUNK = 2**24

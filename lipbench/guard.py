@@ -6,23 +6,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lipbench.adversary import AttackInvalid, Classifier
 from lipbench.joint import Joint
-
-
-@contextmanager
-def evaluation_mode(model: Classifier) -> Iterator[None]:
-    """Put every module of `model` into evaluation mode; give each its own mode back at the end."""
-    modes = {module: module.training for module in _modules(model)}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+from lipbench.modes import evaluation_mode, modules_of
 
 
 @contextmanager
@@ -35,7 +23,7 @@ def guarded(model: Classifier, rng: torch.Generator, device: torch.device) -> It
     Raises:
         AttackInvalid: If the attack changed parameters, buffers or a module's mode.
     """
-    modules = _modules(model)
+    modules = modules_of(model)
     parameters = dict(named for module in modules[:1] for named in module.named_parameters())
     buffers = dict(named for module in modules[:1] for named in module.named_buffers())
     tensors = parameters | buffers | (model.tensors() if isinstance(model, Joint) else {})
@@ -77,10 +65,6 @@ def _private_randomness(rng: torch.Generator, device: torch.device) -> Iterator[
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def _modules(model: Classifier) -> list[nn.Module]:
-    return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -9,8 +9,9 @@ from torch import Tensor
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, Classifier, NonFiniteLogits
 from lipbench.data import Batch
 from lipbench.draws import Draws
-from lipbench.guard import evaluation_mode, guarded
+from lipbench.guard import guarded
 from lipbench.joint import Networks
+from lipbench.modes import evaluation_mode
 from lipbench.norm import Norm
 from lipbench.queries import Counted, Lot, on_rows
 from lipbench.threat import Box, Threat

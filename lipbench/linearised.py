@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.duality import steepest, support
 from lipbench.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import Norm, steepest, support
 
 _NUMBERS = 2**24
 

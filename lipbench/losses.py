@@ -9,19 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def cross_entropy(
-    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
-    """Return -log(softmax of the label), in nats.
-
-    Under vmap this is fewer and faster operations than torch's, which looks for labels to ignore.
-    """
-    # The largest logit is a constant here: whatever is subtracted, the result is the same.
-    shifted = logits - logits.detach().amax(dim=1, keepdim=True)
-    own = shifted.take_along_dim(labels.unsqueeze(1), dim=1).squeeze(1)
-    return shifted.exp().sum(dim=1).log() - own
-
-
 def margin(
     logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:

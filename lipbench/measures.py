@@ -15,7 +15,6 @@ from lipbench.bound import Lipschitz
 from lipbench.cell import Cell, Evaluation, certified_epsilons
 from lipbench.certified import certified_accuracy, certified_radius, gaps, radius_quantiles
 from lipbench.claims import claim_row
-from lipbench.columns import SELECTION
 from lipbench.data import Batch, Data, Split
 from lipbench.incumbent import INCUMBENT, incumbent
 from lipbench.method import Claim
@@ -23,7 +22,7 @@ from lipbench.network import Network
 from lipbench.noise import noise_accuracy
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.rows import Row, box_text
+from lipbench.rows import SELECTION, Row, box_text
 from lipbench.samples import outcome_name
 from lipbench.seeds import stream
 from lipbench.settings import BoundEntry

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lipbench.adversary import Classifier
 from lipbench.data import Batch
-from lipbench.guard import evaluation_mode
+from lipbench.modes import evaluation_mode
 from lipbench.threat import Box
 
 

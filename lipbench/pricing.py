@@ -21,8 +21,8 @@ from lipbench.model import Model
 from lipbench.net import Net
 from lipbench.optimiser import Optimizer
 from lipbench.refused import Refused
-from lipbench.settings import MethodEntry, TrainingSettings
 from lipbench.trainer import Refusal, Trainer
+from lipbench.training_settings import MethodEntry, TrainingSettings
 from lipbench.trial import Trial
 
 REFERENCE = "784-64-64-10 ReLU, batch 128, one network at a time"

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from lipbench import steps
 from lipbench.circular import Circular
-from lipbench.explain import ConvResidual, Residual, Slopes
+from lipbench.explanations import ConvResidual, Residual, Slopes
 from lipbench.normalise import Normalise
 from lipbench.refused import Refused
 from lipbench.sandwich import CircularSandwich, SandwichLayer

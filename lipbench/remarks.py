@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from math import inf, isfinite
 
 from lipbench.blocks import Block, Line
-from lipbench.columns import GAP, MEDIAN_RADIUS, SELECTION, Column
+from lipbench.columns import GAP, MEDIAN_RADIUS, Column
 from lipbench.paper import CITATION
+from lipbench.rows import SELECTION
 
 _BLIND = 1000.0
 _SAME = 1e-6

@@ -3,7 +3,8 @@
 from typing import Any
 
 from lipbench.fields import fields_json, plain
-from lipbench.settings import Benchmark, Config, MethodEntry
+from lipbench.settings import Benchmark, Config
+from lipbench.training_settings import MethodEntry
 
 
 def resolved(config: Config) -> dict[str, Any]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+SELECTION = "selection"
+"""Flag of the rows that were measured with the attack that chose the checkpoints."""
 _SIDES = ("", "lower", "upper", "exact", "estimate")
 _STATUSES = ("done", "refused", "failed", "timeout", "invalid")
 

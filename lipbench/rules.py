@@ -2,24 +2,9 @@
 
 import math
 
-from lipbench import fields
 from lipbench.dataset import Dataset
-from lipbench.method import Method
 from lipbench.norm import Norm
-
-Rule = tuple[bool, str]
-"""Whether it holds, and what to say if not; the sentence begins with the key."""
-
-
-def require(*rules: Rule) -> None:
-    """Check all rules, so that a reader of a file can tell all broken ones at once.
-
-    Raises:
-        ValueError: If rules are broken; the message has a line for each.
-    """
-    broken = [text for holds, text in rules if not holds]
-    if broken:
-        raise ValueError("\n".join(broken))
+from lipbench.ranges import Rule
 
 
 def radius_rule(epsilon: float) -> Rule:
@@ -31,20 +16,6 @@ def norm_rule(what: str, norm: Norm, norms: frozenset[Norm]) -> Rule:
     """Return the rule that `what` works on a norm, out of those it is made for."""
     listed = " or ".join(str(one) for one in sorted(norms))
     return norm in norms, f"norm of {what} must be {listed}, got {norm}"
-
-
-def strength_rule(method: Method) -> Rule:
-    """Return the rule for the strength of a method.
-
-    A weight or a radius must be finite. A limit may be infinite, and then limits nothing: whether
-    that has a meaning the method decides.
-    """
-    strength = method.strength
-    value = None if strength is None else getattr(method, strength.field)
-    if strength is None or not isinstance(value, int | float):
-        return True, ""
-    holds = math.isfinite(value) or (value == math.inf and not strength.shrinks)
-    return holds, f"{fields.key(strength.field)} must be finite, got {value}"
 
 
 def seed_rules(seeds: tuple[int, ...]) -> tuple[Rule, ...]:

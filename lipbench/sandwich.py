@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from lipbench.circular import Circular
-from lipbench.steps import Elementwise
+from lipbench.derivative import Elementwise
 
 
 class SandwichLayer(nn.Module):

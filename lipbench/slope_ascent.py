@@ -19,19 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.duality import steepest, support
+from lipbench.derivative import Elementwise
 from lipbench.linearised import split
 from lipbench.network import Network
-from lipbench.norm import Norm
-from lipbench.steps import (
-    Contraction,
-    ConvContraction,
-    Elementwise,
-    GroupSort,
-    Sandwich,
-    Slope,
-    Step,
-)
+from lipbench.norm import Norm, steepest, support
+from lipbench.steps import Contraction, ConvContraction, GroupSort, Sandwich, Slope, Step
 from lipbench.threat import Box
 
 _LENGTHS = (0.4, 0.04)

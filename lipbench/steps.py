@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,17 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lipbench.derivative import Derivative
+from lipbench.derivative import Derivative, Elementwise, Sides
 from lipbench.sorting import sort_groups
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 Tensors = Mapping[str, Tensor]
 """A network's parameters and buffers by name."""
-Elementwise = Callable[[Tensor], Tensor]
-
-Sides = tuple[float | Tensor, float | Tensor] | None
-"""Slopes left and right of 0, of a function that is 0 there and linear on both sides."""
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -9,9 +9,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lipbench.call import Call, Constant, NoRule
 from lipbench.calls import read_call
-from lipbench.computed import Computed, name_of, what_it_takes
-from lipbench.derived import Derived, has_state
-from lipbench.explain import TESTED, Slopes
+from lipbench.derived import Computed, Derived, has_state, name_of, what_it_takes
+from lipbench.explain import TESTED
+from lipbench.explanations import Slopes
 from lipbench.primitives import (
     Reader,
     Site,

@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench import pairs as engine
-from lipbench.duality import steepest, support
-from lipbench.norm import Norm
+from lipbench.norm import Norm, steepest, support
 
 NEAREST = 1e-3
 """How close a turn brings a pair at most."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lipbench.dominance import rescaled, rescaled_by_fewer
-from lipbench.explain import ConvResidual, Residual
+from lipbench.explanations import ConvResidual, Residual
 from lipbench.method import Params
 from lipbench.residual import ContractiveResidual
 from lipbench.sequential import Part

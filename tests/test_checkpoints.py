@@ -8,14 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import a_trainer, an_entry, same
 
-from lipbench.checkpoints import (
-    Unreadable,
-    is_whole,
-    read_progress,
-    read_tensors,
-    write_progress,
-    write_tensors,
-)
+from lipbench.checkpoints import Unreadable, is_whole, read_tensors, write_tensors
+from lipbench.training_state import read_progress, write_progress
 
 TENSORS = {
     "weight": torch.tensor([[1.5, -0.0], [torch.inf, torch.nan]]),

@@ -12,7 +12,6 @@ from torch import nn
 from training import a_method, a_model, digits, same
 
 from lipbench.bound import Bound
-from lipbench.checkpoints import read_progress, write_progress
 from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method, Strength
 from lipbench.model import Model
@@ -22,8 +21,9 @@ from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.settings import MethodEntry, TrainingSettings
 from lipbench.trainer import Trainer
+from lipbench.training_settings import MethodEntry, TrainingSettings
+from lipbench.training_state import read_progress, write_progress
 from lipbench.trial import Trial
 
 

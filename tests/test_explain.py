@@ -8,7 +8,8 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.constants import constant
-from lipbench.explain import TESTED, Residual, Slopes
+from lipbench.explain import TESTED
+from lipbench.explanations import Residual, Slopes
 from lipbench.network import as_network, walk
 from lipbench.norm import Norm
 from lipbench.refused import Refused

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lipbench.losses import cross_entropy, error_odds, lead, margin, scale_free_error_odds
+from lipbench.data import cross_entropy
+from lipbench.losses import error_odds, lead, margin, scale_free_error_odds
 
 
 @st.composite

@@ -6,7 +6,7 @@ from training import a_model, a_trainer, an_entry, digits, initial, train
 
 from lipbench.net import Net, Skeleton
 from lipbench.precision import products
-from lipbench.settings import TrainingSettings
+from lipbench.training_settings import TrainingSettings
 
 CNN = a_model("madry_cnn")
 

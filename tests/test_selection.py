@@ -10,9 +10,9 @@ from training import a_model, digits
 from lipbench.config import parse
 from lipbench.joint import Networks
 from lipbench.judge import judge_epsilons
-from lipbench.loading import selection_score
 from lipbench.places import ConfigError
 from lipbench.seeds import stream
+from lipbench.selection import selection_score
 
 
 def the_benchmark(**changes):

@@ -30,18 +30,18 @@ from training import (
     train,
 )
 
-from lipbench.checkpoints import read_progress, write_progress
 from lipbench.config import parse
 from lipbench.data import split
 from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
 from lipbench.epoch import train_epoch
-from lipbench.loading import selection_score
 from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
+from lipbench.selection import selection_score
 from lipbench.trainer import Refusal, Trainer
+from lipbench.training_state import read_progress, write_progress
 from lipbench.trial import Trial
 
 FRAIL = """

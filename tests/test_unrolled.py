@@ -12,7 +12,7 @@ from torch import nn
 
 from lipbench import GroupSort, MaxMin
 from lipbench.affine import Matrix
-from lipbench.explain import Residual
+from lipbench.explanations import Residual
 from lipbench.network import as_network
 from lipbench.normalise import Normalise
 from lipbench.refused import Refused

@@ -15,8 +15,8 @@ from lipbench.net import Net, Skeleton
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load, names
 from lipbench.seeds import stream
-from lipbench.settings import MethodEntry, TrainingSettings
 from lipbench.trainer import Trainer
+from lipbench.training_settings import MethodEntry, TrainingSettings
 from lipbench.trial import Trial
 
 

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from lipbench.borders import borders
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.duality import steepest
 from lipbench.expansion import pairs_along
 from lipbench.linearised import power_iteration, products
 from lipbench.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import Norm, steepest
 from lipbench.slope_ascent import climb
 from lipbench.threat import Box
 from lipbench.witness import known_pairs, starting_points, witness

@@ -16,10 +16,10 @@ from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
 from lipbench.seeds import stream
-from lipbench.settings import MethodEntry, TrainingSettings
 from lipbench.speed import plain
 from lipbench.threat import Threat
 from lipbench.trainer import Trainer
+from lipbench.training_settings import MethodEntry, TrainingSettings
 from lipbench.trial import Trial
 
 _STARTS = 2

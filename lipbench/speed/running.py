@@ -15,13 +15,15 @@ import torch
 from lipbench.attacked import Attacked, Target
 from lipbench.cell import Cell
 from lipbench.data import Data
-from lipbench.loading import few_threads, load, selection_score
+from lipbench.device import few_threads
+from lipbench.loading import load
 from lipbench.measures import Subject, measure
 from lipbench.net import Net, Skeleton
 from lipbench.network import as_network
 from lipbench.planning import plan
 from lipbench.rows import Row, read_rows
 from lipbench.running import run
+from lipbench.selection import selection_score
 from lipbench.speed.bench import Bench
 from lipbench.speed.figure import Figure, Ratio
 from lipbench.speed.stopwatch import Side

@@ -1,0 +1,38 @@
+"""The selection attack: validation accuracy under it, which chooses a checkpoint."""
+
+from collections.abc import Sequence
+
+from lipbench.data import Data
+from lipbench.joint import Networks
+from lipbench.judge import BATCH_SIZE, judge_networks
+from lipbench.seeds import stream
+from lipbench.settings import Benchmark
+from lipbench.survey import Score
+
+
+def selection_score(benchmark: Benchmark, data: Data) -> Score | None:
+    """Return the function that measures validation accuracy under the selection attack.
+
+    None if the last network is taken, as always in regression.
+    """
+    selection, part = benchmark.selection, data.validation
+    if selection == "last" or data.task == "regression":
+        return None
+    inputs, targets = part.inputs[: selection.size], part.targets[: selection.size]
+    batch_size = benchmark.anatomy.samples_at_once(inputs.device)
+
+    def score(networks: Networks, seeds: Sequence[int]) -> list[float]:
+        results = judge_networks(
+            selection.attack,
+            networks,
+            inputs,
+            targets,
+            selection.norm,
+            [selection.epsilon],
+            data.box,
+            [stream(seed, "attack", "selection") for seed in seeds],
+            batch_size=batch_size if selection.attack.samplewise else BATCH_SIZE,
+        )
+        return [float((~result.success).double().mean()) for (result,) in results]
+
+    return score
