@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lipbench.attacking import attack as attack
     from lipbench.bracketing import bracket as bracket
+    from lipbench.layers.sorting import GroupSort as GroupSort
+    from lipbench.layers.sorting import MaxMin as MaxMin
     from lipbench.planning import plan as plan
     from lipbench.running import run as run
     from lipbench.running import run_cell as run_cell
     from lipbench.running import run_cells as run_cells
-    from lipbench.sorting import GroupSort as GroupSort
-    from lipbench.sorting import MaxMin as MaxMin
 
 __all__ = ["GroupSort", "MaxMin", "attack", "bracket", "plan", "run", "run_cell", "run_cells"]
 
 _HOMES = {
-    "GroupSort": "lipbench.sorting",
-    "MaxMin": "lipbench.sorting",
+    "GroupSort": "lipbench.layers.sorting",
+    "MaxMin": "lipbench.layers.sorting",
     "attack": "lipbench.attacking",
     "bracket": "lipbench.bracketing",
     "plan": "lipbench.planning",

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lipbench.derivative import Elementwise
+from lipbench.layers.elementwise import Elementwise
 from lipbench.rounding import UNIT
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from lipbench import combination, comparisons, copies, steps, weighted
 from lipbench.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
 from lipbench.combination import Combination
+from lipbench.layers.activations import ABSOLUTE, Curve
 from lipbench.primitives import Reader, Site, curve_step, reader
-from lipbench.slopes import ABSOLUTE, Curve
 
 
 def read_call(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> Call:

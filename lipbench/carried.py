@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.affine import Affine, Matrix
-from lipbench.derivative import Elementwise
 from lipbench.dyadic import Dyadic
+from lipbench.layers.elementwise import Elementwise
 from lipbench.unrolled import Unrolled
 
 

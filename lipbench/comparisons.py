@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from lipbench import copies, steps
 from lipbench.call import Argument, Call, NoRule, Rule, refuse_values, source
-from lipbench.derivative import Elementwise
+from lipbench.layers.elementwise import Elementwise
 from lipbench.primitives import Reader, Site
 from lipbench.steps import Shape
 

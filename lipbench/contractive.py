@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.constants import constant
+from lipbench.layers.normalise import Normalise
+from lipbench.layers.sorting import MaxMin
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
 from lipbench.net import Net
 from lipbench.network import walk
 from lipbench.norm import Norm
-from lipbench.normalise import Normalise
 from lipbench.refused import Refused
 from lipbench.sequential import Part, parts
-from lipbench.sorting import MaxMin
 from lipbench.steps import AveragePool, MaxPool, Scale, Slope
 
 if TYPE_CHECKING:

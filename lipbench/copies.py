@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lipbench import steps
 from lipbench.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
-from lipbench.derivative import Elementwise
+from lipbench.layers.elementwise import Elementwise
 from lipbench.primitives import Reader, Site
 from lipbench.refused import Refused
 from lipbench.steps import Shape, Tensors

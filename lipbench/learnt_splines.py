@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lipbench.layers.activations import CURVES
+from lipbench.layers.splines import Spline
 from lipbench.modes import evaluation_mode
-from lipbench.slopes import CURVES
-from lipbench.splines import Spline
 
 
 def with_splines(

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lipbench.circular import Circular
+from lipbench.layers.circular import Circular
 from lipbench.sequential import Part
 
 

@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lipbench import steps
-from lipbench.circular import Circular
-from lipbench.explanations import ConvResidual, Residual, Slopes
-from lipbench.normalise import Normalise
+from lipbench.layers.activations import CURVES, Curve, prelu
+from lipbench.layers.circular import Circular
+from lipbench.layers.explanations import ConvResidual, Residual, Slopes
+from lipbench.layers.normalise import Normalise
+from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
+from lipbench.layers.sorting import GroupSort, MaxMin
+from lipbench.layers.splines import Spline, spline_curve
 from lipbench.refused import Refused
-from lipbench.sandwich import CircularSandwich, SandwichLayer
-from lipbench.slopes import CURVES, Curve, prelu
-from lipbench.sorting import GroupSort, MaxMin
-from lipbench.splines import Spline, spline_curve
 
 Tensors = steps.Tensors
 Reader = Callable[[Tensors], steps.Step]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.contractive import Contractive
-from lipbench.explanations import ConvResidual, Residual
+from lipbench.layers.explanations import ConvResidual, Residual
 from lipbench.sequential import Part
 from lipbench.steps import Contraction, ConvContraction, Dense, Linear, Step
 

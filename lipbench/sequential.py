@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lipbench.normalise import Normalise
+from lipbench.layers.activations import CURVES
+from lipbench.layers.normalise import Normalise
+from lipbench.layers.sorting import GroupSort, MaxMin
 from lipbench.primitives import refuse
 from lipbench.refused import Refused
-from lipbench.slopes import CURVES
-from lipbench.sorting import GroupSort, MaxMin
 from lipbench.steps import Shape
 
 _ACTIVATIONS = (*CURVES, nn.PReLU, GroupSort, MaxMin)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.derivative import Elementwise
+from lipbench.layers.elementwise import Elementwise
 from lipbench.linearised import split
 from lipbench.network import Network
 from lipbench.norm import Norm, steepest, support

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lipbench.derivative import Derivative, Elementwise, Sides
-from lipbench.sorting import sort_groups
+from lipbench.layers.elementwise import Derivative, Elementwise, Sides
+from lipbench.layers.sorting import sort_groups
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]

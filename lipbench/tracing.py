@@ -11,7 +11,7 @@ from lipbench.call import Call, Constant, NoRule
 from lipbench.calls import read_call
 from lipbench.derived import Computed, Derived, has_state, name_of, what_it_takes
 from lipbench.explain import TESTED
-from lipbench.explanations import Slopes
+from lipbench.layers.explanations import Slopes
 from lipbench.primitives import (
     Reader,
     Site,

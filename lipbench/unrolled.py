@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.affine import Affine, Matrix
-from lipbench.derivative import Derivative, Elementwise
+from lipbench.layers.elementwise import Derivative, Elementwise
 from lipbench.network import Network
 from lipbench.refused import Refused
 from lipbench.rounding import UNIT

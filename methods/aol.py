@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from lipbench.contractive import Contractive
-from lipbench.dominance import rescaled, rescaled_by_fewer
+from lipbench.layers.diagonal_dominance import rescaled, rescaled_by_fewer
 from lipbench.method import Params
 
 

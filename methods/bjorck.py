@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.contractive import Contractive, start_orthogonal
+from lipbench.layers.orthogonal import orthonormalised, polar
 from lipbench.method import Params
-from lipbench.orthogonal import orthonormalised, polar
 from lipbench.sequential import Part
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lipbench.circular import Circular
 from lipbench.contractive import Contractive
+from lipbench.layers.circular import Circular
+from lipbench.layers.stiefel import cayley
 from lipbench.method import Params
 from lipbench.periodic import misfit, periodic
 from lipbench.sequential import Part
-from lipbench.stiefel import cayley
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lipbench.layers.splines import Spline, piece_slopes, variation_norms
 from lipbench.learnt_splines import activation_widths, with_splines
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.net import Net
 from lipbench.penalty import parameter_penalty
-from lipbench.splines import Spline, piece_slopes, variation_norms
 
 if TYPE_CHECKING:
     from lipbench.data import Batch, Data

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lipbench.dominance import rescaled, rescaled_by_fewer
-from lipbench.explanations import ConvResidual, Residual
+from lipbench.layers.diagonal_dominance import rescaled, rescaled_by_fewer
+from lipbench.layers.explanations import ConvResidual, Residual
 from lipbench.method import Params
 from lipbench.residual import ContractiveResidual
 from lipbench.sequential import Part

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor, nn
 
-from lipbench.circular import Circular
 from lipbench.contractive import Contractive
+from lipbench.layers.circular import Circular
+from lipbench.layers.fantastic_four import kernel_bound
+from lipbench.layers.stiefel import exponential, series
 from lipbench.method import Params
 from lipbench.periodic import misfit, periodic
-from lipbench.reshapings import kernel_bound
 from lipbench.sequential import Part
-from lipbench.stiefel import exponential, series
 
 _REACH = 2.1
 """The bound of ‖V‖ in convolutions: 0.7·3, the authors' factor for kernels of size 3."""

@@ -14,12 +14,12 @@ from lipbench.balls import Balls, local_radius
 from lipbench.bound import Bound
 from lipbench.certificate import Certificate
 from lipbench.certified import certified_radius, gaps
+from lipbench.layers.normalise import Normalise
+from lipbench.layers.sorting import GroupSort
 from lipbench.network import as_network
 from lipbench.norm import Norm
-from lipbench.normalise import Normalise
 from lipbench.refused import Refused
 from lipbench.registry import load, names
-from lipbench.sorting import GroupSort
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = Norm(2.0)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from training import a_method, a_net, an_entry, digits, initial, train
 
+from lipbench.layers.sorting import GroupSort
 from lipbench.optimiser import Optimizer
-from lipbench.sorting import GroupSort
 
 
 def built(model, **fields):

@@ -22,9 +22,9 @@ from nets import (
 from torch import nn
 
 from lipbench.bound import Bound
+from lipbench.layers.normalise import Normalise
 from lipbench.network import as_network
 from lipbench.norm import Norm
-from lipbench.normalise import Normalise
 from lipbench.registry import load
 from lipbench.soundness import crossings, recheck
 from lipbench.witness import proved_quotients

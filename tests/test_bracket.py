@@ -8,8 +8,8 @@ from torch import nn
 
 import lipbench
 from lipbench.bracketing import Unsound
+from lipbench.layers.activations import CURVES
 from lipbench.refused import Refused
-from lipbench.slopes import CURVES
 
 STRANGER = """
 from dataclasses import dataclass

@@ -18,9 +18,9 @@ from lipbench.bound import Bound
 from lipbench.carried import Carried, plain, very
 from lipbench.dyadic import Dyadic
 from lipbench.enumerated import HELD
+from lipbench.layers.normalise import Normalise
 from lipbench.network import as_network
 from lipbench.norm import Norm
-from lipbench.normalise import Normalise
 from lipbench.registry import load
 from lipbench.rounding import UNIT
 from lipbench.soundness import recheck

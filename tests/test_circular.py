@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lipbench.bound import Bound
-from lipbench.circular import Circular
+from lipbench.layers.circular import Circular
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.periodic import misfit, periodic

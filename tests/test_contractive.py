@@ -13,14 +13,14 @@ from training import METHODS, a_method, a_model, a_net, an_entry, digits, initia
 from lipbench.bound import Bound
 from lipbench.contractive import Contractive
 from lipbench.data import Batch
+from lipbench.layers.normalise import Normalise
+from lipbench.layers.sorting import MaxMin
 from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.network import as_network
 from lipbench.norm import Norm
-from lipbench.normalise import Normalise
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
-from lipbench.sorting import MaxMin
 
 NAMES = [n for n in METHODS if issubclass(load("lipbench.methods", n, Method), Contractive)]
 DENSE = a_model(widths=(16, 16), normalisation=(0.5, 0.5))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_method, a_model, a_net, an_entry, batches, digits, initial, train
 
-from lipbench.explanations import ConvResidual, Residual
+from lipbench.layers.explanations import ConvResidual, Residual
 from lipbench.seeds import stream
 
 WIDE = a_model(widths=(64,))

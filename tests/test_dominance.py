@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lipbench.dominance import column_sums, rescaled
+from lipbench.layers.diagonal_dominance import column_sums, rescaled
 
 
 def random(*shape, seed=0):

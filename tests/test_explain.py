@@ -9,7 +9,7 @@ from torch import nn
 from lipbench.bound import Bound
 from lipbench.constants import constant
 from lipbench.explain import TESTED
-from lipbench.explanations import Residual, Slopes
+from lipbench.layers.explanations import Residual, Slopes
 from lipbench.network import as_network, walk
 from lipbench.norm import Norm
 from lipbench.refused import Refused

@@ -12,7 +12,7 @@ from training import a_model, a_net
 from lipbench import followed
 from lipbench.composition import composed
 from lipbench.constants import constant
-from lipbench.explanations import Residual
+from lipbench.layers.explanations import Residual
 from lipbench.norm import Norm
 from lipbench.steps import Linear
 

@@ -13,12 +13,12 @@ from torch import nn
 from lipbench.borders import borders
 from lipbench.bound import Bound
 from lipbench.expansion import most_expanded
+from lipbench.layers.sorting import GroupSort
 from lipbench.linearised import Linearised, power_iteration, products
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.slope_ascent import _bent, climb
-from lipbench.sorting import GroupSort
 from lipbench.soundness import recheck
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]

@@ -9,11 +9,11 @@ from training import a_method, a_model, a_net, an_entry, digits, initial, train
 
 from lipbench.bound import Bound
 from lipbench.data import Batch
+from lipbench.layers.splines import variation_norms
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
-from lipbench.splines import variation_norms
 
 RELU = a_model(widths=(12,), activation="relu")
 SHAPE = (1, 8, 8)

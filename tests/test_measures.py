@@ -14,9 +14,9 @@ from written import Written
 import lipbench
 from lipbench.checkpoints import read_tensors
 from lipbench.data import split
+from lipbench.layers.normalise import Normalise
 from lipbench.measures import _input_scale
 from lipbench.network import as_network
-from lipbench.normalise import Normalise
 from lipbench.rows import read_rows
 
 EPSILONS = [0.05, 0.2, 0.5]

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from written import Written
 
+from lipbench.layers.normalise import Normalise
 from lipbench.network import as_network, walk
-from lipbench.normalise import Normalise
 from lipbench.refused import Refused
 from lipbench.steps import Convolution, Dense, Slope
 

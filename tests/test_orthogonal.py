@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbench.orthogonal import norm_above, orthonormalised, polar
+from lipbench.layers.orthogonal import norm_above, orthonormalised, polar
 
 
 def random(*shape, seed=0):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from matrices import matrix_of
 from torch.nn import functional as F
 
-from lipbench.reshapings import kernel_bound
+from lipbench.layers.fantastic_four import kernel_bound
 
 
 def a_kernel(shape, seed=0):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from training import a_method, digits
 
 from lipbench.constants import constant
-from lipbench.explanations import ConvResidual, Residual
+from lipbench.layers.explanations import ConvResidual, Residual
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.rounding import enclose

@@ -10,9 +10,9 @@ from torch import nn
 from written import Written
 
 import lipbench
+from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
 from lipbench.network import as_network
 from lipbench.rounding import Enclosed, _radius, enclose
-from lipbench.sandwich import CircularSandwich, SandwichLayer
 
 
 def fractions(tensor):

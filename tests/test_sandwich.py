@@ -14,12 +14,12 @@ from training import a_method, a_model, a_net, an_entry, digits, initial, train
 from lipbench import chain
 from lipbench.bound import Bound
 from lipbench.constants import constant
+from lipbench.layers.normalise import Normalise
+from lipbench.layers.sandwich import SandwichLayer
 from lipbench.network import as_network
 from lipbench.norm import Norm
-from lipbench.normalise import Normalise
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
-from lipbench.sandwich import SandwichLayer
 from lipbench.sequential import parts
 from lipbench.soundness import recheck
 

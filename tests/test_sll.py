@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from training import a_method, a_net
 
-from lipbench.explanations import ConvResidual, Residual
+from lipbench.layers.explanations import ConvResidual, Residual
 
 
 def random(*shape, seed=0):

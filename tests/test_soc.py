@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from training import a_method, a_model, a_net, an_entry, digits, train
 
 from lipbench.bound import Bound
+from lipbench.layers.fantastic_four import kernel_bound
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
-from lipbench.reshapings import kernel_bound
 
 SHAPES = [(3, 3), (4, 2), (2, 4)]
 

@@ -7,8 +7,8 @@ from torch.nn.utils import parametrizations
 from training import a_method, a_net, digits, initial
 
 from lipbench.data import Batch
+from lipbench.layers.normalise import Normalise
 from lipbench.network import Network, as_network
-from lipbench.normalise import Normalise
 from lipbench.stem import cut
 from lipbench.steps import Dense, Slope
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbench.stiefel import cayley, exponential, series
+from lipbench.layers.stiefel import cayley, exponential, series
 
 SHAPES = [(4, 4), (7, 4), (4, 7), (5, 1), (1, 5), (1, 1)]
 MAPS = [cayley, exponential, lambda matrix: series(matrix, 40)]

@@ -12,11 +12,11 @@ from torch import nn
 
 from lipbench import GroupSort, MaxMin
 from lipbench.affine import Matrix
-from lipbench.explanations import Residual
+from lipbench.layers.explanations import Residual
+from lipbench.layers.normalise import Normalise
+from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
 from lipbench.network import as_network
-from lipbench.normalise import Normalise
 from lipbench.refused import Refused
-from lipbench.sandwich import CircularSandwich, SandwichLayer
 from lipbench.unrolled import neurons, unroll
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from training import a_model, a_net
 
 from lipbench import followed, vicinity
-from lipbench.normalise import Normalise
+from lipbench.layers.normalise import Normalise
 
 RADIUS = 0.1
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
+from lipbench.layers.normalise import Normalise
 from lipbench.model import Model
-from lipbench.normalise import Normalise
 
 Activation = Literal["relu", "sigmoid", "tanh"]
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

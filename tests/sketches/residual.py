@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lipbench.explanations import Residual
+from lipbench.layers.explanations import Residual
 from lipbench.method import Claim, Method
 from lipbench.norm import Norm
 

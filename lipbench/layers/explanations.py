@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipbench.derivative import Elementwise
+from lipbench.layers.elementwise import Elementwise
 
 
 class Residual(nn.Module):

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from lipbench.circular import Circular
-from lipbench.derivative import Elementwise
+from lipbench.layers.circular import Circular
+from lipbench.layers.elementwise import Elementwise
 
 
 class SandwichLayer(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipbench.derivative import Derivative, Elementwise, Sides
+from lipbench.layers.elementwise import Derivative, Elementwise, Sides
 
 _THRESHOLD = 20.0
 """Below that threshold torch's softplus jumps by more than rounding."""

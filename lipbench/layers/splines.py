@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.slopes import Curve
+from lipbench.layers.activations import Curve
 
 
 class Spline(nn.Module):
