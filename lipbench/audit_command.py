@@ -155,8 +155,8 @@ def audit(
     It is flagged as unverified, and refutes a claim only if it is more than 1 % above it.
     """
     from lipbench import findings, foreign
-    from lipbench.checkpoints import write_tensors
-    from lipbench.files import write_json
+    from lipbench.storage.files import write_json
+    from lipbench.storage.tensors import write_tensors
 
     proofs = _beside(out, weights)
     settings: dict[str, Any] = {

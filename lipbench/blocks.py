@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from lipbench.columns import Column
-from lipbench.rows import Row
 from lipbench.statistics import summary
+from lipbench.storage.rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)

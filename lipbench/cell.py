@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lipbench.cells import CellFolder
 from lipbench.config import fields_json
 from lipbench.judge import BATCH_SIZE
 from lipbench.keys import digest, source_digest
 from lipbench.settings import AttackEntry, Benchmark, EvaluationSettings
+from lipbench.storage.cell_folder import CellFolder
 from lipbench.training_settings import MethodEntry
 from lipbench.trial import Trial
 

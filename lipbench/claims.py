@@ -10,8 +10,8 @@ from lipbench.cell import Cell
 from lipbench.method import Claim
 from lipbench.net import Net, Skeleton
 from lipbench.norm import Norm
-from lipbench.rows import Row, box_text
 from lipbench.soundness import inside
+from lipbench.storage.rows import Row, box_text
 
 CLAIMED = "claimed_lipschitz"
 """Metric of the row that says what a method claims."""

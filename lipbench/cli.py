@@ -62,10 +62,10 @@ def call(arguments: Sequence[str]) -> int:
 def _explain(error: Exception) -> tuple[str, ExitCode]:
     """Return the message and the exit code of an error."""
     from lipbench.dataset import DataMissing
-    from lipbench.files import Damaged, StorageError
     from lipbench.places import ConfigError
-    from lipbench.results import PlanMissing
-    from lipbench.rows import RowsDamaged
+    from lipbench.storage.files import Damaged, StorageError
+    from lipbench.storage.results import PlanMissing
+    from lipbench.storage.rows import RowsDamaged
 
     if isinstance(error, ConfigError):
         count = len(error.problems)
@@ -204,7 +204,7 @@ def run(
 @verbose
 def status(directory: Path) -> None:
     """Show how far the run in the folder DIR is."""
-    from lipbench.results import status_table
+    from lipbench.storage.results import status_table
 
     click.echo(str(status_table(directory)))
 
@@ -322,7 +322,7 @@ def fetch(names: tuple[str, ...]) -> None:
 @verbose
 def env() -> None:
     """Print versions, processor, accelerator, threads."""
-    from lipbench.environment import record
+    from lipbench.storage.environment import record
 
     click.echo(json.dumps(record(), indent=1, sort_keys=True))
 
@@ -354,10 +354,10 @@ def speed(only: tuple[str, ...], repeats: int, device: str, as_json: bool) -> No
     """
     names = _works(only)
     from lipbench.device import resolve
-    from lipbench.environment import record
     from lipbench.speed import report
     from lipbench.speed.limits import ON_CPU, ON_GPU
     from lipbench.speed.works import bench, measure
+    from lipbench.storage.environment import record
 
     def say(text: str) -> None:
         click.echo(text, err=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lipbench.labels import spoken
-from lipbench.rows import SELECTION, Row
+from lipbench.storage.rows import SELECTION, Row
 
 GAP = "lipschitz_ratio"
 """Metric of the smallest upper Lipschitz bound over the largest lower one."""

@@ -8,9 +8,9 @@ import numpy as np
 
 from lipbench.blocks import Entry, Line
 from lipbench.columns import Column
-from lipbench.rows import Row
 from lipbench.sources import Source
 from lipbench.statistics import paired_image_variance, paired_interval, unpaired_image_variance
+from lipbench.storage.rows import Row
 
 
 def with_best(lines: Sequence[Line], columns: Sequence[Column], source: Source) -> list[Line]:

@@ -4,9 +4,9 @@ import csv
 import io
 from pathlib import Path
 
-from lipbench.cells import CellFolder
-from lipbench.files import update_text
-from lipbench.results import PlannedCell, has_cells, read_plan
+from lipbench.storage.cell_folder import CellFolder
+from lipbench.storage.files import update_text
+from lipbench.storage.results import PlannedCell, has_cells, read_plan
 
 _COLUMNS = ("benchmark", "method", "train_key", "seed", "checkpoint", "x", "y")
 """The train key leads to the parameters in results.csv, which would fill this file."""

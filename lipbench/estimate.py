@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lipbench.results import read_cell_seconds
+from lipbench.storage.results import read_cell_seconds
 
 if TYPE_CHECKING:
     from lipbench.cell import Cell

@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Side
 from lipbench.cell import Cell, Evaluation, dataset_json, model_json
-from lipbench.cells import CellFolder, State
-from lipbench.checkpoints import Unreadable, is_whole, packed, read_tensors
 from lipbench.claims import CLAIMED, claim_in, claim_of, refutations
 from lipbench.data import Data
 from lipbench.fields import key as field_key
-from lipbench.files import StorageError, quarantine
 from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.rows import Read, Row, RowsDamaged, format_rows, read_rows
-from lipbench.samples import outcome_name
 from lipbench.soundness import crossings
-from lipbench.writer import Writer
+from lipbench.storage.cell_folder import CellFolder, State
+from lipbench.storage.files import StorageError, quarantine
+from lipbench.storage.outcomes import outcome_name
+from lipbench.storage.rows import Read, Row, RowsDamaged, format_rows, read_rows
+from lipbench.storage.tensors import Unreadable, is_whole, packed, read_tensors
+from lipbench.storage.writer import Writer
 
 _COLLAPSED = "collapsed to one class"
 """Flag of all rows of a network that is not the chosen one, and no classifier any more."""

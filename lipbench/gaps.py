@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lipbench.columns import GAP, lipschitz_columns
-from lipbench.rows import Row
+from lipbench.storage.rows import Row
 
 
 def gap_rows(rows: Sequence[Row]) -> list[Row]:

@@ -14,13 +14,13 @@ from torch.func import grad, vmap
 
 from lipbench.anatomy import Anatomy
 from lipbench.datafolder import cache
-from lipbench.environment import memory, processor
 from lipbench.fields import fields_json
-from lipbench.files import Damaged, StorageError, read_json, write_json
 from lipbench.losses import error_odds
 from lipbench.net import Skeleton
 from lipbench.precision import products
 from lipbench.settings import Benchmark
+from lipbench.storage.environment import memory, processor
+from lipbench.storage.files import Damaged, StorageError, read_json, write_json
 from lipbench.trees import Tree, stack, take
 
 LARGEST_ON_CPU = 16

@@ -22,12 +22,12 @@ from lipbench.network import Network
 from lipbench.noise import noise_accuracy
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.rows import SELECTION, Row, box_text
-from lipbench.samples import outcome_name
 from lipbench.seeds import stream
 from lipbench.settings import BoundEntry
 from lipbench.soundness import misclassified, recheck
 from lipbench.steps import Linear, Scale
+from lipbench.storage.outcomes import outcome_name
+from lipbench.storage.rows import SELECTION, Row, box_text
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 CONSTANT_SHARE = 0.99

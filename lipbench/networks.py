@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from lipbench.cell import Cell
-from lipbench.cells import CellFolder, folder_name
-from lipbench.checkpoints import read_tensors, write_tensors
 from lipbench.evaluate import Trained
 from lipbench.fields import key as field_key
-from lipbench.files import write_text
 from lipbench.net import fill
 from lipbench.seeds import stream
+from lipbench.storage.cell_folder import CellFolder, folder_name
+from lipbench.storage.files import write_text
+from lipbench.storage.tensors import read_tensors, write_tensors
 from lipbench.trial import Outcome
 
 Facts = dict[str, Any]

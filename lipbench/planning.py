@@ -13,8 +13,8 @@ from lipbench.grouping import largest_stack
 from lipbench.keys import digest
 from lipbench.labels import labels
 from lipbench.registry import did_you_mean
-from lipbench.results import PlannedCell
 from lipbench.settings import Benchmark, Config
+from lipbench.storage.results import PlannedCell
 from lipbench.trial import Trial
 
 

@@ -6,7 +6,7 @@ from math import inf, isfinite
 from lipbench.blocks import Block, Line
 from lipbench.columns import GAP, MEDIAN_RADIUS, Column
 from lipbench.paper import CITATION
-from lipbench.rows import SELECTION
+from lipbench.storage.rows import SELECTION
 
 _BLIND = 1000.0
 _SAME = 1e-6

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lipbench.files import StorageError
-from lipbench.results import PlanMissing, collect, has_cells, read_plan, store
-from lipbench.rows import Read, Row, read_rows
-from lipbench.samples import read_outcomes
+from lipbench.storage.files import StorageError
+from lipbench.storage.outcomes import read_outcomes
+from lipbench.storage.results import PlanMissing, collect, has_cells, read_plan, store
+from lipbench.storage.rows import Read, Row, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lipbench.cell import Cell
-from lipbench.cells import CellFolder, Status
 from lipbench.evaluate import is_measured
-from lipbench.rows import Read, read_rows
+from lipbench.storage.cell_folder import CellFolder, Status
+from lipbench.storage.rows import Read, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from lipbench.gaps import gap_rows
 from lipbench.labels import labels, parse, target
 from lipbench.paper import printed_row
 from lipbench.remarks import warnings
-from lipbench.rows import Row
 from lipbench.sources import Source, load
+from lipbench.storage.rows import Row
 
 Style = Literal["plain", "latex", "markdown", "csv"]
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from lipbench.checkpoints import Unreadable, read_tensors, write_tensors
 from lipbench.choice import Candidate
 from lipbench.ensemble import Progress
+from lipbench.storage.tensors import Unreadable, read_tensors, write_tensors
 from lipbench.trees import flatten, unflatten
 
 _NUMBERS = ("point", "epoch", "histories", "ended", "seconds", "forwards", "gradients")

@@ -12,23 +12,23 @@ import torch
 
 from lipbench.attacked import Attacked, Target
 from lipbench.cell import Cell
-from lipbench.cells import UNSOUND, State, Status, claim
-from lipbench.checkpoints import Unreadable, read_tensors
 from lipbench.data import Data
 from lipbench.dataset import DataMissing
 from lipbench.device import device_name, few_threads, resolve
 from lipbench.ensemble import Progress, Refusal
 from lipbench.evaluate import EvaluationFailed, Trained, Unfit, evaluate, is_measured
 from lipbench.exits import ExitCode
-from lipbench.files import StorageError, quarantine, write_json, write_text
-from lipbench.host import host_id
 from lipbench.loading import load
 from lipbench.networks import load_network, network_path, save_networks, write_history
 from lipbench.precision import products
 from lipbench.progress import Progress as Report
 from lipbench.progress import named
-from lipbench.rows import Read, read_rows
 from lipbench.selection import selection_score
+from lipbench.storage.cell_folder import UNSOUND, State, Status, claim
+from lipbench.storage.files import StorageError, quarantine, write_json, write_text
+from lipbench.storage.host import host_id
+from lipbench.storage.rows import Read, read_rows
+from lipbench.storage.tensors import Unreadable, read_tensors
 from lipbench.trainer import Trainer
 from lipbench.training_state import read_progress, write_progress
 from lipbench.trial import Outcome

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import lipbench
-from lipbench.cells import CellFolder
-from lipbench.rows import read_rows
+from lipbench.storage.cell_folder import CellFolder
+from lipbench.storage.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 DATASET = {"name": "digits", "train_size": 128, "pair_size": 64, "validation_size": 40}

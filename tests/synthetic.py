@@ -2,9 +2,9 @@
 
 import json
 
-from lipbench.cells import CellFolder, Status
-from lipbench.results import PlannedCell, write_plan
-from lipbench.rows import Row, write_rows
+from lipbench.storage.cell_folder import CellFolder, Status
+from lipbench.storage.results import PlannedCell, write_plan
+from lipbench.storage.rows import Row, write_rows
 
 INF = float("inf")
 

@@ -13,12 +13,12 @@ from torch import nn
 from lipbench import foreign
 from lipbench.auditing import Labelled, audit, labelled
 from lipbench.bound import Lipschitz
-from lipbench.checkpoints import read_tensors
 from lipbench.cli import call
 from lipbench.exits import ExitCode
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.soundness import recheck
+from lipbench.storage.tensors import read_tensors
 
 NETS = '''
 import torch

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from lipbench.cells import CellFolder, Status, claim, folder_name
-from lipbench.files import StorageError
-from lipbench.host import host_id
+from lipbench.storage.cell_folder import CellFolder, Status, claim, folder_name
+from lipbench.storage.files import StorageError
+from lipbench.storage.host import host_id
 
 
 @pytest.fixture(name="cells")
@@ -23,7 +23,7 @@ def _holder(cells):
     code = """
         import sys, time
         from pathlib import Path
-        from lipbench.cells import CellFolder, Status, claim
+        from lipbench.storage.cell_folder import CellFolder, Status, claim
         cell = CellFolder(Path(sys.argv[1]))
         held = claim([cell])
         cell.write_status(Status(state="running", epoch=7))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import a_trainer, an_entry, same
 
-from lipbench.checkpoints import Unreadable, is_whole, read_tensors, write_tensors
+from lipbench.storage.tensors import Unreadable, is_whole, read_tensors, write_tensors
 from lipbench.training_state import read_progress, write_progress
 
 TENSORS = {

@@ -197,7 +197,7 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_on_request(lip, monke
     def fail():
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("lipbench.environment.record", fail)
+    monkeypatch.setattr("lipbench.storage.environment.record", fail)
 
     code, _, err = lip("env")
     assert code == ExitCode.INTERNAL
@@ -223,14 +223,14 @@ def test_an_exception_becomes_an_exit_code(lip, monkeypatch, error, expected):
     def fail():
         raise eval(error)
 
-    monkeypatch.setattr("lipbench.environment.record", fail)
+    monkeypatch.setattr("lipbench.storage.environment.record", fail)
     assert lip("env")[0] == expected
 
 
 def test_sigterm_exits_143():
     text = (
         "import os, signal, sys\n"
-        "import lipbench.environment as e\n"
+        "import lipbench.storage.environment as e\n"
         "e.record = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.argv = ['lipbench', 'env']\n"
         "from lipbench.cli import main; main()"
@@ -243,7 +243,7 @@ def test_a_reader_that_leaves_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)
     text = (
-        "import lipbench.environment as e, sys\n"
+        "import lipbench.storage.environment as e, sys\n"
         "e.record = lambda: 'x' * 1000000\n"
         "sys.argv = ['lipbench', 'env']\n"
         "from lipbench.cli import main; main()"

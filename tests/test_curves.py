@@ -8,7 +8,7 @@ from runs import places, results
 
 import lipbench
 from lipbench.curves import write_curves
-from lipbench.results import PlannedCell, write_plan
+from lipbench.storage.results import PlannedCell, write_plan
 
 PATH = [0.0, 10.0, 1e-10]
 SETTINGS = runs.several(

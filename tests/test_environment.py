@@ -2,8 +2,10 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
-from lipbench.environment import env_id, record
+import lipbench
+from lipbench.storage.environment import env_id, record
 
 
 def test_the_record_is_json_and_names_the_software():
@@ -39,17 +41,31 @@ def test_the_id_is_stable_and_tells_environments_apart():
 
 def test_nothing_about_files_and_tables_loads_torch():
     modules = [
-        "cells",
-        "results",
-        "rows",
-        "table",
-        "render",
-        "latex",
-        "sources",
-        "comparison",
-        "exits",
-        "environment",
+        "lipbench.storage.cell_folder",
+        "lipbench.storage.results",
+        "lipbench.storage.rows",
+        "lipbench.table",
+        "lipbench.render",
+        "lipbench.latex",
+        "lipbench.sources",
+        "lipbench.comparison",
+        "lipbench.exits",
+        "lipbench.storage.environment",
     ]
-    code = "; ".join(f"import lipbench.{name}" for name in modules)
+    code = "; ".join(f"import {name}" for name in modules)
     check = f"{code}; import sys; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_a_checkout_is_on_record_with_its_commit():
+    root = Path(lipbench.__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        assert record()["git"]["commit"] == commit
+    else:
+        assert record()["git"] is None

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import runs
 
-from lipbench.cells import Status
 from lipbench.estimate import Estimate, estimate, spoken
 from lipbench.planning import plan
+from lipbench.storage.cell_folder import Status
 
 
 def cells(*methods, seeds=(0, 1), **changes):

@@ -9,10 +9,10 @@ import torch
 from synthetic import a_row
 
 import lipbench
-from lipbench.cells import CellFolder
-from lipbench.checkpoints import read_tensors, write_tensors
 from lipbench.evaluate import contradictions, is_measured
-from lipbench.rows import read_rows, write_rows
+from lipbench.storage.cell_folder import CellFolder
+from lipbench.storage.rows import read_rows, write_rows
+from lipbench.storage.tensors import read_tensors, write_tensors
 
 # In this order: accuracy, an attack, two bounds.
 SETTINGS = runs.config(evaluation={"attack": [runs.PGD], "bound": ["product", "jacobian"]})

@@ -438,7 +438,9 @@ def test_a_failed_cell_is_a_row_without_a_number_and_a_share_in_the_table(plugin
     assert runs.run(config(entry, "standard", seeds=(0, 1)), folder) == 0
     place = places(folder)["faulty", 1]
     place.write_status(
-        lipbench.cells.Status(state="failed", message="boom", exception="RuntimeError")
+        lipbench.storage.cell_folder.Status(
+            state="failed", message="boom", exception="RuntimeError"
+        )
     )
 
     assert runs.run(config(entry, "standard", seeds=(0, 1)), folder, retry=False) == 3

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from lipbench.files import (
+from lipbench.storage.files import (
     Damaged,
     StorageError,
     clean,
@@ -140,7 +140,7 @@ def test_a_full_disk_is_named_with_the_free_space_and_keeps_the_old_file(tmp_pat
         """
         import resource, signal, sys
         from pathlib import Path
-        from lipbench.files import StorageError, write_bytes
+        from lipbench.storage.files import StorageError, write_bytes
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:

@@ -17,9 +17,9 @@ from training import TINY
 
 import lipbench
 from lipbench.cell import TRAINING_PROTOCOL
-from lipbench.checkpoints import read_tensors
 from lipbench.method import Method
 from lipbench.registry import load
+from lipbench.storage.tensors import read_tensors
 
 STORED = Path(__file__).with_name("golden.json")
 # More than other versions of torch and other processors change, less than any change of a rule.

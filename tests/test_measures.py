@@ -12,12 +12,12 @@ from runs import places, results
 from written import Written
 
 import lipbench
-from lipbench.checkpoints import read_tensors
 from lipbench.data import split
 from lipbench.layers.normalise import Normalise
 from lipbench.measures import _input_scale
 from lipbench.network import as_network
-from lipbench.rows import read_rows
+from lipbench.storage.rows import read_rows
+from lipbench.storage.tensors import read_tensors
 
 EPSILONS = [0.05, 0.2, 0.5]
 PRODUCT = {"estimator": "product"}

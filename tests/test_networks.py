@@ -5,8 +5,8 @@ import runs
 import torch
 
 import lipbench
-from lipbench.cells import Status
 from lipbench.networks import load_network
+from lipbench.storage.cell_folder import Status
 
 
 @pytest.mark.parametrize(("strength", "flags"), [(0.0, ("unregularised",)), (0.5, ())])

@@ -5,9 +5,9 @@ import os
 import pytest
 from synthetic import a_row
 
-from lipbench.files import StorageError
-from lipbench.readings import Readings
-from lipbench.rows import RowsDamaged, read_rows, write_rows
+from lipbench.storage.files import StorageError
+from lipbench.storage.row_cache import Readings
+from lipbench.storage.rows import RowsDamaged, read_rows, write_rows
 
 
 @pytest.fixture(name="path")

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 from synthetic import a_row, a_run
 
-from lipbench.cells import CellFolder, Status, claim
-from lipbench.results import (
+from lipbench.storage.cell_folder import CellFolder, Status, claim
+from lipbench.storage.results import (
     PlanMissing,
     collect,
     read_cell_seconds,
@@ -13,7 +13,7 @@ from lipbench.results import (
     status_table,
     write_results,
 )
-from lipbench.rows import read_rows
+from lipbench.storage.rows import read_rows
 
 
 def rows_of(seed, **changes):

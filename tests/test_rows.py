@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import a_row
 
-from lipbench.files import StorageError
-from lipbench.rows import COLUMNS, RowsDamaged, read_frame, read_rows, write_rows
+from lipbench.storage.files import StorageError
+from lipbench.storage.rows import COLUMNS, RowsDamaged, read_frame, read_rows, write_rows
 
 HEADER = (
     "schema,benchmark,dataset,model,method,params,seed,checkpoint,split,n,metric,norm,epsilon,"

@@ -10,15 +10,15 @@ from runs import EVALUATION, PGD, config, evaluation, places, results
 
 import lipbench
 import lipbench.work
-from lipbench.cells import claim
-from lipbench.checkpoints import read_tensors
 from lipbench.cli import call
 from lipbench.exits import ExitCode
-from lipbench.files import StorageError
 from lipbench.places import ConfigError
 from lipbench.planning import NothingSelected
-from lipbench.results import status_table
-from lipbench.rows import read_rows
+from lipbench.storage.cell_folder import claim
+from lipbench.storage.files import StorageError
+from lipbench.storage.results import status_table
+from lipbench.storage.rows import read_rows
+from lipbench.storage.tensors import read_tensors
 
 DRIVEN = {"name": "clip", "target_accuracy": 0.4, "pairs": 16}
 BOTH = config("standard", DRIVEN, seeds=(0, 1))

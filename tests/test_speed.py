@@ -14,7 +14,6 @@ from lipbench.cli import call
 from lipbench.dataset import DataMissing
 from lipbench.exits import ExitCode
 from lipbench.planning import plan
-from lipbench.rows import Row, write_rows
 from lipbench.speed import report, works
 from lipbench.speed.bench import Bench, Scale
 from lipbench.speed.figure import Figure, Ratio
@@ -24,6 +23,7 @@ from lipbench.speed.samples import Samples
 from lipbench.speed.stopwatch import Times, alternate
 from lipbench.speed.tables import digits as published
 from lipbench.speed.tables import many_cells
+from lipbench.storage.rows import Row, write_rows
 
 KEYS = {"ratio", "ours_s", "plain_s", "eager_s", "spread"}
 METRICS = ("loss", "test_accuracy", "training_seconds")

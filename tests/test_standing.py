@@ -4,9 +4,9 @@ import pytest
 import runs
 
 import lipbench
-from lipbench.cells import Status, claim
-from lipbench.rows import write_rows
 from lipbench.standing import standing
+from lipbench.storage.cell_folder import Status, claim
+from lipbench.storage.rows import write_rows
 
 SETTINGS = runs.config(evaluation={"bound": ["product"]})
 

@@ -12,11 +12,11 @@ from synthetic import INF, a_row, a_run, failure, measurements
 
 from lipbench.labels import labels, spoken
 from lipbench.paper import printed_row
-from lipbench.results import PlanMissing
-from lipbench.rows import write_rows
-from lipbench.samples import outcome_name
 from lipbench.sources import Source, load
 from lipbench.statistics import paired_interval
+from lipbench.storage.outcomes import outcome_name
+from lipbench.storage.results import PlanMissing
+from lipbench.storage.rows import write_rows
 from lipbench.table import blocks, build, table_text
 
 TARGET = '{"target_accuracy": 0.95}'

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-import lipbench.files
-from lipbench.files import StorageError
-from lipbench.writer import Writer
+import lipbench.storage.files
+from lipbench.storage.files import StorageError
+from lipbench.storage.writer import Writer
 
 
 def names(folder):
@@ -31,7 +31,7 @@ def test_files_are_written_in_the_order_they_are_given(tmp_path, monkeypatch):
         seen.append(target.name)
         replace(source, target)
 
-    monkeypatch.setattr(lipbench.files.os, "replace", note)
+    monkeypatch.setattr(lipbench.storage.files.os, "replace", note)
     with Writer() as writer:
         for name in "badecbf":
             writer.write(tmp_path / name, b"")
@@ -45,7 +45,7 @@ def test_the_caller_does_not_wait(tmp_path, monkeypatch):
         assert free.wait(10)
         replace(source, target)
 
-    monkeypatch.setattr(lipbench.files.os, "replace", wait)
+    monkeypatch.setattr(lipbench.storage.files.os, "replace", wait)
     with Writer() as writer:
         writer.write(tmp_path / "x", b"")
         assert not (tmp_path / "x").exists()

@@ -25,7 +25,7 @@ def as_json(figures: Mapping[str, Figure]) -> dict[str, Any]:
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """Return one line about the machine that `lipbench.environment.record` describes."""
+    """Return one line about the machine that `lipbench.storage.environment.record` describes."""
     torch, memory = environment["torch"], environment["memory_bytes"]
     parts = [
         environment["cpu"],

@@ -21,13 +21,13 @@ from lipbench.measures import Subject, measure
 from lipbench.net import Net, Skeleton
 from lipbench.network import as_network
 from lipbench.planning import plan
-from lipbench.rows import Row, read_rows
 from lipbench.running import run
 from lipbench.selection import selection_score
 from lipbench.speed.bench import Bench
 from lipbench.speed.figure import Figure, Ratio
 from lipbench.speed.stopwatch import Side
 from lipbench.speed.tables import Table, many_cells
+from lipbench.storage.rows import Row, read_rows
 from lipbench.trainer import Trainer
 from lipbench.trial import Outcome
 

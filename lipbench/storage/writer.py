@@ -4,7 +4,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from lipbench.files import write_bytes
+from lipbench.storage.files import write_bytes
 
 
 class Writer:
@@ -19,7 +19,7 @@ class Writer:
         self._last: Future[None] | None = None
 
     def write(self, path: Path, data: bytes) -> None:
-        """Replace `path` by `data`, as `lipbench.files.write_bytes` does, some time later.
+        """Replace `path` by `data`, as `lipbench.storage.files.write_bytes` does, some time later.
 
         Raises:
             StorageError: If one of the files before it cannot be written.

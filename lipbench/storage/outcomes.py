@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lipbench.cells import CellFolder
-from lipbench.rows import Row
+from lipbench.storage.cell_folder import CellFolder
+from lipbench.storage.rows import Row
 
 
 def outcome_name(row: Row) -> str:

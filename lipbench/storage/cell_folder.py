@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from lipbench.files import Damaged, StorageError, clean, read_json, update_json
+from lipbench.storage.files import Damaged, StorageError, clean, read_json, update_json
 
 State = Literal["running", "done", "failed", "nan", "oom", "timeout", "killed"]
 UNSOUND = "unsound"
@@ -33,7 +33,7 @@ class Status:
     attempt: int = 1
     pid: int = 0
     host: str = ""
-    """Hash of the host's name, see `lipbench.host`."""
+    """Hash of the host's name, see `lipbench.storage.host`."""
     started: float | None = None
     """Seconds since 1970, UTC; the same holds for `finished`."""
     finished: float | None = None

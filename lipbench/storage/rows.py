@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lipbench.files import StorageError, write_text
+from lipbench.storage.files import StorageError, write_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from lipbench.files import StorageError
-from lipbench.rows import Row, read_rows
+from lipbench.storage.files import StorageError
+from lipbench.storage.rows import Row, read_rows
 
 _Mark = tuple[int, ...]
 
@@ -20,7 +20,7 @@ class Readings:
         self._known: dict[Path, tuple[_Mark, list[Row]]] = {}
 
     def rows(self, path: Path) -> list[Row]:
-        """Return the rows that `path` holds, as `lipbench.rows.read_rows` does.
+        """Return the rows that `path` holds, as `lipbench.storage.rows.read_rows` does.
 
         Raises:
             RowsDamaged: If the file is truncated, not a file of rows, or of another schema.

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lipbench.cells import STATES, CellFolder, Status
-from lipbench.files import StorageError, read_json, update_json, update_text
-from lipbench.rows import Read, Row, RowsDamaged, format_rows, read_rows
+from lipbench.storage.cell_folder import STATES, CellFolder, Status
+from lipbench.storage.files import StorageError, read_json, update_json, update_text
+from lipbench.storage.rows import Read, Row, RowsDamaged, format_rows, read_rows
 
 _SCHEMA = 1
 _CHECKPOINTS = ("chosen", "last")
@@ -27,7 +27,7 @@ class PlannedCell:
     method: str
     label: str
     params: str
-    """JSON, as in `lipbench.rows`; the same holds for `dataset` and `model`."""
+    """JSON, as in `lipbench.storage.rows`; the same holds for `dataset` and `model`."""
     seed: int
     folder: str
     """Folder of the cell, relative to that of the run, with forward slashes."""

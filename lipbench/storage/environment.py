@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lipbench.host import host_id
+import lipbench
 from lipbench.registry import GROUPS, published
+from lipbench.storage.host import host_id
 
 _LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors")
 # Everything else in the environment may be a secret.
@@ -25,7 +26,7 @@ def record() -> dict[str, Any]:
     """Return what could make two runs differ, as values for JSON; it names no host and no user."""
     return {
         "lipbench": _version("lipbench"),
-        "git": _git(Path(__file__).resolve().parent),
+        "git": _git(Path(lipbench.__file__).resolve().parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": host_id(),

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lipbench.files import write_bytes
+from lipbench.storage.files import write_bytes
 
 _FORMAT = 1
 _ABOUT = "lipbench"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lipbench.host import host_id, is_alive
+from lipbench.storage.host import host_id, is_alive
 
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\d+")
 _DAY = 86400.0

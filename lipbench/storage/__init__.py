@@ -1,0 +1,1 @@
+"""Files that are whole or absent: cells on disk, rows, tensors."""
