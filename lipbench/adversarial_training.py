@@ -13,7 +13,7 @@ from lipbench.threat import Threat
 from lipbench.worst_case import LARGEST, around, check_threat, ramped
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from lipbench.penalty import parameter_penalty
 from lipbench.refused import Refused
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 _ROOM = 1e-6
 """By how much stored weights are smaller than the solution: single precision rounds them."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from lipbench.adversary import AttackResult
 from lipbench.cell import Cell, batch_of
-from lipbench.data import Data
+from lipbench.data.splits import Data
 from lipbench.joint import Networks
 from lipbench.judge import check_networks, judge_networks
 from lipbench.seeds import stream

@@ -15,7 +15,7 @@ from lipbench.balls import local_radius
 from lipbench.blackbox import MARGIN, Measured, Unmeasurable, measure
 from lipbench.bracketing import Bracket, Computed, Unsound, bracket
 from lipbench.certified import certified_accuracy, certified_radius, gaps
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.judge import BATCH_SIZE, judge_epsilons, self_check
 from lipbench.method import Claim
 from lipbench.network import Network, as_network
@@ -331,8 +331,8 @@ def labelled(name: str, input_shape: tuple[int, ...], size: int, like: Tensor) -
         PluginError: If there is no such data set.
         ValueError: If it has no classes, or inputs of another size.
     """
+    from lipbench.data.loading import load as load_data
     from lipbench.dataset import Dataset
-    from lipbench.loading import load as load_data
 
     dataset = load("lipbench.datasets", name, Dataset)()
     if dataset.task != "classification":

@@ -18,7 +18,7 @@ from lipbench.net import Net
 from lipbench.sequential import Part
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 _PASSES = 200
 _STILL = 1e-11

@@ -295,7 +295,7 @@ def data() -> None:
 @verbose
 def list_data() -> None:
     """Show which data sets are there, and where."""
-    from lipbench import datafolder
+    from lipbench.data import folder as datafolder
 
     where = datafolder.folder()
     click.echo(f"folder: {where}")
@@ -310,7 +310,7 @@ def list_data() -> None:
 @verbose
 def fetch(names: tuple[str, ...]) -> None:
     """Download data sets, all if none is named."""
-    from lipbench import datafolder
+    from lipbench.data import folder as datafolder
 
     failures = datafolder.fetch(names, datafolder.folder(), click.echo)
     for failure in failures:

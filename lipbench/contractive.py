@@ -21,7 +21,7 @@ from lipbench.sequential import Part, parts
 from lipbench.steps import AveragePool, MaxPool, Scale, Slope
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 _L2 = Norm(2)
 

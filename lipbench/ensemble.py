@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from lipbench.anatomy import anatomy
 from lipbench.choice import Choice
-from lipbench.data import Data
+from lipbench.data.splits import Data
 from lipbench.discrepancy import Discrepancy
 from lipbench.joint import Networks
 from lipbench.model import Model

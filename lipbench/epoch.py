@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad_and_value
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.ensemble import Ensemble, Progress
 from lipbench.method import Method, Scalars
 from lipbench.net import Net

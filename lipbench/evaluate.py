@@ -12,7 +12,7 @@ from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Side
 from lipbench.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.claims import CLAIMED, claim_in, claim_of, refutations
-from lipbench.data import Data
+from lipbench.data.splits import Data
 from lipbench.fields import key as field_key
 from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.network import as_network

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from lipbench.anatomy import Anatomy
-from lipbench.datafolder import cache
+from lipbench.data.folder import cache
 from lipbench.fields import fields_json
 from lipbench.losses import error_odds
 from lipbench.net import Skeleton

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, Classifier, NonFiniteLogits
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.draws import Draws
 from lipbench.guard import guarded
 from lipbench.joint import Networks

@@ -11,7 +11,7 @@ from lipbench.method import Method, Scalars, State, Summary
 from lipbench.net import Net
 
 if TYPE_CHECKING:
-    from lipbench.data import Data
+    from lipbench.data.splits import Data
 
 
 @dataclass(frozen=True, kw_only=True)

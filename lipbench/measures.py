@@ -15,7 +15,7 @@ from lipbench.bound import Lipschitz
 from lipbench.cell import Cell, Evaluation, certified_epsilons
 from lipbench.certified import certified_accuracy, certified_radius, gaps, radius_quantiles
 from lipbench.claims import claim_row
-from lipbench.data import Batch, Data, Split
+from lipbench.data.splits import Batch, Data, Split
 from lipbench.incumbent import INCUMBENT, incumbent
 from lipbench.method import Claim
 from lipbench.network import Network

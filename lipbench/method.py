@@ -12,7 +12,7 @@ from lipbench.norm import Norm
 from lipbench.threat import Box
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
     from lipbench.net import Net
 
 State = dict[str, Any]

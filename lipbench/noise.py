@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.adversary import Classifier
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.modes import evaluation_mode
 from lipbench.threat import Box
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from lipbench.data import Batch, Data, split
+from lipbench.data.splits import Batch, Data, split
 from lipbench.dataset import Dataset, Raw
 from lipbench.epoch import train_epoch
 from lipbench.method import Method, Scalars, State

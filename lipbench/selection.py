@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lipbench.data import Data
+from lipbench.data.splits import Data
 from lipbench.joint import Networks
 from lipbench.judge import BATCH_SIZE, judge_networks
 from lipbench.seeds import stream

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lipbench.data import Batch, Split
+from lipbench.data.splits import Batch, Split
 from lipbench.ensemble import Ensemble, Progress, Refusal
 from lipbench.joint import Networks
 from lipbench.method import Method, Summary

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from lipbench.choice import Choice
-from lipbench.data import Data
+from lipbench.data.splits import Data
 from lipbench.ensemble import Ensemble, Progress
 from lipbench.ensemble import Refusal as Refusal
 from lipbench.epoch import train_epoch, training_step

@@ -12,13 +12,13 @@ import torch
 
 from lipbench.attacked import Attacked, Target
 from lipbench.cell import Cell
-from lipbench.data import Data
+from lipbench.data.loading import load
+from lipbench.data.splits import Data
 from lipbench.dataset import DataMissing
 from lipbench.device import device_name, few_threads, resolve
 from lipbench.ensemble import Progress, Refusal
 from lipbench.evaluate import EvaluationFailed, Trained, Unfit, evaluate, is_measured
 from lipbench.exits import ExitCode
-from lipbench.loading import load
 from lipbench.networks import load_network, network_path, save_networks, write_history
 from lipbench.precision import products
 from lipbench.progress import Progress as Report

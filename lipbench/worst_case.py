@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import grad
 
 from lipbench.ascent import ascent_step, random_start, steepest
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.losses import error_odds
 from lipbench.net import Net
 from lipbench.norm import Norm

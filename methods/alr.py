@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from lipbench.ascent import steepest
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.losses import divergence
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.net import Net
@@ -17,7 +17,7 @@ from lipbench.norm import Norm
 from lipbench.pairs import Pairs, quotients
 
 if TYPE_CHECKING:
-    from lipbench.data import Data
+    from lipbench.data.splits import Data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from lipbench.penalty import parameter_penalty
 from lipbench.threat import Box
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

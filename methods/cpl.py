@@ -13,7 +13,7 @@ from lipbench.residual import ContractiveResidual, operator
 from lipbench.steps import Linear
 
 if TYPE_CHECKING:
-    from lipbench.data import Data
+    from lipbench.data.splits import Data
 
 
 @dataclass(frozen=True, kw_only=True)

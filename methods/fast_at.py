@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.adversarial_training import AdversarialTraining
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.method import Params, Scalars, State, Strength, Summary
 from lipbench.net import Net
 from lipbench.worst_case import (
@@ -21,7 +21,7 @@ from lipbench.worst_case import (
 )
 
 if TYPE_CHECKING:
-    from lipbench.data import Data
+    from lipbench.data.splits import Data
 
 _PROBE_STEPS = 5
 _PROBE_STEP = 0.25

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.losses import margin
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.net import Net
 from lipbench.sensitivity import lengths, squared_slopes
 
 if TYPE_CHECKING:
-    from lipbench.data import Data
+    from lipbench.data.splits import Data
 
 
 @dataclass(frozen=True, kw_only=True)

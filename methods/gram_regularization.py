@@ -13,7 +13,7 @@ from lipbench.method import Method, Scalars, State, Strength
 from lipbench.net import Net
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

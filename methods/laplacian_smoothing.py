@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.neighbours import anyone, nearest
 from lipbench.net import Net
 
 if TYPE_CHECKING:
-    from lipbench.data import Data
+    from lipbench.data.splits import Data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from lipbench.refused import Refused
 from lipbench.steps import Linear, Scale
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 _EUCLIDEAN = Norm(2)
 

@@ -15,7 +15,7 @@ from lipbench.steps import Linear
 from lipbench.toeplitz import sampled_norm, too_many_taps
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

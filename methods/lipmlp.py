@@ -18,7 +18,7 @@ from lipbench.norm import Norm
 from lipbench.steps import Dense, Linear
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

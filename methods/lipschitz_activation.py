@@ -15,7 +15,7 @@ from lipbench.net import Net
 from lipbench.penalty import parameter_penalty
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

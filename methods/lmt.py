@@ -14,7 +14,7 @@ from lipbench.method import Scalars, State, Strength, Summary
 from lipbench.net import Net
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from lipbench.net import Net
 from lipbench.refused import Refused
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from lipbench.net import Net
 from lipbench.steps import Convolution, Dense, Linear
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

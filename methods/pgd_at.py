@@ -18,7 +18,7 @@ from lipbench.worst_case import (
 )
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch
+    from lipbench.data.splits import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from lipbench.reshaped import reshaped
 from lipbench.steps import Convolution, Linear, Slope
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

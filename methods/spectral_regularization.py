@@ -15,7 +15,7 @@ from lipbench.reshaped import reshaped
 from lipbench.steps import Convolution, Dense, Linear
 
 if TYPE_CHECKING:
-    from lipbench.data import Batch, Data
+    from lipbench.data.splits import Batch, Data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from training import initial
 
-from lipbench.data import split
+from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.model import Model
 from lipbench.registry import load

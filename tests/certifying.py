@@ -11,7 +11,7 @@ from training import a_method, a_model, an_entry, digits, train
 from lipbench.adversary import Attack
 from lipbench.bound import Bound
 from lipbench.certified import certified_accuracy, certified_radius, gaps
-from lipbench.data import split
+from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.judge import judge
 from lipbench.model import Model

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from training import a_model, a_net, an_entry, digits, initial, same, train
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.optimiser import Optimizer
 from lipbench.seeds import stream
 from lipbench.trainer import Trainer

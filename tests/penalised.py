@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from training import a_model, a_net, an_entry, digits
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.trial import Trial
 
 SHAPE = (1, 8, 8)

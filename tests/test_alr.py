@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_method, a_net, digits
 
-from lipbench.data import Batch, split
-from lipbench.datafolder import folder
+from lipbench.data.folder import folder
+from lipbench.data.splits import Batch, split
 from lipbench.dataset import Dataset
 from lipbench.registry import load
 from lipbench.seeds import stream

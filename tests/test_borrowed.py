@@ -12,7 +12,7 @@ from training import a_method, a_model, a_net, a_trainer, an_entry, batches, dig
 from lipbench import borrowed
 from lipbench.borrowed import is_installed
 from lipbench.bound import Bound
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.method import Method
 from lipbench.network import as_network
 from lipbench.norm import Norm

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import lipbench
-from lipbench import datafolder
 from lipbench.cli import call
+from lipbench.data import folder as datafolder
 from lipbench.exits import ExitCode
 
 DATASET = """

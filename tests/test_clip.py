@@ -17,8 +17,8 @@ from training import (
     train,
 )
 
-from lipbench.data import Batch, split
-from lipbench.datafolder import folder
+from lipbench.data.folder import folder
+from lipbench.data.splits import Batch, split
 from lipbench.dataset import Dataset
 from lipbench.penalty import parameter_penalty
 from lipbench.registry import load

@@ -12,7 +12,7 @@ from training import METHODS, a_method, a_model, a_net, an_entry, digits, initia
 
 from lipbench.bound import Bound
 from lipbench.contractive import Contractive
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sorting import MaxMin
 from lipbench.method import Method

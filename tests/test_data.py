@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import digits
 
-from lipbench.data import Batch, Split, split
+from lipbench.data.splits import Batch, Split, split
 from lipbench.dataset import Dataset, Raw
 from lipbench.registry import load
 
@@ -111,7 +111,7 @@ ALMOST[3, 0, 7, 2] = torch.nextafter(ALMOST[3, 0, 7, 2], torch.tensor(1.0))
     ids=["images", "almost", "above", "below", "nan", "float64"],
 )
 def test_rows_are_the_inputs_bit_by_bit(monkeypatch, inputs, are_bytes):
-    monkeypatch.setattr("lipbench.data._LARGE", 1)
+    monkeypatch.setattr("lipbench.data.splits._LARGE", 1)
     part = Split(inputs=inputs, targets=torch.zeros(40), index=np.arange(40))
     chosen = torch.randint(0, 40, (3, 7))
     assert part.rows(chosen).equal(inputs[chosen]) or inputs.isnan().any()

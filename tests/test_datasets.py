@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from lipbench import torchvision_images
-from lipbench.data import split
-from lipbench.datafolder import folder
+from lipbench.data import images as torchvision_images
+from lipbench.data.folder import folder
+from lipbench.data.splits import split
 from lipbench.dataset import DataMissing, Dataset
 from lipbench.registry import load, names
 

@@ -4,7 +4,7 @@ from adversaries import close, held, plain, steepest
 from torch.nn import functional as F
 from training import a_method, a_net, a_trainer, an_entry, batches, digits, initial, train
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.norm import Norm
 
 FIELDS = {"epsilon": 0.2, "replays": 3, "rel_step": 0.7}

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_method, a_model, a_net, an_entry, digits, initial, same, train
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 
 
 def objective(net, **fields):

@@ -16,8 +16,8 @@ from objectives import (
 from torch import nn
 from training import a_method, digits
 
-from lipbench.data import Batch, split
-from lipbench.datafolder import folder
+from lipbench.data.folder import folder
+from lipbench.data.splits import Batch, split
 from lipbench.dataset import Dataset
 from lipbench.registry import load
 

@@ -12,7 +12,7 @@ from objectives import (
 )
 from training import a_method, a_net
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 
 NAME = "input_gradient"
 

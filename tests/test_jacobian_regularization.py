@@ -15,7 +15,7 @@ from objectives import (
 from torch.func import jacrev, vmap
 from training import a_method, digits
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.seeds import stream
 
 NAME = "jacobian_regularization"

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from training import a_method, a_model, a_net, an_entry, batches, digits, initial, train
 
 from lipbench.bound import Bound
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from training import a_method, a_model, a_net, digits, initial
 
 from lipbench import followed, vicinity
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 
 
 def objective(net, **fields):

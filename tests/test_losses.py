@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lipbench.data import cross_entropy
+from lipbench.data.splits import cross_entropy
 from lipbench.losses import error_odds, lead, margin, scale_free_error_odds
 
 

@@ -12,7 +12,7 @@ from runs import places, results
 from written import Written
 
 import lipbench
-from lipbench.data import split
+from lipbench.data.splits import split
 from lipbench.layers.normalise import Normalise
 from lipbench.measures import _input_scale
 from lipbench.network import as_network

@@ -13,7 +13,7 @@ from training import a_method, a_model, a_net, a_trainer, an_entry, digits, init
 
 from lipbench import conic
 from lipbench.bound import Bound
-from lipbench.data import split
+from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
 from lipbench.inequality import Layers

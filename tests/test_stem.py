@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from training import a_method, a_net, digits, initial
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.layers.normalise import Normalise
 from lipbench.network import Network, as_network
 from lipbench.stem import cut

@@ -31,7 +31,7 @@ from training import (
 )
 
 from lipbench.config import parse
-from lipbench.data import split
+from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
 from lipbench.epoch import train_epoch

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from training import a_method, a_net, an_entry, batches, digits, initial, same, train
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 
 
 def slopes(**fields):

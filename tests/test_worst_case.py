@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_net
 
-from lipbench.data import Batch
+from lipbench.data.splits import Batch
 from lipbench.norm import Norm
 from lipbench.worst_case import (
     around,

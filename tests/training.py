@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lipbench.borrowed import is_installed
-from lipbench.data import split
+from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method

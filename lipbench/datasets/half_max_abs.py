@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lipbench.regression import Regression
+from lipbench.data.regression import Regression
 
 _SUPPORT = ((-4.0, -3.0), (-0.3, 0.3), (3.0, 4.0))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lipbench import torchvision_images
+from lipbench.data import images as torchvision_images
 from lipbench.dataset import Dataset, Raw
 
 _DIGESTS = {

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lipbench.regression import Regression
+from lipbench.data.regression import Regression
 
 
 @dataclass(frozen=True, kw_only=True)

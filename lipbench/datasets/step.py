@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lipbench.regression import Regression
+from lipbench.data.regression import Regression
 
 # In steps of the authors' 100 points: those of numbers 10 to 14 and 70 to 79 are 1.
 _JUMPS = np.array([9.5, 14.5, 69.5, 79.5]) * (10 / 99)

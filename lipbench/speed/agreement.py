@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lipbench.data import Split
+from lipbench.data.splits import Split
 from lipbench.speed.bench import Bench
 from lipbench.speed.sides import SIDES
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.adversary import Attack
-from lipbench.data import Data
+from lipbench.data.splits import Data
 from lipbench.ensemble import Progress
 from lipbench.epoch import train_epoch
 from lipbench.judge import judge

@@ -14,9 +14,9 @@ import torch
 
 from lipbench.attacked import Attacked, Target
 from lipbench.cell import Cell
-from lipbench.data import Data
+from lipbench.data.loading import load
+from lipbench.data.splits import Data
 from lipbench.device import few_threads
-from lipbench.loading import load
 from lipbench.measures import Subject, measure
 from lipbench.net import Net, Skeleton
 from lipbench.network import as_network

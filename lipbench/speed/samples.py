@@ -7,10 +7,10 @@ import torch
 from torch.utils.data import Dataset as Images
 from torch.utils.data import Subset
 
-from lipbench.data import Data
-from lipbench.datafolder import folder
+from lipbench.data.folder import folder
+from lipbench.data.loading import load
+from lipbench.data.splits import Data
 from lipbench.dataset import Dataset
-from lipbench.loading import load
 from lipbench.registry import load as plugin
 
 

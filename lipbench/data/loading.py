@@ -4,8 +4,8 @@ from functools import lru_cache
 
 import torch
 
-from lipbench.data import Data, split
-from lipbench.datafolder import folder as data_folder
+from lipbench.data.folder import folder as data_folder
+from lipbench.data.splits import Data, split
 from lipbench.dataset import Dataset
 
 
