@@ -422,7 +422,7 @@ def _table_text(path: Path, style: str, checkpoint: str, paper: bool) -> str:
     Raises:
         Quit: If there is nothing at `path`, or nothing about the checkpoint.
     """
-    from lipbench.table import table_text
+    from lipbench.tables.table import table_text
 
     if not path.exists():
         raise Quit(f"{path} does not exist: give a folder that `lipbench run` wrote to.")

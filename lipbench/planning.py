@@ -11,10 +11,10 @@ from lipbench.device import resolve
 from lipbench.estimate import Estimate, estimate
 from lipbench.grouping import largest_stack
 from lipbench.keys import digest
-from lipbench.labels import labels
 from lipbench.registry import did_you_mean
 from lipbench.settings import Benchmark, Config
 from lipbench.storage.results import PlannedCell
+from lipbench.tables.labels import labels
 from lipbench.trial import Trial
 
 

@@ -10,19 +10,19 @@ from typing import Any
 from lipbench.cell import Cell
 from lipbench.curves import write_curves
 from lipbench.exits import ExitCode, summarise
-from lipbench.latex import latex
 from lipbench.planning import Plan, plan
 from lipbench.progress import Progress, named, reporter
 from lipbench.resolved import resolved
 from lipbench.settings import Config
-from lipbench.sources import rebuild
 from lipbench.standing import standing, state_of
 from lipbench.storage.cell_folder import UNSOUND
 from lipbench.storage.environment import env_id, record
 from lipbench.storage.files import clean, probe, update_json, update_text
 from lipbench.storage.results import has_cells, write_plan, write_results
 from lipbench.storage.row_cache import Readings
-from lipbench.table import build
+from lipbench.tables.latex import latex
+from lipbench.tables.sources import rebuild
+from lipbench.tables.table import build
 
 _UPKEEP = 0.02
 """Share of the time that may go into results.csv before all work is done."""

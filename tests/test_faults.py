@@ -12,7 +12,7 @@ import lipbench
 from lipbench.cli import call
 from lipbench.exits import ExitCode
 from lipbench.optimiser import Optimizer
-from lipbench.table import table_text
+from lipbench.tables.table import table_text
 
 DRIVEN = {"name": "clip", "target_accuracy": 0.4, "pairs": 16}
 BOTH = config(DRIVEN, seeds=(0, 1))

@@ -5,9 +5,9 @@ import subprocess
 import pytest
 from synthetic import a_row, failure, measurements
 
-from lipbench.latex import escape, latex
-from lipbench.sources import Source
-from lipbench.table import build
+from lipbench.tables.latex import escape, latex
+from lipbench.tables.sources import Source
+from lipbench.tables.table import build
 
 GOLDEN = r"""% \usepackage{booktabs}
 \begin{table}[htbp]

@@ -11,9 +11,9 @@ from lipbench.model import Model
 from lipbench.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.remarks import legend
-from lipbench.sources import Source
-from lipbench.table import build, table_text
+from lipbench.tables.notes import legend
+from lipbench.tables.sources import Source
+from lipbench.tables.table import build, table_text
 
 MODEL = {"name": "mlp", "widths": [8], "activation": "relu", "normalisation": [0.3, 0.4]}
 UNITS = (

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from synthetic import INF, a_row, a_run, failure, measurements
 
-from lipbench.labels import labels, spoken
-from lipbench.paper import printed_row
-from lipbench.sources import Source, load
-from lipbench.statistics import paired_interval
 from lipbench.storage.outcomes import outcome_name
 from lipbench.storage.results import PlanMissing
 from lipbench.storage.rows import write_rows
-from lipbench.table import blocks, build, table_text
+from lipbench.tables.labels import labels, spoken
+from lipbench.tables.paper import printed_row
+from lipbench.tables.sources import Source, load
+from lipbench.tables.statistics import paired_interval
+from lipbench.tables.table import blocks, build, table_text
 
 TARGET = '{"target_accuracy": 0.95}'
 
@@ -451,7 +451,7 @@ def test_a_checkpoint_that_nobody_has_is_refused(tmp_path):
 
 
 def table_text_of(rows, style, **options):
-    from lipbench import latex, render
+    from lipbench.tables import latex, render
 
     write = {
         "plain": render.plain,

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from lipbench.columns import Column
-from lipbench.statistics import summary
 from lipbench.storage.rows import Row
+from lipbench.tables.columns import Column
+from lipbench.tables.statistics import summary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lipbench.labels import spoken
 from lipbench.storage.rows import SELECTION, Row
+from lipbench.tables.labels import spoken
 
 GAP = "lipschitz_ratio"
 """Metric of the smallest upper Lipschitz bound over the largest lower one."""

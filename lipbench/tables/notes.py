@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from math import inf, isfinite
 
-from lipbench.blocks import Block, Line
-from lipbench.columns import GAP, MEDIAN_RADIUS, Column
-from lipbench.paper import CITATION
 from lipbench.storage.rows import SELECTION
+from lipbench.tables.blocks import Block, Line
+from lipbench.tables.columns import GAP, MEDIAN_RADIUS, Column
+from lipbench.tables.paper import CITATION
 
 _BLIND = 1000.0
 _SAME = 1e-6

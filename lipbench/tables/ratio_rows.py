@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lipbench.columns import GAP, lipschitz_columns
 from lipbench.storage.rows import Row
+from lipbench.tables.columns import GAP, lipschitz_columns
 
 
 def gap_rows(rows: Sequence[Row]) -> list[Row]:

@@ -7,10 +7,10 @@ from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lipbench.blocks import Block, Entry, Line
-from lipbench.columns import Column
-from lipbench.remarks import legend
-from lipbench.render import entry_text, heading, seeds
+from lipbench.tables.blocks import Block, Entry, Line
+from lipbench.tables.columns import Column
+from lipbench.tables.notes import legend
+from lipbench.tables.render import entry_text, heading, seeds
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -49,7 +49,7 @@ _GREEK_NAMES = frozenset(_GREEK.split())
 def latex(blocks: Sequence[Block]) -> str:
     """Return one table environment per block."""
     environment = Environment(
-        loader=PackageLoader("lipbench", ""),
+        loader=PackageLoader("lipbench.tables", ""),
         block_start_string="<%",
         block_end_string="%>",
         variable_start_string="<<",

@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from lipbench.blocks import Block, Entry, Line
-from lipbench.columns import Column, choose
-from lipbench.comparison import with_best
-from lipbench.gaps import gap_rows
-from lipbench.labels import labels, parse, target
-from lipbench.paper import printed_row
-from lipbench.remarks import warnings
-from lipbench.sources import Source, load
 from lipbench.storage.rows import Row
+from lipbench.tables.blocks import Block, Entry, Line
+from lipbench.tables.columns import Column, choose
+from lipbench.tables.comparison import with_best
+from lipbench.tables.labels import labels, parse, target
+from lipbench.tables.notes import warnings
+from lipbench.tables.paper import printed_row
+from lipbench.tables.ratio_rows import gap_rows
+from lipbench.tables.sources import Source, load
 
 Style = Literal["plain", "latex", "markdown", "csv"]
 
@@ -30,7 +30,7 @@ def table_text(path: Path, style: str, checkpoint: str = "chosen", paper: bool =
     Raises:
         ValueError: If `style` is unknown, or no row is about `checkpoint`.
     """
-    from lipbench import latex, render
+    from lipbench.tables import latex, render
 
     writers = {
         "plain": render.plain,

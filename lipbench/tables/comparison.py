@@ -6,11 +6,15 @@ from math import inf
 
 import numpy as np
 
-from lipbench.blocks import Entry, Line
-from lipbench.columns import Column
-from lipbench.sources import Source
-from lipbench.statistics import paired_image_variance, paired_interval, unpaired_image_variance
 from lipbench.storage.rows import Row
+from lipbench.tables.blocks import Entry, Line
+from lipbench.tables.columns import Column
+from lipbench.tables.sources import Source
+from lipbench.tables.statistics import (
+    paired_image_variance,
+    paired_interval,
+    unpaired_image_variance,
+)
 
 
 def with_best(lines: Sequence[Line], columns: Sequence[Column], source: Source) -> list[Line]:

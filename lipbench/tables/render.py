@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from lipbench.blocks import Block, Entry, Line
-from lipbench.columns import Column
-from lipbench.remarks import legend
+from lipbench.tables.blocks import Block, Entry, Line
+from lipbench.tables.columns import Column
+from lipbench.tables.notes import legend
 
 if TYPE_CHECKING:
     from rich.console import Console

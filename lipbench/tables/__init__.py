@@ -1,0 +1,1 @@
+"""Tables of results: columns, means, intervals, footnotes, LaTeX."""
