@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lipbench.method import Method, Scalars, State
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.norm import Norm
 from lipbench.threat import Threat
 from lipbench.worst_case import LARGEST, around, check_threat, ramped

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lipbench import conic
 from lipbench.inequality import Inequality, Layers, Multipliers, Weights
 from lipbench.method import Method, Params, Scalars, State, Summary
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.penalty import parameter_penalty
 from lipbench.refused import Refused
 
@@ -224,7 +224,7 @@ def _numbered(multipliers: Multipliers) -> dict[str, Tensor]:
 
 
 def _net(model: nn.Module, input_shape: tuple[int, ...]) -> Net:
-    from lipbench.net import Skeleton
+    from lipbench.networks.net import Skeleton
 
     params = {name: value.detach() for name, value in model.named_parameters()}
     return Net(Skeleton(model, input_shape), params, dict(model.named_buffers()))

@@ -10,8 +10,8 @@ from torch import nn
 from lipbench.adversary import AttackResult
 from lipbench.cell import Cell, batch_of
 from lipbench.data.splits import Data
-from lipbench.joint import Networks
 from lipbench.judge import check_networks, judge_networks
+from lipbench.networks.network_stack import Networks
 from lipbench.seeds import stream
 from lipbench.settings import AttackEntry
 

@@ -18,7 +18,7 @@ from lipbench.certified import certified_accuracy, certified_radius, gaps
 from lipbench.data.splits import Batch
 from lipbench.judge import BATCH_SIZE, judge_epsilons, self_check
 from lipbench.method import Claim
-from lipbench.network import Network, as_network
+from lipbench.networks.network import Network, as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load

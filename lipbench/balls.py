@@ -19,11 +19,11 @@ from torch import Tensor
 
 from lipbench.affine import Matrix
 from lipbench.intervals import Interval, combined, local_slopes, values_between
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Dense, Rearrange, Scale
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.rounding import UNIT
-from lipbench.steps import Dense, Rearrange, Scale
 from lipbench.unrolled import unroll, widths
 
 _MOST = 2**21

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.intervals import Interval, combined, local_slopes, values_between
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.rounding import UNIT

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lipbench.ascent import ascend, steepest
 from lipbench.losses import scale_free_error_odds
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box, Threat
 

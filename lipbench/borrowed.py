@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lipbench.contractive import Contractive
 from lipbench.method import Params, Scalars, State
-from lipbench.net import Net
-from lipbench.sequential import Part
+from lipbench.networks.net import Net
+from lipbench.networks.sequential import Part
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

@@ -12,7 +12,7 @@ from lipbench.refused import Refused as Refused
 from lipbench.threat import Box
 
 if TYPE_CHECKING:
-    from lipbench.network import Network
+    from lipbench.networks.network import Network
 
 Side = Literal["lower", "upper", "exact", "estimate"]
 EXACT_WITHIN = 1e-9

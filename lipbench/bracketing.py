@@ -11,7 +11,7 @@ from lipbench import registry
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.ending import Ending, ending
 from lipbench.incumbent import INCUMBENT, incumbent
-from lipbench.network import Network, as_network
+from lipbench.networks.network import Network, as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.soundness import crossings, recheck

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lipbench.bound import Lipschitz
 from lipbench.jacobians import Case, Decision, Jacobians
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.threat import Box

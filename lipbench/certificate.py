@@ -11,7 +11,7 @@ from torch import Tensor
 from lipbench.norm import Norm
 
 if TYPE_CHECKING:
-    from lipbench.network import Network
+    from lipbench.networks.network import Network
 
 
 @dataclass(frozen=True, kw_only=True)

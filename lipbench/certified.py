@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.differences import difference_constants
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.rounding import UNIT, enclose
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from lipbench.affine import Matrix
 from lipbench.centred import Slopes
 from lipbench.intervals import slopes
-from lipbench.network import Network
-from lipbench.refused import Refused
-from lipbench.steps import (
+from lipbench.networks.network import Network
+from lipbench.networks.steps import (
     Contraction,
     ConvContraction,
     GroupSort,
@@ -17,6 +16,7 @@ from lipbench.steps import (
     Slope,
     Softmax,
 )
+from lipbench.refused import Refused
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled
 

@@ -8,7 +8,7 @@ from torch import nn
 from lipbench.bound import Lipschitz
 from lipbench.cell import Cell
 from lipbench.method import Claim
-from lipbench.net import Net, Skeleton
+from lipbench.networks.net import Net, Skeleton
 from lipbench.norm import Norm
 from lipbench.soundness import inside
 from lipbench.storage.rows import Row, box_text

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from functools import reduce, singledispatch
 
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Concatenation, Step, Sum
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.steps import Concatenation, Step, Sum
 from lipbench.upwards import plus, raised, times
 
 _ROUNDING = 1 + 1e-12

@@ -7,10 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.norm import Norm
-from lipbench.norms import upper_norm
-from lipbench.refused import Refused
-from lipbench.steps import (
+from lipbench.networks.steps import (
     AveragePool,
     Concatenation,
     Contraction,
@@ -27,6 +24,9 @@ from lipbench.steps import (
     Step,
     Sum,
 )
+from lipbench.norm import Norm
+from lipbench.norms import upper_norm
+from lipbench.refused import Refused
 from lipbench.upwards import plus, raised
 
 _ROUNDING = 1 + 1e-12

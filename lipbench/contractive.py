@@ -13,12 +13,12 @@ from lipbench.constants import constant
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sorting import MaxMin
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
-from lipbench.net import Net
-from lipbench.network import walk
+from lipbench.networks.net import Net
+from lipbench.networks.network import walk
+from lipbench.networks.sequential import Part, parts
+from lipbench.networks.steps import AveragePool, MaxPool, Scale, Slope
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.sequential import Part, parts
-from lipbench.steps import AveragePool, MaxPool, Scale, Slope
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

@@ -27,10 +27,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.networks.steps import Convolution, Linear
 from lipbench.norm import Norm
 from lipbench.norms import upper_norm
 from lipbench.rounding import UNIT
-from lipbench.steps import Convolution, Linear
 
 _LEAST = 1e-100  # Squares of what is smaller beside taps of 1 may underflow.
 

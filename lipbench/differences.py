@@ -19,10 +19,10 @@ from lipbench.certify import certify
 from lipbench.composition import composed
 from lipbench.constants import constant
 from lipbench.intervals import centred_on, derivatives
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Dense
 from lipbench.norm import Norm
 from lipbench.rounding import UNIT
-from lipbench.steps import Dense
 from lipbench.unrolled import Unrolled, unroll
 
 _MOST_PAIRS = 5_000

@@ -7,9 +7,9 @@ import torch
 
 from lipbench.bound import Lipschitz
 from lipbench.constants import constant
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Softmax, Step
 from lipbench.norm import Norm
-from lipbench.steps import Softmax, Step
 from lipbench.upwards import times
 
 _PREFIX = "before:"

@@ -11,16 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
-from lipbench.anatomy import anatomy
 from lipbench.choice import Choice
 from lipbench.data.splits import Data
 from lipbench.discrepancy import Discrepancy
-from lipbench.joint import Networks
 from lipbench.model import Model
-from lipbench.net import Meter, Net, Skeleton
+from lipbench.networks.anatomy import anatomy
+from lipbench.networks.net import Meter, Net, Skeleton
+from lipbench.networks.network_stack import Networks
+from lipbench.networks.trees import Tree, stack, take, tree_map
 from lipbench.refused import Refused
 from lipbench.seeds import stream
-from lipbench.trees import Tree, stack, take, tree_map
 from lipbench.trial import Trial, representative
 
 _SAMPLES_AT_ONCE = 8192

@@ -14,14 +14,14 @@ from lipbench.branching import SAME, Explored, covered, explore
 from lipbench.carried import Carried
 from lipbench.decisions import Decision
 from lipbench.expansion import most_expanded
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Scale, Sum
 from lipbench.norm import Norm
 from lipbench.packed import joined, packed, split, unpacked
 from lipbench.patterns import explore_patterns, fits, proved
 from lipbench.pieces import Pieces
 from lipbench.polyhedra import Empty
 from lipbench.regions import Regions
-from lipbench.steps import Scale, Sum
 from lipbench.threat import Box
 from lipbench.unrolled import Unrolled, unroll
 

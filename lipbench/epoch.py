@@ -11,10 +11,10 @@ from torch.func import grad_and_value
 from lipbench.data.splits import Batch
 from lipbench.ensemble import Ensemble, Progress
 from lipbench.method import Method, Scalars
-from lipbench.net import Net
+from lipbench.networks.net import Net
+from lipbench.networks.trees import Tree, stack
 from lipbench.replay import Graph, Replayer
 from lipbench.traced import Traced
-from lipbench.trees import Tree, stack
 
 
 def training_step(ensemble: Ensemble) -> Replayer:

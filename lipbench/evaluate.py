@@ -15,7 +15,7 @@ from lipbench.claims import CLAIMED, claim_in, claim_of, refutations
 from lipbench.data.splits import Data
 from lipbench.fields import key as field_key
 from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.soundness import crossings

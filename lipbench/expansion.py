@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm, steepest, support
 from lipbench.threat import Box
 

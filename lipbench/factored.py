@@ -27,7 +27,7 @@ from lipbench.affine import Matrix
 from lipbench.bound import Lipschitz
 from lipbench.chain import Chain, widths
 from lipbench.corners import largest_norm
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.rounding import UNIT
 from lipbench.threat import Box

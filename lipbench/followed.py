@@ -17,12 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.constants import constant as certified_constant
-from lipbench.net import Skeleton
-from lipbench.network import Network
-from lipbench.norm import Norm
-from lipbench.norms import power_iteration
-from lipbench.refused import Refused
-from lipbench.steps import (
+from lipbench.networks.net import Skeleton
+from lipbench.networks.network import Network
+from lipbench.networks.steps import (
     AveragePool,
     Concatenation,
     Copy,
@@ -37,6 +34,9 @@ from lipbench.steps import (
     Step,
     Sum,
 )
+from lipbench.norm import Norm
+from lipbench.norms import power_iteration
+from lipbench.refused import Refused
 
 Vectors = dict[str, Tensor]
 """What is kept from step to step, ready to be a part of a method's state."""

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.layerwise import convolution
-from lipbench.steps import Linear
+from lipbench.networks.steps import Linear
 from lipbench.symbol import symbol_norm
 
 

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from lipbench.anatomy import Anatomy
 from lipbench.data.folder import cache
 from lipbench.fields import fields_json
 from lipbench.losses import error_odds
-from lipbench.net import Skeleton
-from lipbench.precision import products
+from lipbench.networks.anatomy import Anatomy
+from lipbench.networks.net import Skeleton
+from lipbench.networks.precision import products
+from lipbench.networks.trees import Tree, stack, take
 from lipbench.settings import Benchmark
 from lipbench.storage.environment import memory, processor
 from lipbench.storage.files import Damaged, StorageError, read_json, write_json
-from lipbench.trees import Tree, stack, take
 
 LARGEST_ON_CPU = 16
 """More share the overhead of a step no better, and fall out of the processor's cache."""

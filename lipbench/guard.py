@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lipbench.adversary import AttackInvalid, Classifier
-from lipbench.joint import Joint
-from lipbench.modes import evaluation_mode, modules_of
+from lipbench.networks.modes import evaluation_mode, modules_of
+from lipbench.networks.network_stack import Joint
 
 
 @contextmanager

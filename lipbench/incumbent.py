@@ -9,7 +9,7 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.chords import chords
 from lipbench.expansion import most_expanded, operator_norms, pairs_along
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.refused import Refused
 from lipbench.regions import Regions
 from lipbench.unrolled import unroll

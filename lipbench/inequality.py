@@ -38,10 +38,10 @@ from lipbench.centred import Centred, centre
 from lipbench.certify import certify
 from lipbench.constants import constant
 from lipbench.multipliers import propose
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Dense, Linear, Rearrange, Scale, Slope, Step
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.steps import Dense, Linear, Rearrange, Scale, Slope, Step
 from lipbench.unrolled import unroll
 
 Weights = tuple[Tensor, ...]

@@ -23,7 +23,7 @@ from torch import Tensor
 from lipbench.affine import Affine, Matrix
 from lipbench.intervals import Interval, derivatives
 from lipbench.lines import Lines, Relaxation, above, below
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.reads import on_parts
 from lipbench.rounding import UNIT

@@ -10,8 +10,8 @@ from lipbench.adversary import Attack, AttackInvalid, AttackResult, Classifier, 
 from lipbench.data.splits import Batch
 from lipbench.draws import Draws
 from lipbench.guard import guarded
-from lipbench.joint import Networks
-from lipbench.modes import evaluation_mode
+from lipbench.networks.modes import evaluation_mode
+from lipbench.networks.network_stack import Networks
 from lipbench.norm import Norm
 from lipbench.queries import Counted, Lot, on_rows
 from lipbench.threat import Box, Threat

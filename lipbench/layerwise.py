@@ -8,9 +8,9 @@ import torch
 from lipbench.bound import Lipschitz
 from lipbench.composition import composed
 from lipbench.constants import constant
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Convolution, Linear, TransposedConvolution
 from lipbench.norm import Norm
-from lipbench.steps import Convolution, Linear, TransposedConvolution
 from lipbench.threat import Box
 
 _ROUNDING = 1e-12

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lipbench.layers.activations import CURVES
 from lipbench.layers.splines import Spline
-from lipbench.modes import evaluation_mode
+from lipbench.networks.modes import evaluation_mode
 
 
 def with_splines(

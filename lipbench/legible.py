@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from lipbench.net import Net, Skeleton
+from lipbench.networks.net import Net, Skeleton
+from lipbench.networks.steps import Linear
 from lipbench.refused import Refused
-from lipbench.steps import Linear
 
 
 def read(model: nn.Module, input_shape: tuple[int, ...]) -> Net:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm, steepest, support
 
 _NUMBERS = 2**24

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lipbench import margins
 from lipbench.method import Method, Scalars, State, Summary
-from lipbench.net import Net
+from lipbench.networks.net import Net
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data

@@ -18,14 +18,14 @@ from lipbench.claims import claim_row
 from lipbench.data.splits import Batch, Data, Split
 from lipbench.incumbent import INCUMBENT, incumbent
 from lipbench.method import Claim
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Linear, Scale
 from lipbench.noise import noise_accuracy
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.seeds import stream
 from lipbench.settings import BoundEntry
 from lipbench.soundness import misclassified, recheck
-from lipbench.steps import Linear, Scale
 from lipbench.storage.outcomes import outcome_name
 from lipbench.storage.rows import SELECTION, Row, box_text
 

@@ -13,7 +13,7 @@ from lipbench.threat import Box
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
-    from lipbench.net import Net
+    from lipbench.networks.net import Net
 
 State = dict[str, Any]
 """What a method carries from step to step: named tensors, or dictionaries of them.
@@ -75,7 +75,7 @@ class Method(ABC):
     `stackable` is True: they must be pure tensor code, take their randomness from `draw`, and
     never look at a value. All others are called for one trial at a time.
 
-    `net` is a `lipbench.net.Net`; `h` holds the fields that may differ inside a stack (all float
+    `net` is a `lipbench.networks.net.Net`; `h` holds the fields that may differ inside a stack (all float
     fields but norms), as 0-d tensors under their field names: hooks marked * read them there and
     not from `self`, where a field that differs in the stack raises. All other hooks are called on
     the trial's own method; but a strength that the core drives is found in `h` only.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lipbench.adversary import Classifier
 from lipbench.data.splits import Batch
-from lipbench.modes import evaluation_mode
+from lipbench.networks.modes import evaluation_mode
 from lipbench.threat import Box
 
 

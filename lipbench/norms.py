@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipbench.networks.steps import Convolution, Dense, Linear, TransposedConvolution
 from lipbench.norm import Norm
-from lipbench.steps import Convolution, Dense, Linear, TransposedConvolution
 from lipbench.symbol import largest_symbol_norm
 
 

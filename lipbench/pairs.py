@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vjp
 
 from lipbench.moved import moved
-from lipbench.stem import Stem
+from lipbench.networks.stem import Stem
 from lipbench.threat import Box
 
 Function = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, "batch outputs"]]

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lipbench.layers.circular import Circular
-from lipbench.sequential import Part
+from lipbench.networks.sequential import Part
 
 
 def periodic(part: Part, rng: torch.Generator) -> Circular:

@@ -24,7 +24,7 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.boxed import boxed_norm
 from lipbench.intervals import centred_on
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.polynomials import Polynomial, derivative_polynomials, levels
 from lipbench.products import Family, Numbers, Products, Weights, families, plain_bound

@@ -18,7 +18,7 @@ from lipbench.dataset import Dataset, Raw
 from lipbench.epoch import train_epoch
 from lipbench.method import Method, Scalars, State
 from lipbench.model import Model
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.optimiser import Optimizer
 from lipbench.refused import Refused
 from lipbench.trainer import Refusal, Trainer

@@ -10,7 +10,7 @@ from lipbench.centred import Centred
 from lipbench.certify import certify
 from lipbench.intervals import centred_on
 from lipbench.multipliers import propose
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
 from lipbench.unrolled import neurons, unroll

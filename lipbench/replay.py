@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lipbench.net import Meter
-from lipbench.trees import Tree, leaves, memory, tree_map
+from lipbench.networks.net import Meter
+from lipbench.networks.trees import Tree, leaves, memory, tree_map
 
 _PATIENCE = 12
 """Calls of one shape before it is recorded: a recording takes as long as a dozen steps or more."""

@@ -1,6 +1,6 @@
 """Convolutions as the matrices that their kernels are when they are flattened."""
 
-from lipbench.steps import Convolution, Dense, Linear
+from lipbench.networks.steps import Convolution, Dense, Linear
 
 
 def reshaped(layer: Linear) -> Linear:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from lipbench.contractive import Contractive
 from lipbench.layers.explanations import ConvResidual, Residual
-from lipbench.sequential import Part
-from lipbench.steps import Contraction, ConvContraction, Dense, Linear, Step
+from lipbench.networks.sequential import Part
+from lipbench.networks.steps import Contraction, ConvContraction, Dense, Linear, Step
 
 
 @dataclass(frozen=True, kw_only=True)

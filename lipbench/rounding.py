@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.network import Network
-from lipbench.refused import Refused
-from lipbench.steps import (
+from lipbench.networks.network import Network
+from lipbench.networks.steps import (
     AveragePool,
     Concatenation,
     Contraction,
@@ -34,6 +33,7 @@ from lipbench.steps import (
     Step,
     Sum,
 )
+from lipbench.refused import Refused
 
 UNIT = torch.finfo(torch.float64).eps
 """Twice the unit roundoff of float64: half of it is room for rounding of the analysis itself."""

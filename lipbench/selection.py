@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from lipbench.data.splits import Data
-from lipbench.joint import Networks
 from lipbench.judge import BATCH_SIZE, judge_networks
+from lipbench.networks.network_stack import Networks
 from lipbench.seeds import stream
 from lipbench.settings import Benchmark
 from lipbench.survey import Score

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from lipbench.net import Net
-from lipbench.stem import Stem
+from lipbench.networks.net import Net
+from lipbench.networks.stem import Stem
 
 Scalars = Callable[[Float[Tensor, "batch outputs"]], Float[Tensor, " batch"]]
 """One number for each sample that depends on its outputs alone."""

@@ -22,7 +22,7 @@ from lipbench.threat import Box
 from lipbench.training_settings import MethodEntry, TrainingSettings
 
 if TYPE_CHECKING:
-    from lipbench.anatomy import Anatomy
+    from lipbench.networks.anatomy import Anatomy
 
 _EUCLIDEAN = Norm(2.0)
 
@@ -213,7 +213,7 @@ class Benchmark:
     @cached_property
     def anatomy(self) -> "Anatomy":
         """Return the sizes of its networks, for which one is built."""
-        from lipbench.anatomy import anatomy
+        from lipbench.networks.anatomy import anatomy
 
         return anatomy(self.model, self.dataset)
 

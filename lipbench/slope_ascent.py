@@ -21,9 +21,9 @@ from torch import Tensor
 
 from lipbench.layers.elementwise import Elementwise
 from lipbench.linearised import split
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Contraction, ConvContraction, GroupSort, Sandwich, Slope, Step
 from lipbench.norm import Norm, steepest, support
-from lipbench.steps import Contraction, ConvContraction, GroupSort, Sandwich, Slope, Step
 from lipbench.threat import Box
 
 _LENGTHS = (0.4, 0.04)

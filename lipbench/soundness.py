@@ -18,7 +18,7 @@ from lipbench.ending import ending, is_behind
 from lipbench.enumerated import enumerated_problem
 from lipbench.factored import refactored
 from lipbench.intervals import centred_on
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.positivity import repositive
 from lipbench.recursion import recursive_norm

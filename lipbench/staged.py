@@ -35,7 +35,7 @@ from lipbench.bound import Lipschitz
 from lipbench.centred import Centred, centre
 from lipbench.chain import Chain, widths
 from lipbench.multipliers import propose
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.refused import Refused
 from lipbench.relaxed import certified
 from lipbench.threat import Box

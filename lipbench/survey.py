@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lipbench.data.splits import Batch, Split
 from lipbench.ensemble import Ensemble, Progress, Refusal
-from lipbench.joint import Networks
 from lipbench.method import Method, Summary
-from lipbench.trees import Tree, take, tree_map
+from lipbench.networks.network_stack import Networks
+from lipbench.networks.trees import Tree, take, tree_map
 
 Score = Callable[[Networks, Sequence[int]], list[float]]
 """Validation accuracy of networks under the selection attack, for the seed of each."""

@@ -25,7 +25,7 @@ from lipbench.branching import SAME
 from lipbench.decisions import Decision, cover
 from lipbench.gates import Gates
 from lipbench.mixed import Mixed
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.packed import joined, packed, split, unpacked
 from lipbench.polyhedra import Empty, Interior

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from lipbench.steps import Convolution
+from lipbench.networks.steps import Convolution
 
 Norms = Callable[[Complex[Tensor, "batch out in"]], Float[Tensor, " batch"]]
 """Upper bounds of the l2 norms of matrices."""

@@ -9,10 +9,10 @@ from lipbench.composition import composed
 from lipbench.constants import constant
 from lipbench.definite import normalised, proved_norm
 from lipbench.layerwise import convolution
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Convolution, Linear, Step
 from lipbench.norm import Norm
 from lipbench.norms import NotConverged, converged_norm
-from lipbench.steps import Convolution, Linear, Step
 from lipbench.threat import Box
 
 _L2 = Norm(2)

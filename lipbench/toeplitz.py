@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.layerwise import convolution
-from lipbench.steps import Convolution, Linear
+from lipbench.networks.steps import Convolution, Linear
 from lipbench.symbol import repetition
 
 

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lipbench.moved import overwrite
-from lipbench.trees import Tree, leaves, memory, tree_map
+from lipbench.networks.trees import Tree, leaves, memory, tree_map
 
 Function = Callable[..., Tree]
 

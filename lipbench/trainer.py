@@ -12,10 +12,10 @@ from lipbench.ensemble import Ensemble, Progress
 from lipbench.ensemble import Refusal as Refusal
 from lipbench.epoch import train_epoch, training_step
 from lipbench.model import Model
-from lipbench.net import Net
+from lipbench.networks.net import Net
+from lipbench.networks.trees import Tree, stack, take
 from lipbench.seeds import stream
 from lipbench.survey import Score, snapshot, survey
-from lipbench.trees import Tree, stack, take
 from lipbench.trial import Checkpoint, Outcome, Trial
 
 

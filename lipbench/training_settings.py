@@ -7,8 +7,8 @@ from typing import Literal
 from lipbench import fields
 from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method
+from lipbench.networks.precision import Precision
 from lipbench.optimiser import Optimizer
-from lipbench.precision import Precision
 from lipbench.ranges import Rule, require
 
 

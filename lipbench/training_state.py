@@ -5,8 +5,8 @@ from typing import Any
 
 from lipbench.choice import Candidate
 from lipbench.ensemble import Progress
+from lipbench.networks.trees import flatten, unflatten
 from lipbench.storage.tensors import Unreadable, read_tensors, write_tensors
-from lipbench.trees import flatten, unflatten
 
 _NUMBERS = ("point", "epoch", "histories", "ended", "seconds", "forwards", "gradients")
 

@@ -18,10 +18,8 @@ from torch import Tensor
 
 from lipbench.affine import Affine, Matrix
 from lipbench.layers.elementwise import Derivative, Elementwise
-from lipbench.network import Network
-from lipbench.refused import Refused
-from lipbench.rounding import UNIT
-from lipbench.steps import (
+from lipbench.networks.network import Network
+from lipbench.networks.steps import (
     AveragePool,
     Concatenation,
     Contraction,
@@ -38,6 +36,8 @@ from lipbench.steps import (
     Step,
     Sum,
 )
+from lipbench.refused import Refused
+from lipbench.rounding import UNIT
 
 Ends = tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]]
 

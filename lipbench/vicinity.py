@@ -27,9 +27,8 @@ from torch import Tensor
 
 from lipbench.constants import constant
 from lipbench.margins import of_rows
-from lipbench.network import Network
-from lipbench.norm import Norm
-from lipbench.steps import (
+from lipbench.networks.network import Network
+from lipbench.networks.steps import (
     Convolution,
     Dense,
     Linear,
@@ -40,6 +39,7 @@ from lipbench.steps import (
     Slope,
     Step,
 )
+from lipbench.norm import Norm
 
 Vectors = dict[str, Tensor]
 """For each linear step a singular vector of every sample, ready to be a part of a state."""

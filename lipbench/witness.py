@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.rounding import UNIT, enclose
 from lipbench.threat import Box

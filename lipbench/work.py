@@ -19,10 +19,10 @@ from lipbench.device import device_name, few_threads, resolve
 from lipbench.ensemble import Progress, Refusal
 from lipbench.evaluate import EvaluationFailed, Trained, Unfit, evaluate, is_measured
 from lipbench.exits import ExitCode
-from lipbench.networks import load_network, network_path, save_networks, write_history
-from lipbench.precision import products
+from lipbench.networks.precision import products
 from lipbench.progress import Progress as Report
 from lipbench.progress import named
+from lipbench.saved_networks import load_network, network_path, save_networks, write_history
 from lipbench.selection import selection_score
 from lipbench.storage.cell_folder import UNSOUND, State, Status, claim
 from lipbench.storage.files import StorageError, quarantine, write_json, write_text

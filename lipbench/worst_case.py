@@ -16,7 +16,7 @@ from torch.func import grad
 from lipbench.ascent import ascent_step, random_start, steepest
 from lipbench.data.splits import Batch
 from lipbench.losses import error_odds
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.norm import Norm
 from lipbench.threat import Threat
 

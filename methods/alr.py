@@ -12,7 +12,7 @@ from lipbench.ascent import steepest
 from lipbench.data.splits import Batch
 from lipbench.losses import divergence
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.norm import Norm
 from lipbench.pairs import Pairs, quotients
 

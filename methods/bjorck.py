@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lipbench.contractive import Contractive, start_orthogonal
 from lipbench.layers.orthogonal import orthonormalised, polar
 from lipbench.method import Params
-from lipbench.sequential import Part
+from lipbench.networks.sequential import Part
 
 
 @dataclass(frozen=True, kw_only=True)

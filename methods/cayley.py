@@ -9,8 +9,8 @@ from lipbench.contractive import Contractive
 from lipbench.layers.circular import Circular
 from lipbench.layers.stiefel import cayley
 from lipbench.method import Params
+from lipbench.networks.sequential import Part
 from lipbench.periodic import misfit, periodic
-from lipbench.sequential import Part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.momentum import ascend_with_memory, nothing
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.pairs import Pairs, ascend, climb, quotients
 from lipbench.penalty import parameter_penalty
 from lipbench.threat import Box

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from lipbench.method import Params, State
-from lipbench.net import Net
+from lipbench.networks.net import Net
+from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
 from lipbench.norms import power_iteration, upper_norm
 from lipbench.residual import ContractiveResidual, operator
-from lipbench.steps import Linear
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipbench.adversarial_training import AdversarialTraining
 from lipbench.data.splits import Batch
 from lipbench.method import Params, Scalars, State, Strength, Summary
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.worst_case import (
     around,
     climb,

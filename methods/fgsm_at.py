@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lipbench.adversarial_training import AdversarialTraining
 from lipbench.method import Scalars, State
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.norm import Norm
 from lipbench.worst_case import (
     LARGEST,

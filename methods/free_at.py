@@ -10,7 +10,7 @@ from torch import Tensor
 from lipbench.adversarial_training import AdversarialTraining
 from lipbench.ascent import ascent_step, steepest
 from lipbench.method import Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.threat import Threat
 
 if TYPE_CHECKING:

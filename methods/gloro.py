@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lipbench import followed, margins
 from lipbench.margin_training import MarginTraining
 from lipbench.method import Scalars, State, Strength, Summary
-from lipbench.net import Net
+from lipbench.networks.net import Net
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

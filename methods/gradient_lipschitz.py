@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lipbench.data.splits import Batch
 from lipbench.losses import margin
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.sensitivity import lengths, squared_slopes
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lipbench.gram import gram_norm
 from lipbench.legible import illegible
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.sensitivity import squared_slopes
 
 

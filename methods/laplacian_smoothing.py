@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.neighbours import anyone, nearest
-from lipbench.net import Net
+from lipbench.networks.net import Net
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data

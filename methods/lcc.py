@@ -13,12 +13,12 @@ from lipbench import followed
 from lipbench.composition import composed
 from lipbench.constants import constant
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
-from lipbench.net import Net
-from lipbench.network import Network
+from lipbench.networks.net import Net
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Linear, Scale
 from lipbench.norm import Norm
 from lipbench.norms import power_iteration
 from lipbench.refused import Refused
-from lipbench.steps import Linear, Scale
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lipbench.layerwise import convolution
 from lipbench.legible import illegible, read
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.net import Net
-from lipbench.steps import Linear
+from lipbench.networks.net import Net
+from lipbench.networks.steps import Linear
 from lipbench.toeplitz import sampled_norm, too_many_taps
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from lipbench.composition import composed
 from lipbench.constants import constant as step_constant
 from lipbench.legible import illegible, read
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
+from lipbench.networks.steps import Dense, Linear
 from lipbench.norm import Norm
-from lipbench.steps import Dense, Linear
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

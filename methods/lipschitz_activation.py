@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipbench.layers.splines import Spline, piece_slopes, variation_norms
 from lipbench.learnt_splines import activation_widths, with_splines
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.penalty import parameter_penalty
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipbench import followed, margins
 from lipbench.margin_training import MarginTraining
 from lipbench.method import Scalars, State, Strength, Summary
-from lipbench.net import Net
+from lipbench.networks.net import Net
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

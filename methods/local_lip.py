@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lipbench import followed, margins, vicinity
 from lipbench.margin_training import MarginTraining
 from lipbench.method import Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.refused import Refused
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from lipbench.borrowed import Borrowed
-from lipbench.sequential import Part
+from lipbench.networks.sequential import Part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lipbench.legible import illegible, read
 from lipbench.method import Method, Params, Scalars, State
-from lipbench.net import Net
-from lipbench.steps import Convolution, Dense, Linear
+from lipbench.networks.net import Net
+from lipbench.networks.steps import Convolution, Dense, Linear
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

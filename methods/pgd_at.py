@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipbench.adversarial_training import AdversarialTraining
 from lipbench.method import Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.worst_case import (
     climb,
     error,

@@ -13,8 +13,8 @@ from lipbench.layers.normalise import Normalise
 from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
 from lipbench.layers.stiefel import cayley
 from lipbench.method import Params
+from lipbench.networks.sequential import Part
 from lipbench.periodic import misfit, periodic
-from lipbench.sequential import Part
 
 _START = math.sqrt(2) - 1
 """The singular values of V at first, with which half of all squares is in A and half in B."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 from lipbench.alternating import Alternating, Kept
 from lipbench.inequality import Inequality, Layers, Multipliers, Weights, rescaled
 from lipbench.method import Claim, Scalars, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.norm import Norm
 
 _ROOM = 1e-6

@@ -12,8 +12,8 @@ from lipbench.layers.circular import Circular
 from lipbench.layers.fantastic_four import kernel_bound
 from lipbench.layers.stiefel import exponential, series
 from lipbench.method import Params
+from lipbench.networks.sequential import Part
 from lipbench.periodic import misfit, periodic
-from lipbench.sequential import Part
 
 _REACH = 2.1
 """The bound of ‖V‖ in convolutions: 0.7·3, the authors' factor for kernels of size 3."""

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from lipbench.constants import constant as step_constant
 from lipbench.legible import illegible, read
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
-from lipbench.net import Net
-from lipbench.network import Network
+from lipbench.networks.net import Net
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Convolution, Linear, Slope
 from lipbench.norm import Norm
 from lipbench.norms import converged_norm, power_iteration
 from lipbench.reshaped import reshaped
-from lipbench.steps import Convolution, Linear, Slope
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from lipbench.legible import illegible
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
+from lipbench.networks.steps import Convolution, Dense, Linear
 from lipbench.norms import power_iteration
 from lipbench.reshaped import reshaped
-from lipbench.steps import Convolution, Dense, Linear
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State
-from lipbench.net import Net
+from lipbench.networks.net import Net
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lipbench.adversarial_training import AdversarialTraining
 from lipbench.losses import divergence
 from lipbench.method import Scalars, State, Strength
-from lipbench.net import Net
+from lipbench.networks.net import Net
 from lipbench.worst_case import climb, train_on_both
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.judge import judge
 from lipbench.model import Model
-from lipbench.net import Net
-from lipbench.network import as_network
+from lipbench.networks.net import Net
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load

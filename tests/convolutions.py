@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from matrices import matrix_norm, matrix_of
 from torch import nn
 
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 
 
 def step_of(layer, *input_shape):

@@ -8,8 +8,8 @@ import torch
 from classifiers import exact_box_correct, exact_radius, linear, network
 
 from lipbench.adversary import Attack
-from lipbench.joint import Networks
 from lipbench.judge import judge, judge_epsilons, judge_networks
+from lipbench.networks.network_stack import Networks
 from lipbench.norm import Norm
 from lipbench.registry import PluginError, is_family, load, names, resolve, variants
 from lipbench.threat import Threat

@@ -16,7 +16,7 @@ from lipbench.certificate import Certificate
 from lipbench.certified import certified_radius, gaps
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sorting import GroupSort
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load, names

@@ -13,7 +13,7 @@ from torch import nn
 import lipbench
 from lipbench.bisection import MOST_DEPTH, bisected_bound
 from lipbench.bound import Bound
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load

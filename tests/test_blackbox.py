@@ -11,7 +11,7 @@ from lipbench.auditing import audit
 from lipbench.blackbox import MARGIN, Unmeasurable, measure
 from lipbench.bound import Bound
 from lipbench.bracketing import bracket
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.pairs import Pairs
 from lipbench.refused import Refused

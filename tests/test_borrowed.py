@@ -14,7 +14,7 @@ from lipbench.borrowed import is_installed
 from lipbench.bound import Bound
 from lipbench.data.splits import Batch
 from lipbench.method import Method
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import PluginError, load, resolve, variants

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from written import Written, read
 
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
+from lipbench.networks.steps import AveragePool, Concatenation, Slope, Sum
 from lipbench.refused import Refused
-from lipbench.steps import AveragePool, Concatenation, Slope, Sum
 
 
 def step_of(forward, *shape):

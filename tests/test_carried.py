@@ -19,7 +19,7 @@ from lipbench.carried import Carried, plain, very
 from lipbench.dyadic import Dyadic
 from lipbench.enumerated import HELD
 from lipbench.layers.normalise import Normalise
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.rounding import UNIT

@@ -6,7 +6,7 @@ from torch import nn
 from training import a_method, a_model, a_net, an_entry, digits, initial, train
 
 from lipbench.bound import Bound
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load

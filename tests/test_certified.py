@@ -8,7 +8,7 @@ from torch import nn
 
 from lipbench.bound import Bound, Lipschitz
 from lipbench.certified import certified_accuracy, certified_radius, gaps, radius_quantiles
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.rounding import enclose

@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from lipbench.bound import Bound
 from lipbench.layers.circular import Circular
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
+from lipbench.networks.sequential import parts
 from lipbench.norm import Norm
 from lipbench.periodic import misfit, periodic
 from lipbench.registry import load
-from lipbench.sequential import parts
 
 SIZES = [((4, 6), 1), ((4, 6), 2), ((5, 3), 1), ((6, 9), 3)]
 

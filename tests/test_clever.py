@@ -11,7 +11,7 @@ from torch import nn
 import lipbench
 from lipbench.bound import Bound
 from lipbench.extremes import right_end
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.soundness import recheck

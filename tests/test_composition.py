@@ -13,7 +13,7 @@ from written import Written
 
 import lipbench
 from lipbench.bound import Bound
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.soundness import recheck

@@ -17,7 +17,7 @@ from lipbench.layers.normalise import Normalise
 from lipbench.layers.sorting import MaxMin
 from lipbench.method import Method
 from lipbench.model import Model
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load

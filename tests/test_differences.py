@@ -14,7 +14,7 @@ from torch import nn
 from lipbench.bound import Bound, Lipschitz
 from lipbench.centred import centre
 from lipbench.differences import difference_constants
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load

@@ -15,8 +15,8 @@ from lipbench.bound import Bound
 from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method, Strength
 from lipbench.model import Model
-from lipbench.net import Net
-from lipbench.network import as_network
+from lipbench.networks.net import Net
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.refused import Refused

@@ -10,7 +10,7 @@ from nets import LINEAR, random_network
 from torch import nn
 
 from lipbench.expansion import most_expanded, operator_norms, pairs_along
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]

@@ -8,9 +8,9 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.constants import constant
-from lipbench.explain import TESTED
 from lipbench.layers.explanations import Residual, Slopes
-from lipbench.network import as_network, walk
+from lipbench.networks.explain import TESTED
+from lipbench.networks.network import as_network, walk
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load

@@ -24,7 +24,7 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.corners import largest_norm
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load

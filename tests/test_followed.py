@@ -13,8 +13,8 @@ from lipbench import followed
 from lipbench.composition import composed
 from lipbench.constants import constant
 from lipbench.layers.explanations import Residual
+from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
-from lipbench.steps import Linear
 
 
 class Branched(nn.Module):

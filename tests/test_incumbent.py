@@ -13,7 +13,7 @@ from torch import nn
 from lipbench.auditing import audit
 from lipbench.bound import Bound, Lipschitz
 from lipbench.incumbent import incumbent
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.soundness import recheck

@@ -10,7 +10,7 @@ from torch import nn
 
 from lipbench import conic
 from lipbench.inequality import Inequality, Layers, rescaled
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.refused import Refused
 
 UNIT = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))

@@ -17,7 +17,7 @@ from torch import nn
 import lipbench
 from lipbench import registry
 from lipbench.bound import Bound
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.soundness import crossings, recheck

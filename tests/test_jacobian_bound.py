@@ -15,7 +15,7 @@ from torch import nn
 from lipbench.bound import Bound
 from lipbench.intervals import Interval, derivatives
 from lipbench.jacobians import Case, Jacobians
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.reads import closer_slopes
 from lipbench.refused import Refused

@@ -2,7 +2,7 @@ import pytest
 import torch
 from training import SMALL
 
-from lipbench.joint import Joint, Networks
+from lipbench.networks.network_stack import Joint, Networks
 
 INPUTS = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -8,8 +8,8 @@ import torch
 from classifiers import network
 
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, NonFiniteLogits
-from lipbench.joint import Networks
 from lipbench.judge import judge, judge_epsilons, judge_networks, self_check, worst_case
+from lipbench.networks.network_stack import Networks
 from lipbench.norm import Norm
 from lipbench.threat import Threat
 

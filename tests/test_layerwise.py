@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lipbench.bound import Bound
 from lipbench.gram import gram_norms, kernel_norm
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.norms import upper_norm
 from lipbench.refused import Refused

@@ -10,14 +10,14 @@ from training import a_method, a_model, a_net, an_entry, digits, initial, same
 
 from lipbench.bound import Bound
 from lipbench.constants import constant
-from lipbench.net import Net
-from lipbench.network import as_network
+from lipbench.networks.net import Net
+from lipbench.networks.network import as_network
+from lipbench.networks.steps import Linear, Scale
+from lipbench.networks.trees import take
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
-from lipbench.steps import Linear, Scale
 from lipbench.trainer import Trainer
-from lipbench.trees import take
 from lipbench.trial import Trial
 
 NORMS = (Norm(1), Norm(2), Norm(math.inf))

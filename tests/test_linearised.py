@@ -15,7 +15,7 @@ from lipbench.bound import Bound
 from lipbench.expansion import most_expanded
 from lipbench.layers.sorting import GroupSort
 from lipbench.linearised import Linearised, power_iteration, products
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.slope_ascent import _bent, climb

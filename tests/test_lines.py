@@ -14,7 +14,7 @@ from torch import nn
 from lipbench.affine import Affine, Matrix
 from lipbench.intervals import Interval, slopes
 from lipbench.lines import Line, Lines, Relaxation, above, below
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.reads import closer_slopes, on_parts
 from lipbench.refused import Refused
 from lipbench.unrolled import unroll

@@ -27,7 +27,7 @@ import lipbench
 from lipbench.bound import Bound
 from lipbench.claims import refutations
 from lipbench.method import Claim
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load

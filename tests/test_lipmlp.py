@@ -10,7 +10,7 @@ from training import a_method, a_model, a_net, an_entry, batches, digits, initia
 
 from lipbench.bound import Bound
 from lipbench.data.splits import Batch
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from training import a_model
 
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.registry import names
 
 SHAPES = {"mlp": [(1, 8, 8), (3,)], "madry_cnn": [(1, 28, 28), (3, 9, 6)]}

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lipbench.momentum import ascend_with_memory, nothing
+from lipbench.networks.stem import Stem
 from lipbench.pairs import LEAST_DISTANCE, Pairs, quotients
-from lipbench.stem import Stem
 
 RULES = ["nesterov", "adam"]
 SEEDS = st.integers(0, 2**32)

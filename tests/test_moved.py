@@ -9,8 +9,8 @@ from torch.func import grad_and_value, vmap
 from training import a_trainer, an_entry, digits, same
 
 from lipbench.moved import moved
+from lipbench.networks.stem import Stem
 from lipbench.pairs import Pairs, ascend
-from lipbench.stem import Stem
 from lipbench.traced import Traced
 
 LARGE = "lipbench.moved._LARGE"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from training import a_net
 
-from lipbench.net import Net, Skeleton, fill
+from lipbench.networks.net import Net, Skeleton, fill
 from lipbench.refused import Refused
 
 SHAPE = (1, 4, 4)

@@ -10,9 +10,9 @@ from torch.nn.utils import parametrizations
 from written import Written
 
 from lipbench.layers.normalise import Normalise
-from lipbench.network import as_network, walk
+from lipbench.networks.network import as_network, walk
+from lipbench.networks.steps import Convolution, Dense, Slope
 from lipbench.refused import Refused
-from lipbench.steps import Convolution, Dense, Slope
 
 RTOL = 1e-12  # rounding only
 

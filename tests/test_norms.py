@@ -11,7 +11,7 @@ from matrices import matrix_norm, matrix_of
 from torch import nn
 
 from lipbench.constants import constant
-from lipbench.network import as_network, walk
+from lipbench.networks.network import as_network, walk
 from lipbench.norm import Norm
 from lipbench.norms import NotConverged, converged_norm, power_iteration, upper_norm
 

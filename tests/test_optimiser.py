@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lipbench.networks.trees import stack, take
 from lipbench.optimiser import Optimizer
-from lipbench.trees import stack, take
 
 RATES = {
     "sgd": [Optimizer(lr=0.1, momentum=0.9), Optimizer(lr=0.3, momentum=0.0)],

@@ -14,7 +14,7 @@ from torch.func import jacrev, vmap
 from lipbench.branching import covered, explore
 from lipbench.carried import Carried
 from lipbench.enumerated import _PATIENCE, enumerated_bound
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.patterns import explore_patterns, fits, proved
 from lipbench.polyhedra import Empty

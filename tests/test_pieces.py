@@ -12,7 +12,7 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.chords import chords
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.pieces import Pieces
 from lipbench.refused import Refused

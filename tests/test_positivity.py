@@ -29,7 +29,7 @@ from lipbench import MaxMin
 from lipbench.bound import Bound
 from lipbench.centred import centre
 from lipbench.intervals import centred_on, slopes
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.polynomials import Polynomial, derivative_polynomials, levels
 from lipbench.products import Family, Products, families, plain_bound

@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_model, a_trainer, an_entry, digits, initial, train
 
-from lipbench.net import Net, Skeleton
-from lipbench.precision import products
+from lipbench.networks.net import Net, Skeleton
+from lipbench.networks.precision import products
 from lipbench.training_settings import TrainingSettings
 
 CNN = a_model("madry_cnn")

@@ -15,7 +15,7 @@ from torch import nn
 from lipbench.bound import Bound
 from lipbench.boxed import boxed_norm
 from lipbench.intervals import derivatives, slopes
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.recursion import products, recursive_derivatives, recursive_norm
 from lipbench.refused import Refused

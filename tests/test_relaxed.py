@@ -27,7 +27,7 @@ from lipbench.bound import Bound
 from lipbench.centred import centre
 from lipbench.certify import certify
 from lipbench.multipliers import propose
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load

@@ -8,7 +8,7 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.model import Model
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.tables.notes import legend

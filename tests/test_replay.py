@@ -8,9 +8,9 @@ import pytest
 import torch
 from training import STACKABLE, VARIANTS, a_trainer, an_entry, digits, same
 
-from lipbench.net import Meter
+from lipbench.networks.net import Meter
+from lipbench.networks.trees import tree_map
 from lipbench.replay import Graph, Replayer, refill
-from lipbench.trees import tree_map
 
 SIZES = (4, 4, 2, 4, 4)  # the third as the last batch of an epoch
 

@@ -13,7 +13,7 @@ from training import a_method, digits
 
 from lipbench.constants import constant
 from lipbench.layers.explanations import ConvResidual, Residual
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.rounding import enclose
 from lipbench.slope_ascent import _bent

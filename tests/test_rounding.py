@@ -11,7 +11,7 @@ from written import Written
 
 import lipbench
 from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.rounding import Enclosed, _radius, enclose
 
 

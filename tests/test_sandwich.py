@@ -16,11 +16,11 @@ from lipbench.bound import Bound
 from lipbench.constants import constant
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sandwich import SandwichLayer
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
+from lipbench.networks.sequential import parts
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
-from lipbench.sequential import parts
 from lipbench.soundness import recheck
 
 L2 = Norm(2)

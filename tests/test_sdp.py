@@ -18,7 +18,7 @@ from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
 from lipbench.inequality import Layers
 from lipbench.method import Summary
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load

@@ -8,8 +8,8 @@ import torch
 from training import a_model, digits
 
 from lipbench.config import parse
-from lipbench.joint import Networks
 from lipbench.judge import judge_epsilons
+from lipbench.networks.network_stack import Networks
 from lipbench.places import ConfigError
 from lipbench.seeds import stream
 from lipbench.selection import selection_score

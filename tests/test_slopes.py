@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 
 LAYERS = [
     nn.ReLU(),

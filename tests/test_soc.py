@@ -10,7 +10,7 @@ from training import a_method, a_model, a_net, an_entry, digits, train
 
 from lipbench.bound import Bound
 from lipbench.layers.fantastic_four import kernel_bound
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lipbench.bound import Bound, Lipschitz
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.soundness import broken_certificates, crossings, recheck

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from training import a_method, a_model, a_net, an_entry, batches, digits, initial, same, train
 
 from lipbench.bound import Bound
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.seeds import stream

@@ -8,9 +8,9 @@ from training import a_method, a_net, digits, initial
 
 from lipbench.data.splits import Batch
 from lipbench.layers.normalise import Normalise
-from lipbench.network import Network, as_network
-from lipbench.stem import cut
-from lipbench.steps import Dense, Slope
+from lipbench.networks.network import Network, as_network
+from lipbench.networks.stem import cut
+from lipbench.networks.steps import Dense, Slope
 
 
 class Reshaped(nn.Module):

@@ -29,7 +29,7 @@ from lipbench.bound import Bound
 from lipbench.decisions import cover
 from lipbench.gates import Gates
 from lipbench.mixed import Mixed
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load

@@ -17,7 +17,7 @@ from lipbench.constants import constant
 from lipbench.definite import band_entries, proved_norm
 from lipbench.layerwise import convolution
 from lipbench.model import Model
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.norms import NotConverged, converged_norm, upper_norm
 from lipbench.registry import load

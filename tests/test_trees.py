@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbench.trees import flatten, stack, take, tree_map, unflatten
+from lipbench.networks.trees import flatten, stack, take, tree_map, unflatten
 
 LEAVES = st.integers(-5, 5).map(lambda number: torch.tensor([number, number + 1]))
 NAMES = st.text("abc._", max_size=3)

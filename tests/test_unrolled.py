@@ -15,7 +15,7 @@ from lipbench.affine import Matrix
 from lipbench.layers.explanations import Residual
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.refused import Refused
 from lipbench.unrolled import neurons, unroll
 

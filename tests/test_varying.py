@@ -13,7 +13,7 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.intervals import slopes
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.soundness import crossings, recheck

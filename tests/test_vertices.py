@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nets import random_network
 from torch import nn
 
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.unrolled import unroll
 from lipbench.vertices import Corners, _norms, corners_fit, largest_norm

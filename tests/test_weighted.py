@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from written import Written
 
 from lipbench.bound import Bound
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
+from lipbench.networks.steps import Dense, Scale
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.steps import Dense, Scale
 
 L2 = Norm(2.0)
 MEAN = torch.tensor([0.5, -0.25, 2.0]).reshape(1, 3, 1, 1)

@@ -11,11 +11,11 @@ from written import Written, read
 import lipbench
 from lipbench.bound import Bound
 from lipbench.constants import constant
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
+from lipbench.networks.steps import Convolution, Dense, Scale
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.steps import Convolution, Dense, Scale
 from lipbench.unrolled import unroll
 
 

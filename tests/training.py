@@ -11,7 +11,7 @@ from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method
 from lipbench.model import Model
-from lipbench.net import Net, Skeleton
+from lipbench.networks.net import Net, Skeleton
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load, names
 from lipbench.seeds import stream

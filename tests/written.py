@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from lipbench.network import as_network
+from lipbench.networks.network import as_network
 
 
 class Written(nn.Module):

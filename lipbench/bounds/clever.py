@@ -10,7 +10,7 @@ from torch.func import jacrev, vmap
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.extremes import right_end
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
 from lipbench.witness import starting_points

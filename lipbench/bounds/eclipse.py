@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.chain import refusal
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.staged import staged_bound, staged_cost
 from lipbench.threat import Box

@@ -8,9 +8,9 @@ from torch import Tensor
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.gram import gram_norm
 from lipbench.layerwise import layerwise
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
-from lipbench.steps import Linear
 from lipbench.threat import Box
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.gram import gram_norms, grown, kernel_norm
 from lipbench.layerwise import convolution, layerwise
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Convolution, Linear
 from lipbench.norm import Norm
-from lipbench.steps import Convolution, Linear
 from lipbench.symbol import repetition
 from lipbench.threat import Box
 

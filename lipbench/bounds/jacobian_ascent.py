@@ -11,7 +11,7 @@ from lipbench.borders import borders
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.expansion import pairs_along
 from lipbench.linearised import power_iteration, products
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm, steepest
 from lipbench.slope_ascent import climb
 from lipbench.threat import Box

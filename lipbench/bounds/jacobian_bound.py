@@ -8,7 +8,7 @@ from torch import Tensor
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.casework import jacobian_bound
 from lipbench.jacobians import jacobian_work
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
 

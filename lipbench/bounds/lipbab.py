@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.enumerated import enumerated_bound
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.threat import Box

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.layerwise import convolution, layerwise
-from lipbench.network import Network
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
-from lipbench.steps import Linear
 from lipbench.threat import Box
 from lipbench.toeplitz import sampled_norm, too_many_taps
 

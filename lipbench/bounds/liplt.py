@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.intervals import centred_on
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
 from lipbench.unrolled import unroll

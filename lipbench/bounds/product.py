@@ -9,7 +9,7 @@ from torch import Tensor
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.composition import composed
 from lipbench.constants import constant
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
 

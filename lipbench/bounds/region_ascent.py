@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.expansion import most_expanded
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.pieces import Pieces
 from lipbench.threat import Box

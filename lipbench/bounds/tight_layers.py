@@ -8,7 +8,7 @@ from torch import Tensor
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.definite import band_entries, band_products
 from lipbench.layerwise import convolution
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
 from lipbench.tight import tight_bound

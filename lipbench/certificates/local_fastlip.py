@@ -10,7 +10,7 @@ from torch import Tensor
 from lipbench.balls import local_radius
 from lipbench.certificate import Certificate
 from lipbench.certified import gaps
-from lipbench.network import Network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 
 

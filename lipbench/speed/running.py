@@ -18,8 +18,8 @@ from lipbench.data.loading import load
 from lipbench.data.splits import Data
 from lipbench.device import few_threads
 from lipbench.measures import Subject, measure
-from lipbench.net import Net, Skeleton
-from lipbench.network import as_network
+from lipbench.networks.net import Net, Skeleton
+from lipbench.networks.network import as_network
 from lipbench.planning import plan
 from lipbench.running import run
 from lipbench.selection import selection_score

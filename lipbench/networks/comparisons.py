@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from lipbench import copies, steps
-from lipbench.call import Argument, Call, NoRule, Rule, refuse_values, source
 from lipbench.layers.elementwise import Elementwise
-from lipbench.primitives import Reader, Site
-from lipbench.steps import Shape
+from lipbench.networks import copies, steps
+from lipbench.networks.call import Argument, Call, NoRule, Rule, refuse_values, source
+from lipbench.networks.primitives import Reader, Site
+from lipbench.networks.steps import Shape
 
 _LARGER = {torch.max: True, torch.maximum: True, "max": True, "maximum": True}
 _SMALLER = {torch.min: False, torch.minimum: False, "min": False, "minimum": False}

@@ -9,11 +9,12 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from lipbench import combination, comparisons, copies, steps, weighted
-from lipbench.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
-from lipbench.combination import Combination
 from lipbench.layers.activations import ABSOLUTE, Curve
-from lipbench.primitives import Reader, Site, curve_step, reader
+from lipbench.networks import combination, comparisons, copies, steps
+from lipbench.networks import constant_operands as weighted
+from lipbench.networks.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
+from lipbench.networks.combination import Combination
+from lipbench.networks.primitives import Reader, Site, curve_step, reader
 
 
 def read_call(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> Call:

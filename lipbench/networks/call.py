@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import fx
 
-from lipbench.primitives import Reader, Site
-from lipbench.steps import Shape
+from lipbench.networks.primitives import Reader, Site
+from lipbench.networks.steps import Shape
 
 Argument = Any
 """A value of the network, as a node of its trace, a `Constant`, or what is written in the code."""

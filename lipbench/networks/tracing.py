@@ -7,22 +7,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lipbench.call import Call, Constant, NoRule
-from lipbench.calls import read_call
-from lipbench.derived import Computed, Derived, has_state, name_of, what_it_takes
-from lipbench.explain import TESTED
 from lipbench.layers.explanations import Slopes
-from lipbench.primitives import (
-    Reader,
-    Site,
-    is_primitive,
-    layer_type,
-    reader,
-    refuse,
-)
+from lipbench.networks.call import Call, Constant, NoRule
+from lipbench.networks.effective_weights import Computed, Derived, has_state, name_of, what_it_takes
+from lipbench.networks.explain import TESTED
+from lipbench.networks.functions import read_call
+from lipbench.networks.primitives import Reader, Site, is_primitive, layer_type, reader, refuse
+from lipbench.networks.steps import Shape
+from lipbench.networks.symbolic import Misfit, symbolic
 from lipbench.refused import Refused
-from lipbench.steps import Shape
-from lipbench.symbolic import Misfit, symbolic
 
 _BATCH = 3
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

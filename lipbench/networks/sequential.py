@@ -8,9 +8,9 @@ from torch import nn
 from lipbench.layers.activations import CURVES
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sorting import GroupSort, MaxMin
-from lipbench.primitives import refuse
+from lipbench.networks.primitives import refuse
+from lipbench.networks.steps import Shape
 from lipbench.refused import Refused
-from lipbench.steps import Shape
 
 _ACTIVATIONS = (*CURVES, nn.PReLU, GroupSort, MaxMin)
 _OTHERS = (

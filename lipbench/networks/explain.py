@@ -9,8 +9,8 @@ difference; it is not proved, and values that rest on it say so.
 import torch
 from torch import nn
 
+from lipbench.networks.steps import Shape, Slope
 from lipbench.refused import Refused
-from lipbench.steps import Shape, Slope
 
 TESTED = "explained: tested, not proved"
 _TOLERANCE = 1e-8

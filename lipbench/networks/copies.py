@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lipbench import steps
-from lipbench.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
 from lipbench.layers.elementwise import Elementwise
-from lipbench.primitives import Reader, Site
+from lipbench.networks import steps
+from lipbench.networks.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
+from lipbench.networks.primitives import Reader, Site
+from lipbench.networks.steps import Shape, Tensors
 from lipbench.refused import Refused
-from lipbench.steps import Shape, Tensors
 
 _METHODS = (
     "diagonal",

@@ -10,7 +10,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.utils.rnn import pad_sequence
 
 from lipbench.adversary import Classifier
-from lipbench.trees import Tree, take, tree_map
+from lipbench.networks.trees import Tree, take, tree_map
 
 Call = Callable[[Tree, Tree, Tensor], Tensor]
 """Outputs of one network, from its parameters, buffers and inputs."""

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lipbench.derived import Derived
-from lipbench.explain import check_explanation, check_slopes
-from lipbench.primitives import refuse
-from lipbench.steps import Linear, Rearrange, Shape, Slope, Step
-from lipbench.tracing import Trace, trace
+from lipbench.networks.effective_weights import Derived
+from lipbench.networks.explain import check_explanation, check_slopes
+from lipbench.networks.primitives import refuse
+from lipbench.networks.steps import Linear, Rearrange, Shape, Slope, Step
+from lipbench.networks.tracing import Trace, trace
 
 _TOLERANCE = 1e-8
 

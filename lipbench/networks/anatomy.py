@@ -7,9 +7,9 @@ import torch
 
 from lipbench.dataset import Dataset
 from lipbench.model import Model
-from lipbench.network import walk
+from lipbench.networks.network import walk
+from lipbench.networks.steps import Dense, Linear
 from lipbench.refused import Refused
-from lipbench.steps import Dense, Linear
 
 _NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**28}
 _FEWEST_SAMPLES = 500

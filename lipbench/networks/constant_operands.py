@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lipbench import steps
-from lipbench.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
-from lipbench.primitives import Reader, Site
-from lipbench.steps import Shape, Tensors
+from lipbench.networks import steps
+from lipbench.networks.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
+from lipbench.networks.primitives import Reader, Site
+from lipbench.networks.steps import Shape, Tensors
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, "sub", "sub_")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lipbench.steps import Shape, Tensors
-from lipbench.symbolic import attribute
+from lipbench.networks.steps import Shape, Tensors
+from lipbench.networks.symbolic import attribute
 
 
 @dataclass(frozen=True, kw_only=True)

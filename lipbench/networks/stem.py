@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lipbench.network import Network
-from lipbench.steps import Dense, Rearrange
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Dense, Rearrange
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

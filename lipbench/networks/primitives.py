@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lipbench import steps
 from lipbench.layers.activations import CURVES, Curve, prelu
 from lipbench.layers.circular import Circular
 from lipbench.layers.explanations import ConvResidual, Residual, Slopes
@@ -15,6 +14,7 @@ from lipbench.layers.normalise import Normalise
 from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
 from lipbench.layers.sorting import GroupSort, MaxMin
 from lipbench.layers.splines import Spline, spline_curve
+from lipbench.networks import steps
 from lipbench.refused import Refused
 
 Tensors = steps.Tensors

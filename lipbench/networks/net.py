@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lipbench.precision import Precision, products
+from lipbench.networks.precision import Precision, products
+from lipbench.networks.steps import Linear
 from lipbench.refused import Refused
-from lipbench.steps import Linear
 
 if TYPE_CHECKING:
-    from lipbench.network import Graph, Network
-    from lipbench.stem import Stem
+    from lipbench.networks.network import Graph, Network
+    from lipbench.networks.stem import Stem
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Skeleton:
         Raises:
             Refused: If a layer is neither primitive nor explained; the message names it.
         """
-        from lipbench.network import walk
+        from lipbench.networks.network import walk
 
         return walk(self.module, self.input_shape)
 
@@ -69,7 +69,7 @@ class Skeleton:
 
         A layer that is parametrised, explained or without a rule is a no, wherever it stands.
         """
-        from lipbench.stem import cut
+        from lipbench.networks.stem import cut
 
         tensors = dict(self.module.named_parameters()), dict(self.module.named_buffers())
         try:
@@ -180,7 +180,7 @@ class Net:
 
         A call of its rest counts as one of the network.
         """
-        from lipbench.stem import cut
+        from lipbench.networks.stem import cut
 
         stem = cut(self.steps) if self.skeleton.has_stem else None
         if stem is None:
