@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.adversarial.ascent import Ascent, Objective, ascend, random_start, steepest
+from lipbench.adversarial.losses import lead, scale_free_error_odds
+from lipbench.adversarial.queries import numbers, on_rows
+from lipbench.adversarial.rivals import nearest_rivals
 from lipbench.adversary import Attack, Classifier
-from lipbench.ascent import Ascent, Objective, ascend, random_start, steepest
-from lipbench.losses import lead, scale_free_error_odds
 from lipbench.norm import Norm
-from lipbench.queries import numbers, on_rows
-from lipbench.rivals import nearest_rivals
 from lipbench.threat import Threat
 
 Loss = Literal["margin", "cross_entropy"]

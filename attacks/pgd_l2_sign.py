@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.adversarial.ascent import ascend
+from lipbench.adversarial.losses import error_odds
 from lipbench.adversary import Attack, Classifier
-from lipbench.ascent import ascend
-from lipbench.losses import error_odds
 from lipbench.norm import Norm
 from lipbench.threat import Threat
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lipbench.attacking import attack as attack
+    from lipbench.adversarial.attack import attack as attack
     from lipbench.bracketing import bracket as bracket
     from lipbench.layers.sorting import GroupSort as GroupSort
     from lipbench.layers.sorting import MaxMin as MaxMin
@@ -18,7 +18,7 @@ __all__ = ["GroupSort", "MaxMin", "attack", "bracket", "plan", "run", "run_cell"
 _HOMES = {
     "GroupSort": "lipbench.layers.sorting",
     "MaxMin": "lipbench.layers.sorting",
-    "attack": "lipbench.attacking",
+    "attack": "lipbench.adversarial.attack",
     "bracket": "lipbench.bracketing",
     "plan": "lipbench.planning",
     "run": "lipbench.running",

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from lipbench.adversarial.worst_case import LARGEST, around, check_threat, ramped
 from lipbench.method import Method, Scalars, State
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
 from lipbench.threat import Threat
-from lipbench.worst_case import LARGEST, around, check_threat, ramped
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

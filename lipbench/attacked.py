@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lipbench.adversarial.judge import check_networks, judge_networks
 from lipbench.adversary import AttackResult
 from lipbench.cell import Cell, batch_of
 from lipbench.data.splits import Data
-from lipbench.judge import check_networks, judge_networks
 from lipbench.networks.network_stack import Networks
 from lipbench.seeds import stream
 from lipbench.settings import AttackEntry

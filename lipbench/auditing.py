@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lipbench.adversarial.judge import BATCH_SIZE, judge_epsilons, self_check
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
 from lipbench.balls import local_radius
 from lipbench.blackbox import MARGIN, Measured, Unmeasurable, measure
 from lipbench.bracketing import Bracket, Computed, Unsound, bracket
 from lipbench.certified import certified_accuracy, certified_radius, gaps
 from lipbench.data.splits import Batch
-from lipbench.judge import BATCH_SIZE, judge_epsilons, self_check
 from lipbench.method import Claim
 from lipbench.networks.network import Network, as_network
 from lipbench.norm import Norm

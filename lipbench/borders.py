@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lipbench.ascent import ascend, steepest
-from lipbench.losses import scale_free_error_odds
+from lipbench.adversarial.ascent import ascend, steepest
+from lipbench.adversarial.losses import scale_free_error_odds
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box, Threat

@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lipbench.adversarial.judge import BATCH_SIZE
 from lipbench.config import fields_json
-from lipbench.judge import BATCH_SIZE
 from lipbench.keys import digest, source_digest
 from lipbench.settings import AttackEntry, Benchmark, EvaluationSettings
 from lipbench.storage.cell_folder import CellFolder

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from lipbench.adversarial.losses import error_odds
 from lipbench.data.folder import cache
 from lipbench.fields import fields_json
-from lipbench.losses import error_odds
 from lipbench.networks.anatomy import Anatomy
 from lipbench.networks.net import Skeleton
 from lipbench.networks.precision import products

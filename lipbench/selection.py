@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from lipbench.adversarial.judge import BATCH_SIZE, judge_networks
 from lipbench.data.splits import Data
-from lipbench.judge import BATCH_SIZE, judge_networks
 from lipbench.networks.network_stack import Networks
 from lipbench.seeds import stream
 from lipbench.settings import Benchmark

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad
 
-from lipbench.ascent import steepest
+from lipbench.adversarial.ascent import steepest
+from lipbench.adversarial.losses import divergence
 from lipbench.data.splits import Batch
-from lipbench.losses import divergence
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.norm import Norm

@@ -8,17 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lipbench.adversarial.worst_case import around, climb, error, placed, unit_offsets
 from lipbench.adversarial_training import AdversarialTraining
 from lipbench.data.splits import Batch
 from lipbench.method import Params, Scalars, State, Strength, Summary
 from lipbench.networks.net import Net
-from lipbench.worst_case import (
-    around,
-    climb,
-    error,
-    placed,
-    unit_offsets,
-)
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data

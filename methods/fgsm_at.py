@@ -6,16 +6,11 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
+from lipbench.adversarial.worst_case import LARGEST, climb, error, train_on_both
 from lipbench.adversarial_training import AdversarialTraining
 from lipbench.method import Scalars, State
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
-from lipbench.worst_case import (
-    LARGEST,
-    climb,
-    error,
-    train_on_both,
-)
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipbench.adversarial.ascent import ascent_step, steepest
 from lipbench.adversarial_training import AdversarialTraining
-from lipbench.ascent import ascent_step, steepest
 from lipbench.method import Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.threat import Threat

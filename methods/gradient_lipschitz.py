@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lipbench.adversarial.losses import margin
 from lipbench.data.splits import Batch
-from lipbench.losses import margin
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.sensitivity import lengths, squared_slopes

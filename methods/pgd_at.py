@@ -7,15 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipbench.adversarial.worst_case import climb, error, placed, unit_offsets
 from lipbench.adversarial_training import AdversarialTraining
 from lipbench.method import Scalars, State, Strength
 from lipbench.networks.net import Net
-from lipbench.worst_case import (
-    climb,
-    error,
-    placed,
-    unit_offsets,
-)
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch

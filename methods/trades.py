@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lipbench.adversarial.losses import divergence
+from lipbench.adversarial.worst_case import climb, train_on_both
 from lipbench.adversarial_training import AdversarialTraining
-from lipbench.losses import divergence
 from lipbench.method import Scalars, State, Strength
 from lipbench.networks.net import Net
-from lipbench.worst_case import climb, train_on_both
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

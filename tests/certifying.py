@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from training import a_method, a_model, an_entry, digits, train
 
+from lipbench.adversarial.judge import judge
 from lipbench.adversary import Attack
 from lipbench.bound import Bound
 from lipbench.certified import certified_accuracy, certified_radius, gaps
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
-from lipbench.judge import judge
 from lipbench.model import Model
 from lipbench.networks.net import Net
 from lipbench.networks.network import as_network

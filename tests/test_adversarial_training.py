@@ -7,8 +7,8 @@ import torch
 from adversaries import regression
 from training import a_method, a_model, a_net, an_entry, digits, initial, same, train
 
+from lipbench.adversarial.judge import judge
 from lipbench.adversary import Attack
-from lipbench.judge import judge
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load

@@ -6,11 +6,11 @@ from classifiers import exact_radius, linear, network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbench.ascent import ascend, ascent_step, random_start, steepest
-from lipbench.losses import error_odds, margin
+from lipbench.adversarial.ascent import ascend, ascent_step, random_start, steepest
+from lipbench.adversarial.losses import error_odds, margin
+from lipbench.adversarial.queries import Counted
+from lipbench.adversarial.rivals import nearest_rivals
 from lipbench.norm import Norm
-from lipbench.queries import Counted
-from lipbench.rivals import nearest_rivals
 from lipbench.threat import Threat
 
 NORMS = (Norm(2), Norm(math.inf))

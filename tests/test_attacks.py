@@ -7,8 +7,8 @@ import pytest
 import torch
 from classifiers import exact_box_correct, exact_radius, linear, network
 
+from lipbench.adversarial.judge import judge, judge_epsilons, judge_networks
 from lipbench.adversary import Attack
-from lipbench.judge import judge, judge_epsilons, judge_networks
 from lipbench.networks.network_stack import Networks
 from lipbench.norm import Norm
 from lipbench.registry import PluginError, is_family, load, names, resolve, variants

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lipbench.draws import Draws
-from lipbench.queries import Counted, Lot, OfSamples, numbers, on_rows
+from lipbench.adversarial.draws import Draws
+from lipbench.adversarial.queries import Counted, Lot, OfSamples, numbers, on_rows
 
 
 def generator(seed=0):

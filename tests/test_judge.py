@@ -7,8 +7,8 @@ import pytest
 import torch
 from classifiers import network
 
+from lipbench.adversarial.judge import judge, judge_epsilons, judge_networks, self_check, worst_case
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, NonFiniteLogits
-from lipbench.judge import judge, judge_epsilons, judge_networks, self_check, worst_case
 from lipbench.networks.network_stack import Networks
 from lipbench.norm import Norm
 from lipbench.threat import Threat

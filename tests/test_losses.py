@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from lipbench.adversarial.losses import error_odds, lead, margin, scale_free_error_odds
 from lipbench.data.splits import cross_entropy
-from lipbench.losses import error_odds, lead, margin, scale_free_error_odds
 
 
 @st.composite

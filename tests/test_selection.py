@@ -7,8 +7,8 @@ import runs
 import torch
 from training import a_model, digits
 
+from lipbench.adversarial.judge import judge_epsilons
 from lipbench.config import parse
-from lipbench.judge import judge_epsilons
 from lipbench.networks.network_stack import Networks
 from lipbench.places import ConfigError
 from lipbench.seeds import stream

@@ -4,8 +4,8 @@ import pytest
 import torch
 from classifiers import linear, network
 
+from lipbench.adversarial.judge import judge
 from lipbench.adversary import Attack
-from lipbench.judge import judge
 from lipbench.norm import Norm
 from lipbench.registry import load, resolve
 from lipbench.threat import Threat

@@ -4,7 +4,7 @@ from adversaries import Normed, climbed, close, held, plain
 from torch.nn import functional as F
 from training import an_entry, batches, digits, train
 
-from lipbench.losses import divergence
+from lipbench.adversarial.losses import divergence
 from lipbench.norm import Norm
 from lipbench.seeds import stream
 

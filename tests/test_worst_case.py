@@ -7,9 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_net
 
-from lipbench.data.splits import Batch
-from lipbench.norm import Norm
-from lipbench.worst_case import (
+from lipbench.adversarial.worst_case import (
     around,
     check_threat,
     climb,
@@ -19,6 +17,8 @@ from lipbench.worst_case import (
     train_on_both,
     unit_offsets,
 )
+from lipbench.data.splits import Batch
+from lipbench.norm import Norm
 
 SHAPE = (1, 2, 3)
 NORMS = [Norm(2), Norm(torch.inf)]

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipbench.adversarial.judge import judge
 from lipbench.adversary import Attack
 from lipbench.data.splits import Data
 from lipbench.ensemble import Progress
 from lipbench.epoch import train_epoch
-from lipbench.judge import judge
 from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.norm import Norm

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.adversarial.losses import lead
 from lipbench.adversary import Classifier
-from lipbench.losses import lead
 from lipbench.norm import Norm
 
 

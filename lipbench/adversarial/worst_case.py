@@ -1,7 +1,7 @@
 """The inner maximum of adversarial training: a batch moved to where the network does worst.
 
 Every sample takes every step, whether it is misclassified or not: pure tensor code, which runs
-inside `torch.func.vmap`. The steps are those of the attacks, see `lipbench.ascent`.
+inside `torch.func.vmap`. The steps are those of the attacks, see `lipbench.adversarial.ascent`.
 """
 
 import math
@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
 
-from lipbench.ascent import ascent_step, random_start, steepest
+from lipbench.adversarial.ascent import ascent_step, random_start, steepest
+from lipbench.adversarial.losses import error_odds
 from lipbench.data.splits import Batch
-from lipbench.losses import error_odds
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
 from lipbench.threat import Threat

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lipbench.adversarial.draws import Draws, Kind
 from lipbench.adversary import Classifier
-from lipbench.draws import Draws, Kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.adversarial.draws import Kind
+from lipbench.adversarial.losses import margin
+from lipbench.adversarial.queries import OfSamples, charged_to, on_rows
 from lipbench.adversary import Classifier
-from lipbench.draws import Kind
-from lipbench.losses import margin
 from lipbench.norm import Norm
-from lipbench.queries import OfSamples, charged_to, on_rows
 from lipbench.threat import Threat
 
 Direction = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, "batch *shape"]]

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.adversarial.judge import BATCH_SIZE, judge, self_check
 from lipbench.adversary import Attack, AttackResult, Classifier
-from lipbench.judge import BATCH_SIZE, judge, self_check
 from lipbench.norm import Norm
 from lipbench.registry import resolve
 from lipbench.threat import Box, Threat
@@ -31,7 +31,7 @@ def attack(
 ) -> AttackResult:
     """Return adversarial inputs, and whether and at what distance each one fools the model.
 
-    Errors are those of `lipbench.judge.judge`, a PluginError if there is no such attack, and a
+    Errors are those of `lipbench.adversarial.judge.judge`, a PluginError if there is no such attack, and a
     ValueError for options, norms or epsilons that are not possible.
 
     Args:

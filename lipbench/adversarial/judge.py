@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lipbench.adversarial.draws import Draws
+from lipbench.adversarial.guard import guarded
+from lipbench.adversarial.queries import Counted, Lot, on_rows
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, Classifier, NonFiniteLogits
 from lipbench.data.splits import Batch
-from lipbench.draws import Draws
-from lipbench.guard import guarded
 from lipbench.networks.modes import evaluation_mode
 from lipbench.networks.network_stack import Networks
 from lipbench.norm import Norm
-from lipbench.queries import Counted, Lot, on_rows
 from lipbench.threat import Box, Threat
 
 BATCH_SIZE = 1000
