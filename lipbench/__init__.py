@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lipbench.adversarial.attack import attack as attack
-    from lipbench.bracketing import bracket as bracket
     from lipbench.layers.sorting import GroupSort as GroupSort
     from lipbench.layers.sorting import MaxMin as MaxMin
+    from lipbench.lipschitz.bracket import bracket as bracket
     from lipbench.planning import plan as plan
     from lipbench.running import run as run
     from lipbench.running import run_cell as run_cell
@@ -19,7 +19,7 @@ _HOMES = {
     "GroupSort": "lipbench.layers.sorting",
     "MaxMin": "lipbench.layers.sorting",
     "attack": "lipbench.adversarial.attack",
-    "bracket": "lipbench.bracketing",
+    "bracket": "lipbench.lipschitz.bracket",
     "plan": "lipbench.planning",
     "run": "lipbench.running",
     "run_cell": "lipbench.running",

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench import conic
-from lipbench.inequality import Inequality, Layers, Multipliers, Weights
+from lipbench.lipschitz.semidefinite import conic
+from lipbench.lipschitz.semidefinite.inequality import Inequality, Layers, Multipliers, Weights
 from lipbench.method import Method, Params, Scalars, State, Summary
 from lipbench.networks.net import Net
 from lipbench.penalty import parameter_penalty

@@ -230,7 +230,7 @@ def _audited(
             contradicts itself.
     """
     from lipbench import auditing, foreign
-    from lipbench.bracketing import Unsound
+    from lipbench.lipschitz.bracket import Unsound
     from lipbench.refused import Refused
 
     try:

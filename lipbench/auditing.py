@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from lipbench.adversarial.judge import BATCH_SIZE, judge_epsilons, self_check
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
-from lipbench.balls import local_radius
 from lipbench.blackbox import MARGIN, Measured, Unmeasurable, measure
-from lipbench.bracketing import Bracket, Computed, Unsound, bracket
-from lipbench.certified import certified_accuracy, certified_radius, gaps
 from lipbench.data.splits import Batch
+from lipbench.lipschitz.bracket import Bracket, Computed, Unsound, bracket
+from lipbench.lipschitz.certified_radius import certified_accuracy, certified_radius, gaps
+from lipbench.lipschitz.relaxations.balls import local_radius
+from lipbench.lipschitz.soundness import broken_certificates
 from lipbench.method import Claim
 from lipbench.networks.network import Network, as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.seeds import stream
-from lipbench.soundness import broken_certificates
 from lipbench.threat import Box
 
 Verdict = Literal["refuted", "proved", "open"]

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from lipbench import pairs as engine
+from lipbench.lipschitz.lower_bounds import pairs as engine
+from lipbench.lipschitz.lower_bounds.pair_steps import move, quotients, turn
+from lipbench.lipschitz.lower_bounds.witness import points_of
 from lipbench.norm import Norm
 from lipbench.threat import Box
-from lipbench.turning import move, quotients, turn
-from lipbench.witness import points_of
 
 MARGIN = 0.01
 """Share by which a measured quotient must exceed a claim to refute it, beside its own error."""

@@ -7,10 +7,10 @@ from torch import nn
 
 from lipbench.bound import Lipschitz
 from lipbench.cell import Cell
+from lipbench.lipschitz.soundness import inside
 from lipbench.method import Claim
 from lipbench.networks.net import Net, Skeleton
 from lipbench.norm import Norm
-from lipbench.soundness import inside
 from lipbench.storage.rows import Row, box_text
 
 CLAIMED = "claimed_lipschitz"

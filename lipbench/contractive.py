@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.constants import constant
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sorting import MaxMin
+from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.networks.network import walk

@@ -14,11 +14,11 @@ from lipbench.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.claims import CLAIMED, claim_in, claim_of, refutations
 from lipbench.data.splits import Data
 from lipbench.fields import key as field_key
+from lipbench.lipschitz.soundness import crossings
 from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.soundness import crossings
 from lipbench.storage.cell_folder import CellFolder, State
 from lipbench.storage.files import StorageError, quarantine
 from lipbench.storage.outcomes import outcome_name

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.constants import constant as certified_constant
+from lipbench.lipschitz.operator_norms.constants import constant as certified_constant
+from lipbench.lipschitz.operator_norms.linear import power_iteration
 from lipbench.networks.net import Skeleton
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
@@ -35,7 +36,6 @@ from lipbench.networks.steps import (
     Sum,
 )
 from lipbench.norm import Norm
-from lipbench.norms import power_iteration
 from lipbench.refused import Refused
 
 Vectors = dict[str, Tensor]

@@ -13,10 +13,16 @@ from lipbench.adversary import AttackInvalid, NonFiniteLogits
 from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz
 from lipbench.cell import Cell, Evaluation, certified_epsilons
-from lipbench.certified import certified_accuracy, certified_radius, gaps, radius_quantiles
 from lipbench.claims import claim_row
 from lipbench.data.splits import Batch, Data, Split
-from lipbench.incumbent import INCUMBENT, incumbent
+from lipbench.lipschitz.certified_radius import (
+    certified_accuracy,
+    certified_radius,
+    gaps,
+    radius_quantiles,
+)
+from lipbench.lipschitz.exact.incumbent import INCUMBENT, incumbent
+from lipbench.lipschitz.soundness import misclassified, recheck
 from lipbench.method import Claim
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear, Scale
@@ -25,7 +31,6 @@ from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.seeds import stream
 from lipbench.settings import BoundEntry
-from lipbench.soundness import misclassified, recheck
 from lipbench.storage.outcomes import outcome_name
 from lipbench.storage.rows import SELECTION, Row, box_text
 

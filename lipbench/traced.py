@@ -10,7 +10,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lipbench.moved import overwrite
+from lipbench.lipschitz.lower_bounds.row_updates import overwrite
 from lipbench.networks.trees import Tree, leaves, memory, tree_map
 
 Function = Callable[..., Tree]

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lipbench.constants import constant
+from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.margins import of_rows
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (

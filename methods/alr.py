@@ -11,10 +11,10 @@ from torch.func import grad
 from lipbench.adversarial.ascent import steepest
 from lipbench.adversarial.losses import divergence
 from lipbench.data.splits import Batch
+from lipbench.lipschitz.lower_bounds.pairs import Pairs, quotients
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
-from lipbench.pairs import Pairs, quotients
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data

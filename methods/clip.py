@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lipbench.lipschitz.lower_bounds.pair_momentum import ascend_with_memory, nothing
+from lipbench.lipschitz.lower_bounds.pairs import Pairs, ascend, climb, quotients
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.momentum import ascend_with_memory, nothing
 from lipbench.networks.net import Net
-from lipbench.pairs import Pairs, ascend, climb, quotients
 from lipbench.penalty import parameter_penalty
 from lipbench.threat import Box
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lipbench.lipschitz.operator_norms.linear import power_iteration, upper_norm
 from lipbench.method import Params, State
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
-from lipbench.norms import power_iteration, upper_norm
 from lipbench.residual import ContractiveResidual, operator
 
 if TYPE_CHECKING:

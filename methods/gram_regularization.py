@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.gram import gram_norm
 from lipbench.legible import illegible
+from lipbench.lipschitz.operator_norms.gram import gram_norm
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.networks.net import Net
 

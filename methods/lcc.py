@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench import followed
-from lipbench.composition import composed
-from lipbench.constants import constant
+from lipbench.lipschitz.operator_norms.composition import composed
+from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.operator_norms.linear import power_iteration
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear, Scale
 from lipbench.norm import Norm
-from lipbench.norms import power_iteration
 from lipbench.refused import Refused
 
 if TYPE_CHECKING:

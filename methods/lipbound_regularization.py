@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.layerwise import convolution
 from lipbench.legible import illegible, read
+from lipbench.lipschitz.operator_norms.layerwise import convolution
+from lipbench.lipschitz.operator_norms.toeplitz import sampled_norm, too_many_taps
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Linear
-from lipbench.toeplitz import sampled_norm, too_many_taps
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lipbench.alternating import Alternating, Kept
-from lipbench.inequality import Inequality, Layers, Multipliers, Weights, rescaled
+from lipbench.lipschitz.semidefinite.inequality import (
+    Inequality,
+    Layers,
+    Multipliers,
+    Weights,
+    rescaled,
+)
 from lipbench.method import Claim, Scalars, Strength
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
@@ -21,7 +27,7 @@ class SDPEnforced(Alternating):
     minimise loss(W) subject to W = V, N(V, L²; T) ≥ 0
 
     by the alternating direction method of multipliers: N is the matrix inequality of LipSDP with
-    fixed multipliers T, ρ = L² and L = `constant` (`lipbench.inequality` derives it). A round takes
+    fixed multipliers T, ρ = L² and L = `constant` (`lipbench.lipschitz.semidefinite.inequality` derives it). A round takes
     the V with N ≥ 0 that is nearest to W + Y/r. The T are those that LipSDP finds for the network
     at the end of the warm start, whose constant L_0 is another: they are taken as if all its k
     layers were scaled by (L/L_0)^(1/k). The authors enforce L = L_0, where that changes nothing.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lipbench.alternating import Alternating, Kept
-from lipbench.inequality import Inequality, Layers, Multipliers, Weights
+from lipbench.lipschitz.semidefinite.inequality import Inequality, Layers, Multipliers, Weights
 from lipbench.method import Scalars, Strength
 
 
@@ -15,7 +15,7 @@ class SDPPenalty(Alternating):
     minimise loss(W) + mu·ρ subject to W = V, N(V, ρ; T) ≥ 0
 
     by the alternating direction method of multipliers: N is the matrix inequality of LipSDP with
-    fixed multipliers T (`lipbench.inequality` derives it). A round minimises
+    fixed multipliers T (`lipbench.lipschitz.semidefinite.inequality` derives it). A round minimises
     mu·ρ + r/2 ‖W + Y/r - V‖² over V and ρ. The T are those that LipSDP finds for the network at the
     end of the warm start.
 

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.legible import illegible
+from lipbench.lipschitz.operator_norms.kernel_matrix import reshaped
+from lipbench.lipschitz.operator_norms.linear import power_iteration
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Convolution, Dense, Linear
-from lipbench.norms import power_iteration
-from lipbench.reshaped import reshaped
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

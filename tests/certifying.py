@@ -11,9 +11,9 @@ from training import a_method, a_model, an_entry, digits, train
 from lipbench.adversarial.judge import judge
 from lipbench.adversary import Attack
 from lipbench.bound import Bound
-from lipbench.certified import certified_accuracy, certified_radius, gaps
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
+from lipbench.lipschitz.certified_radius import certified_accuracy, certified_radius, gaps
 from lipbench.model import Model
 from lipbench.networks.net import Net
 from lipbench.networks.network import as_network

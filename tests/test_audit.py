@@ -15,9 +15,9 @@ from lipbench.auditing import Labelled, audit, labelled
 from lipbench.bound import Lipschitz
 from lipbench.cli import call
 from lipbench.exits import ExitCode
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.soundness import recheck
 from lipbench.storage.tensors import read_tensors
 
 NETS = '''

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from nets import ABSOLUTE, dense, random_network
 from torch import nn
 
-from lipbench.balls import Balls, local_radius
 from lipbench.bound import Bound
 from lipbench.certificate import Certificate
-from lipbench.certified import certified_radius, gaps
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sorting import GroupSort
+from lipbench.lipschitz.certified_radius import certified_radius, gaps
+from lipbench.lipschitz.relaxations.balls import Balls, local_radius
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

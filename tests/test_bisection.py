@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lipbench
-from lipbench.bisection import MOST_DEPTH, bisected_bound
 from lipbench.bound import Bound
+from lipbench.lipschitz.relaxations.bisection import MOST_DEPTH, bisected_bound
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import recheck
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = NORMS[1]

@@ -10,13 +10,13 @@ from torch import nn
 from lipbench.auditing import audit
 from lipbench.blackbox import MARGIN, Unmeasurable, measure
 from lipbench.bound import Bound
-from lipbench.bracketing import bracket
+from lipbench.lipschitz.bracket import bracket
+from lipbench.lipschitz.lower_bounds.pair_steps import move, quotients, turn
+from lipbench.lipschitz.lower_bounds.pairs import Pairs
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.pairs import Pairs
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.turning import move, quotients, turn
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = Norm(2.0)

@@ -23,11 +23,11 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.layers.normalise import Normalise
+from lipbench.lipschitz.lower_bounds.witness import proved_quotients
+from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.soundness import crossings, recheck
-from lipbench.witness import proved_quotients
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = Norm(2.0)

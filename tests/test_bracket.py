@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import lipbench
-from lipbench.bracketing import Unsound
 from lipbench.layers.activations import CURVES
+from lipbench.lipschitz.bracket import Unsound
 from lipbench.refused import Refused
 
 STRANGER = """

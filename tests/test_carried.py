@@ -13,19 +13,19 @@ from torch import nn
 from written import Written
 
 import lipbench
-from lipbench.affine import Matrix
 from lipbench.bound import Bound
-from lipbench.carried import Carried, plain, very
-from lipbench.dyadic import Dyadic
-from lipbench.enumerated import HELD
 from lipbench.layers.normalise import Normalise
+from lipbench.lipschitz.exact.dyadic import Dyadic
+from lipbench.lipschitz.exact.exact_matrix import Carried, plain, very
+from lipbench.lipschitz.exact.region_search import HELD
+from lipbench.lipschitz.exact.vertices import largest_norm
+from lipbench.lipschitz.relaxations.affine import Matrix
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.rounding import UNIT
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.rounding import UNIT
-from lipbench.soundness import recheck
-from lipbench.unrolled import unroll
-from lipbench.vertices import largest_norm
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 

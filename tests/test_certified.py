@@ -7,11 +7,16 @@ import torch
 from torch import nn
 
 from lipbench.bound import Bound, Lipschitz
-from lipbench.certified import certified_accuracy, certified_radius, gaps, radius_quantiles
+from lipbench.lipschitz.certified_radius import (
+    certified_accuracy,
+    certified_radius,
+    gaps,
+    radius_quantiles,
+)
+from lipbench.lipschitz.relaxations.rounding import enclose
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.rounding import enclose
 
 L2 = Norm(2.0)
 

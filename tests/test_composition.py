@@ -13,10 +13,10 @@ from written import Written
 
 import lipbench
 from lipbench.bound import Bound
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.soundness import recheck
 
 L1, L2, INF = NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 

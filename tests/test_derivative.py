@@ -9,12 +9,12 @@ from test_slopes import LAYERS
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.intervals import derivatives, slopes
+from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.soundness import recheck
-from lipbench.unrolled import unroll
 
 CURVES = [*LAYERS, nn.ELU(-0.5), nn.CELU(0.1), nn.Softplus(-2.0)]
 TURNS = torch.tensor([0, 1.414, -1.414, 1.4185, -1.4185, 1.4906, -2.2564, 2.3994, -2.3994] * 40)

@@ -12,13 +12,13 @@ from nets import random_network
 from torch import nn
 
 from lipbench.bound import Bound, Lipschitz
-from lipbench.centred import centre
-from lipbench.differences import difference_constants
+from lipbench.lipschitz.output_differences import difference_constants
+from lipbench.lipschitz.relaxations.loop_transformation import centre
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.unrolled import unroll
 
 L2 = Norm(2.0)
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nets import LINEAR, random_network
 from torch import nn
 
-from lipbench.expansion import most_expanded, operator_norms, pairs_along
+from lipbench.lipschitz.lower_bounds.expansion import most_expanded, operator_norms, pairs_along
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.constants import constant
 from lipbench.layers.explanations import Residual, Slopes
+from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.networks.explain import TESTED
 from lipbench.networks.network import as_network, walk
 from lipbench.norm import Norm

@@ -23,12 +23,12 @@ from nets import (
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.corners import largest_norm
+from lipbench.lipschitz.semidefinite.corners import largest_norm
+from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import crossings, recheck
 
 L2 = Norm(2.0)
 CLOSE = 1e-9  # the search ends within half of that, and rounding is less

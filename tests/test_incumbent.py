@@ -12,11 +12,11 @@ from torch import nn
 
 from lipbench.auditing import audit
 from lipbench.bound import Bound, Lipschitz
-from lipbench.incumbent import incumbent
+from lipbench.lipschitz.exact.incumbent import incumbent
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.soundness import recheck
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = Norm(2.0)

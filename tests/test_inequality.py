@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lipbench import conic
-from lipbench.inequality import Inequality, Layers, rescaled
+from lipbench.lipschitz.semidefinite import conic
+from lipbench.lipschitz.semidefinite.inequality import Inequality, Layers, rescaled
 from lipbench.networks.network import as_network
 from lipbench.refused import Refused
 

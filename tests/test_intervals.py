@@ -12,13 +12,13 @@ from torch import nn
 
 import lipbench
 from lipbench.bound import Bound
-from lipbench.intervals import derivatives, slopes
+from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import crossings, recheck
-from lipbench.unrolled import unroll
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 UPPER = ["fastlip", "liplt", "seqlip", "eclipse_fast", "eclipse", "lipsdp_layer", "lipsdp_neuron"]

@@ -17,10 +17,10 @@ from torch import nn
 import lipbench
 from lipbench import registry
 from lipbench.bound import Bound
+from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.soundness import crossings, recheck
 
 L1, L2, INF = map(Norm, (1.0, 2.0, math.inf))
 SEARCHES = ["jacobian", "pair_ascent"]

@@ -13,15 +13,15 @@ from test_unrolled import CASES
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.intervals import Interval, derivatives
-from lipbench.jacobians import Case, Jacobians
+from lipbench.lipschitz.relaxations.intervals import Interval, derivatives
+from lipbench.lipschitz.relaxations.jacobians import Case, Jacobians
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.preactivations import closer_slopes
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.reads import closer_slopes
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import recheck
-from lipbench.unrolled import unroll
 
 L1, L2, LINF = map(Norm, (1.0, 2.0, math.inf))
 NORMS = [L1, L2, LINF]

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lipbench.bound import Bound
-from lipbench.gram import gram_norms, kernel_norm
+from lipbench.lipschitz.operator_norms.gram import gram_norms, kernel_norm
+from lipbench.lipschitz.operator_norms.linear import upper_norm
+from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.norms import upper_norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import crossings, recheck
 
 L2 = Norm(2)
 BOUNDS = ["gram", "gram_lattice", "lipbound"]

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from training import a_method, a_model, a_net, an_entry, digits, initial, same
 
 from lipbench.bound import Bound
-from lipbench.constants import constant
+from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.networks.net import Net
 from lipbench.networks.network import as_network
 from lipbench.networks.steps import Linear, Scale

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from nets import ABSOLUTE, HAT, LINEAR, SHIFTED, random_network
 from torch import nn
 
-from lipbench.borders import borders
 from lipbench.bound import Bound
-from lipbench.expansion import most_expanded
 from lipbench.layers.sorting import GroupSort
-from lipbench.linearised import Linearised, power_iteration, products
+from lipbench.lipschitz.lower_bounds.decision_boundary import borders
+from lipbench.lipschitz.lower_bounds.expansion import most_expanded
+from lipbench.lipschitz.lower_bounds.jacobian_products import Linearised, power_iteration, products
+from lipbench.lipschitz.lower_bounds.slope_ascent import _bent, climb
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.slope_ascent import _bent, climb
-from lipbench.soundness import recheck
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = Norm(2.0)

@@ -11,13 +11,13 @@ from nets import MAXIMUM, dense, random_network
 from test_unrolled import CASES
 from torch import nn
 
-from lipbench.affine import Affine, Matrix
-from lipbench.intervals import Interval, slopes
-from lipbench.lines import Line, Lines, Relaxation, above, below
+from lipbench.lipschitz.relaxations.affine import Affine, Matrix
+from lipbench.lipschitz.relaxations.intervals import Interval, slopes
+from lipbench.lipschitz.relaxations.linear_relaxation import Line, Lines, Relaxation, above, below
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.preactivations import closer_slopes, on_parts
 from lipbench.networks.network import as_network
-from lipbench.reads import closer_slopes, on_parts
 from lipbench.refused import Refused
-from lipbench.unrolled import unroll
 
 
 def column(*numbers):

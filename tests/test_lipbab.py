@@ -26,12 +26,12 @@ from torch import nn
 import lipbench
 from lipbench.bound import Bound
 from lipbench.claims import refutations
+from lipbench.lipschitz.soundness import recheck
 from lipbench.method import Claim
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import recheck
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = Norm(2.0)

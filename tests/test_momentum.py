@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipbench.momentum import ascend_with_memory, nothing
+from lipbench.lipschitz.lower_bounds.pair_momentum import ascend_with_memory, nothing
+from lipbench.lipschitz.lower_bounds.pairs import LEAST_DISTANCE, Pairs, quotients
 from lipbench.networks.stem import Stem
-from lipbench.pairs import LEAST_DISTANCE, Pairs, quotients
 
 RULES = ["nesterov", "adam"]
 SEEDS = st.integers(0, 2**32)

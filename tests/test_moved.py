@@ -8,12 +8,12 @@ from test_replay import always
 from torch.func import grad_and_value, vmap
 from training import a_trainer, an_entry, digits, same
 
-from lipbench.moved import moved
+from lipbench.lipschitz.lower_bounds.pairs import Pairs, ascend
+from lipbench.lipschitz.lower_bounds.row_updates import moved
 from lipbench.networks.stem import Stem
-from lipbench.pairs import Pairs, ascend
 from lipbench.traced import Traced
 
-LARGE = "lipbench.moved._LARGE"
+LARGE = "lipbench.lipschitz.lower_bounds.row_updates._LARGE"
 
 
 def one_by_one(values, moves, along, directions, scale=None):

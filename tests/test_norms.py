@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 from matrices import matrix_norm, matrix_of
 from torch import nn
 
-from lipbench.constants import constant
+from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.operator_norms.linear import (
+    NotConverged,
+    converged_norm,
+    power_iteration,
+    upper_norm,
+)
 from lipbench.networks.network import as_network, walk
 from lipbench.norm import Norm
-from lipbench.norms import NotConverged, converged_norm, power_iteration, upper_norm
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 RTOL = 1e-9  # upper bounds carry a slack of 1e-12 per term

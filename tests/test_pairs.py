@@ -10,9 +10,16 @@ from torch import nn
 from torch.nn.utils import skip_init
 from training import a_net
 
+from lipbench.lipschitz.lower_bounds.pairs import (
+    LEAST_DISTANCE,
+    Pairs,
+    ascend,
+    climb,
+    quotients,
+    squared_quotients,
+)
 from lipbench.networks.net import Net
 from lipbench.networks.stem import Stem
-from lipbench.pairs import LEAST_DISTANCE, Pairs, ascend, climb, quotients, squared_quotients
 
 LEAST = LEAST_DISTANCE[torch.float64]
 SEEDS = st.integers(0, 2**32)

@@ -11,17 +11,17 @@ from nets import ABSOLUTE, HAT, IDENTITY, MAXIMUM, dense, random_network
 from torch import nn
 from torch.func import jacrev, vmap
 
-from lipbench.branching import covered, explore
-from lipbench.carried import Carried
-from lipbench.enumerated import _PATIENCE, enumerated_bound
+from lipbench.lipschitz.exact.branching import covered, explore
+from lipbench.lipschitz.exact.exact_matrix import Carried
+from lipbench.lipschitz.exact.patterns import explore_patterns, fits, proved
+from lipbench.lipschitz.exact.polyhedra import Empty
+from lipbench.lipschitz.exact.region_search import _PATIENCE, enumerated_bound
+from lipbench.lipschitz.exact.regions import Regions
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.patterns import explore_patterns, fits, proved
-from lipbench.polyhedra import Empty
 from lipbench.refused import Refused
-from lipbench.regions import Regions
-from lipbench.soundness import recheck
-from lipbench.unrolled import unroll
 
 NORMS = (1.0, 2.0, math.inf)
 BOX = (-0.5, 1.0)

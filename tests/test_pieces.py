@@ -11,14 +11,14 @@ from nets import ABSOLUTE, HAT, IDENTITY, LINEAR, MAXIMUM, SHIFTED, ZERO, random
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.chords import chords
+from lipbench.lipschitz.lower_bounds.chords import chords
+from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.pieces import Pieces
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import recheck
-from lipbench.unrolled import unroll
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = Norm(2.0)

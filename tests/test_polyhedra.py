@@ -8,8 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbench.dyadic import Dyadic
-from lipbench.polyhedra import Empty, Inequality, Interior, excludes, holds, interior
+from lipbench.lipschitz.exact.dyadic import Dyadic
+from lipbench.lipschitz.exact.polyhedra import (
+    Empty,
+    Inequality,
+    Interior,
+    excludes,
+    holds,
+    interior,
+)
 
 
 def inequalities(rows):
@@ -34,7 +41,7 @@ def test_a_thin_interval_has_an_interior(width):
 
 
 def test_any_point_is_found_without_a_linear_program(monkeypatch):
-    monkeypatch.delattr("lipbench.polyhedra.linprog")
+    monkeypatch.delattr("lipbench.lipschitz.exact.polyhedra.linprog")
     faces = inequalities([*box(3), [1.0, 2.0, -1.0, -3.0]])
     assert holds(faces, interior(faces, 3, anywhere=True).point)
     assert isinstance(interior([*faces, faces[-1].reverse], 3, faces[:6]), Empty)

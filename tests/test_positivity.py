@@ -27,16 +27,16 @@ from torch import nn
 
 from lipbench import MaxMin
 from lipbench.bound import Bound
-from lipbench.centred import centre
-from lipbench.intervals import centred_on, slopes
+from lipbench.lipschitz.relaxations.intervals import centred_on, slopes
+from lipbench.lipschitz.relaxations.krivine import Family, Products, families, plain_bound
+from lipbench.lipschitz.relaxations.loop_transformation import centre
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.polynomials import Polynomial, derivative_polynomials, levels
+from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.polynomials import Polynomial, derivative_polynomials, levels
-from lipbench.products import Family, Products, families, plain_bound
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import crossings, recheck
-from lipbench.unrolled import unroll
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 INF = Norm(math.inf)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipbench.affine import Matrix
-from lipbench.intervals import Interval
-from lipbench.programs import Program
+from lipbench.lipschitz.exact.linear_programs import Program
+from lipbench.lipschitz.relaxations.affine import Matrix
+from lipbench.lipschitz.relaxations.intervals import Interval
 
 
 def column(numbers):

@@ -13,15 +13,19 @@ from test_unrolled import CASES
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.boxed import boxed_norm
-from lipbench.intervals import derivatives, slopes
+from lipbench.lipschitz.relaxations.entrywise import boxed_norm
+from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.recursive_derivatives import (
+    products,
+    recursive_derivatives,
+    recursive_norm,
+)
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.recursion import products, recursive_derivatives, recursive_norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import recheck
-from lipbench.unrolled import unroll
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Hardtanh]

@@ -24,15 +24,15 @@ from written import Written
 
 import lipbench
 from lipbench.bound import Bound
-from lipbench.centred import centre
-from lipbench.certify import certify
-from lipbench.multipliers import propose
+from lipbench.lipschitz.relaxations.loop_transformation import centre
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.semidefinite.certify import certify
+from lipbench.lipschitz.semidefinite.interior_point import propose
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import recheck
-from lipbench.unrolled import unroll
 
 L2 = Norm(2.0)
 TIGHT = 1e-6  # the interior-point method stops a little above the optimum

@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_method, digits
 
-from lipbench.constants import constant
 from lipbench.layers.explanations import ConvResidual, Residual
+from lipbench.lipschitz.lower_bounds.slope_ascent import _bent
+from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
+from lipbench.lipschitz.relaxations.rounding import enclose
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.rounding import enclose
-from lipbench.slope_ascent import _bent
-from lipbench.unrolled import unroll, widths
 
 
 def a_layer(mode="zeros", kernel=(3, 3), seed=0, size=1.0):

@@ -11,8 +11,8 @@ from written import Written
 
 import lipbench
 from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
+from lipbench.lipschitz.relaxations.rounding import Enclosed, _radius, enclose
 from lipbench.networks.network import as_network
-from lipbench.rounding import Enclosed, _radius, enclose
 
 
 def fractions(tensor):

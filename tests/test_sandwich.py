@@ -11,17 +11,17 @@ from matrices import matrix_of
 from torch import nn
 from training import a_method, a_model, a_net, an_entry, digits, initial, train
 
-from lipbench import chain
 from lipbench.bound import Bound
-from lipbench.constants import constant
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sandwich import SandwichLayer
+from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.relaxations import chain
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.networks.sequential import parts
 from lipbench.norm import Norm
 from lipbench.optimiser import Optimizer
 from lipbench.registry import load
-from lipbench.soundness import recheck
 
 L2 = Norm(2)
 WIDE = a_model(widths=(70, 16, 16), activation="relu")

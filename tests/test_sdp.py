@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_method, a_model, a_net, a_trainer, an_entry, digits, initial, same, train
 
-from lipbench import conic
 from lipbench.bound import Bound
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.discrepancy import Discrepancy
-from lipbench.inequality import Layers
+from lipbench.lipschitz.semidefinite import conic
+from lipbench.lipschitz.semidefinite.inequality import Layers
 from lipbench.method import Summary
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm

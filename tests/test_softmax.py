@@ -15,15 +15,15 @@ from written import read
 import lipbench
 from lipbench.auditing import audit
 from lipbench.bound import Bound
-from lipbench.constants import constant
-from lipbench.ending import ending
+from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.relaxations.rounding import Enclosed, _radius, enclose
+from lipbench.lipschitz.softmax_end import ending
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.networks.steps import Softmax
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.rounding import Enclosed, _radius, enclose
-from lipbench.soundness import recheck
 
 L1, L2, LINF = NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 LAYERS = [nn.Softmax(1), nn.LogSoftmax(1)]

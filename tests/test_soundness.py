@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from lipbench.bound import Bound, Lipschitz
+from lipbench.lipschitz.soundness import broken_certificates, crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.soundness import broken_certificates, crossings, recheck
 
 L2 = Norm(2.0)
 BOX = (0.0, 1.0)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from training import digits
 
-from lipbench import pairs as engine
+from lipbench.lipschitz.lower_bounds import pairs as engine
 from lipbench.speed import eager, ours, plain
 
 DEVICE = torch.device("cpu")

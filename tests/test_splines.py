@@ -11,10 +11,10 @@ from torch import nn
 from lipbench.bound import Bound
 from lipbench.layers.splines import Spline, piece_slopes, values, variation_norms
 from lipbench.learnt_splines import activation_widths, with_splines
+from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.soundness import crossings
 
 HEIGHTS = st.lists(st.floats(-5, 5), min_size=5, max_size=5)
 KNOTS = torch.tensor([-2.0, -1.0, 0.0, 0.5, 3.0], dtype=torch.float64)

@@ -24,16 +24,16 @@ from nets import (
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.centred import centre
-from lipbench.certify import certify
-from lipbench.chain import Chain
+from lipbench.lipschitz.relaxations.chain import Chain
+from lipbench.lipschitz.relaxations.loop_transformation import centre
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.semidefinite.certify import certify
+from lipbench.lipschitz.semidefinite.layer_by_layer import closed, solve, staged
+from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import crossings, recheck
-from lipbench.staged import closed, solve, staged
-from lipbench.unrolled import unroll
 
 L2 = Norm(2.0)
 TIGHT = 1e-6  # the interior-point method stops a little above the optimum

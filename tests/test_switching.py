@@ -26,15 +26,15 @@ from sklearn.datasets import load_iris
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.decisions import cover
-from lipbench.gates import Gates
-from lipbench.mixed import Mixed
+from lipbench.lipschitz.exact.decisions import cover
+from lipbench.lipschitz.exact.gates import Gates
+from lipbench.lipschitz.exact.mixed_integer import Mixed
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.soundness import recheck
-from lipbench.unrolled import unroll
 
 NORMS = [Norm(1.0), Norm(math.inf)]
 ROUNDING = 1e-9

@@ -13,15 +13,15 @@ from test_norms import filled, random_transpose, settings_of_transposes
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.constants import constant
-from lipbench.definite import band_entries, proved_norm
-from lipbench.layerwise import convolution
+from lipbench.lipschitz.operator_norms.cholesky import band_entries, proved_norm
+from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.operator_norms.layerwise import convolution
+from lipbench.lipschitz.operator_norms.linear import NotConverged, converged_norm, upper_norm
+from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.model import Model
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.norms import NotConverged, converged_norm, upper_norm
 from lipbench.registry import load
-from lipbench.soundness import crossings, recheck
 
 L2 = Norm(2)
 CENTRE = torch.zeros(3, 3)

@@ -11,13 +11,13 @@ from nets import MAXIMUM, random_network
 from torch import nn
 
 from lipbench import GroupSort, MaxMin
-from lipbench.affine import Matrix
 from lipbench.layers.explanations import Residual
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
+from lipbench.lipschitz.relaxations.affine import Matrix
+from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
 from lipbench.networks.network import as_network
 from lipbench.refused import Refused
-from lipbench.unrolled import neurons, unroll
 
 
 def convolutional():

@@ -6,7 +6,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbench.upwards import plus, raised, times
+from lipbench.lipschitz.operator_norms.rounding_up import plus, raised, times
 
 sizes = st.floats(0, 1e100, allow_subnormal=False)
 

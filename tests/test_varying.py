@@ -12,12 +12,12 @@ from test_unrolled import CASES
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.intervals import slopes
+from lipbench.lipschitz.relaxations.intervals import slopes
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
-from lipbench.soundness import crossings, recheck
-from lipbench.unrolled import unroll
 
 L2 = Norm(2)
 

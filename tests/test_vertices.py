@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from nets import random_network
 from torch import nn
 
+from lipbench.lipschitz.exact.vertices import Corners, _norms, corners_fit, largest_norm
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.unrolled import unroll
-from lipbench.vertices import Corners, _norms, corners_fit, largest_norm
 
 
 def naive(network, slopes, p):

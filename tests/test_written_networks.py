@@ -10,13 +10,13 @@ from written import Written, read
 
 import lipbench
 from lipbench.bound import Bound
-from lipbench.constants import constant
+from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.networks.network import as_network
 from lipbench.networks.steps import Convolution, Dense, Scale
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.unrolled import unroll
 
 
 def kinds(network):

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lipbench.bisection import bisected_bound, products
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.lipschitz.relaxations.bisection import bisected_bound, products
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box

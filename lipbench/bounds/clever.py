@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.extremes import right_end
+from lipbench.lipschitz.lower_bounds.extreme_values import right_end
+from lipbench.lipschitz.lower_bounds.witness import starting_points
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
-from lipbench.witness import starting_points
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.chain import refusal
+from lipbench.lipschitz.relaxations.chain import refusal
+from lipbench.lipschitz.semidefinite.layer_by_layer import staged_bound, staged_cost
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
-from lipbench.staged import staged_bound, staged_cost
 from lipbench.threat import Box
 
 

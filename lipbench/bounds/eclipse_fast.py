@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.centred import centre
-from lipbench.intervals import slopes
+from lipbench.lipschitz.relaxations.intervals import slopes
+from lipbench.lipschitz.relaxations.loop_transformation import centre
+from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
+from lipbench.lipschitz.semidefinite.lipsdp import certified
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.relaxed import certified
 from lipbench.threat import Box
-from lipbench.unrolled import Unrolled, unroll
 
 _SMALLEST = 1e-100
 

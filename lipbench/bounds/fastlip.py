@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.boxed import boxed_norm
+from lipbench.lipschitz.relaxations.entrywise import boxed_norm
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
-from lipbench.unrolled import unroll
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.gram import gram_norm
-from lipbench.layerwise import layerwise
+from lipbench.lipschitz.operator_norms.gram import gram_norm
+from lipbench.lipschitz.operator_norms.layerwise import layerwise
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm

@@ -7,12 +7,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.gram import gram_norms, grown, kernel_norm
-from lipbench.layerwise import convolution, layerwise
+from lipbench.lipschitz.operator_norms.gram import gram_norms, grown, kernel_norm
+from lipbench.lipschitz.operator_norms.layerwise import convolution, layerwise
+from lipbench.lipschitz.operator_norms.symbol import repetition
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution, Linear
 from lipbench.norm import Norm
-from lipbench.symbol import repetition
 from lipbench.threat import Box
 
 

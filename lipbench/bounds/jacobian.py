@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.expansion import most_expanded, pairs_along
+from lipbench.lipschitz.lower_bounds.expansion import most_expanded, pairs_along
+from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
-from lipbench.witness import known_pairs, starting_points, witness
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.borders import borders
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.expansion import pairs_along
-from lipbench.linearised import power_iteration, products
+from lipbench.lipschitz.lower_bounds.decision_boundary import borders
+from lipbench.lipschitz.lower_bounds.expansion import pairs_along
+from lipbench.lipschitz.lower_bounds.jacobian_products import power_iteration, products
+from lipbench.lipschitz.lower_bounds.slope_ascent import climb
+from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
 from lipbench.networks.network import Network
 from lipbench.norm import Norm, steepest
-from lipbench.slope_ascent import climb
 from lipbench.threat import Box
-from lipbench.witness import known_pairs, starting_points, witness
 
 _SECONDS_PER_PRODUCT = 3e-10
 _SECONDS_PER_CALL = 2e-5

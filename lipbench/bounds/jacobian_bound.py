@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.casework import jacobian_bound
-from lipbench.jacobians import jacobian_work
+from lipbench.lipschitz.relaxations.jacobian_cases import jacobian_bound
+from lipbench.lipschitz.relaxations.jacobians import jacobian_work
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box

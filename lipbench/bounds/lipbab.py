@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.enumerated import enumerated_bound
+from lipbench.lipschitz.exact.region_search import enumerated_bound
+from lipbench.lipschitz.exact.vertices import all_corners_fit
+from lipbench.lipschitz.lower_bounds.witness import known_pairs
+from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.threat import Box
-from lipbench.unrolled import neurons, unroll
-from lipbench.vertices import all_corners_fit
-from lipbench.witness import known_pairs
 
 
 @dataclass(frozen=True, kw_only=True)

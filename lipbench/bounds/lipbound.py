@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.layerwise import convolution, layerwise
+from lipbench.lipschitz.operator_norms.layerwise import convolution, layerwise
+from lipbench.lipschitz.operator_norms.toeplitz import sampled_norm, too_many_taps
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
 from lipbench.threat import Box
-from lipbench.toeplitz import sampled_norm, too_many_taps
 
 
 @dataclass(frozen=True, kw_only=True)

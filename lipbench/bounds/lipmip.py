@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.lipschitz.exact.gate_search import switching_bound
+from lipbench.lipschitz.relaxations.neuron_blocks import neurons
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.switching import switching_bound
 from lipbench.threat import Box
-from lipbench.unrolled import neurons
 
 
 @dataclass(frozen=True, kw_only=True)

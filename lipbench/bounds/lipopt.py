@@ -6,9 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.lipschitz.relaxations.polynomial_bound import planned_terms, positive_bound
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
-from lipbench.positivity import planned_terms, positive_bound
 from lipbench.refused import Refused
 from lipbench.threat import Box
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.lipschitz.semidefinite.lipsdp import relaxed_bound, relaxed_cost
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
-from lipbench.relaxed import relaxed_bound, relaxed_cost
 from lipbench.threat import Box
 
 

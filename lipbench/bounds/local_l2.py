@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.varying_neurons import varying_reach
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
-from lipbench.unrolled import unroll
-from lipbench.varying import varying_reach
 
 
 @dataclass(frozen=True, kw_only=True)

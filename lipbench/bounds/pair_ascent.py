@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lipbench import pairs as engine
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.lipschitz.lower_bounds import pairs as engine
+from lipbench.lipschitz.lower_bounds.pair_steps import quotients, turn
+from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
-from lipbench.turning import quotients, turn
-from lipbench.witness import known_pairs, starting_points, witness
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.composition import composed
-from lipbench.constants import constant
+from lipbench.lipschitz.operator_norms.composition import composed
+from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box

@@ -6,11 +6,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
+from lipbench.lipschitz.relaxations.recursive_derivatives import products, recursive_norm, work
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
-from lipbench.recursion import products, recursive_norm, work
 from lipbench.threat import Box
-from lipbench.unrolled import unroll, widths
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.expansion import most_expanded
+from lipbench.lipschitz.lower_bounds.expansion import most_expanded
+from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
+from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
+from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
-from lipbench.pieces import Pieces
 from lipbench.threat import Box
-from lipbench.unrolled import neurons, unroll
-from lipbench.witness import known_pairs, starting_points, witness
 
 _BEST = 4
 _SPREAD = (0.01, 100.0)

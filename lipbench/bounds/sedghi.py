@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.layerwise import convolution, layerwise
+from lipbench.lipschitz.operator_norms.layerwise import convolution, layerwise
+from lipbench.lipschitz.operator_norms.symbol import largest_symbol_norm
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution, Linear
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.symbol import largest_symbol_norm
 from lipbench.threat import Box
 
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.chain import refusal
-from lipbench.factored import factored_bound, factored_cost
+from lipbench.lipschitz.relaxations.chain import refusal
+from lipbench.lipschitz.semidefinite.singular_factors import factored_bound, factored_cost
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box

@@ -6,12 +6,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.definite import band_entries, band_products
-from lipbench.layerwise import convolution
+from lipbench.lipschitz.operator_norms.cholesky import band_entries, band_products
+from lipbench.lipschitz.operator_norms.layerwise import convolution
+from lipbench.lipschitz.operator_norms.tight import tight_bound
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
-from lipbench.tight import tight_bound
 
 
 @dataclass(frozen=True, kw_only=True)

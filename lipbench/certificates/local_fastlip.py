@@ -7,9 +7,9 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lipbench.balls import local_radius
 from lipbench.certificate import Certificate
-from lipbench.certified import gaps
+from lipbench.lipschitz.certified_radius import gaps
+from lipbench.lipschitz.relaxations.balls import local_radius
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 

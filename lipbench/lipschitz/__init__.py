@@ -1,0 +1,1 @@
+"""Bounds of Lipschitz constants: the bracket, the recheck of every proof, certified radii."""

@@ -1,0 +1,1 @@
+"""Exact constants: branch and bound, decided in rational numbers."""

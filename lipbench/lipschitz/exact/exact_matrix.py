@@ -1,0 +1,115 @@
+"""Matrices that carry their very numbers through products, beside the rounded ones."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lipbench.layers.elementwise import Elementwise
+from lipbench.lipschitz.exact.dyadic import Dyadic
+from lipbench.lipschitz.relaxations.affine import Affine, Matrix
+from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried(Matrix):
+    """A matrix that knows its very numbers where these are sums of products of float64 numbers.
+
+    Scales count with the factors and offsets that their steps hold. Python's integers are slow:
+    this is for networks of a few dozen neurons.
+    """
+
+    dyadic: Dyadic | None
+    """The numbers; None if they are known up to rounding only."""
+
+    @classmethod
+    def exact(cls, values: Float[Tensor, "rows columns"]) -> "Carried":
+        """Return a matrix that is what it says."""
+        return cls.held(values, torch.zeros_like(values))
+
+    @classmethod
+    def held(
+        cls, values: Float[Tensor, "rows columns"], radius: Float[Tensor, "rows columns"]
+    ) -> "Carried":
+        """Return a matrix that counts as a step holds it."""
+        return cls(values=values, radius=radius, dyadic=Dyadic.of(values))
+
+    @property
+    def negative(self) -> "Carried":
+        """Return the matrix times -1."""
+        return self._with(super().negative, self.dyadic and self.dyadic.negative)
+
+    def plus(self, other: Matrix) -> "Carried":
+        """Return the sum."""
+        own, its = self.dyadic, very(other)
+        return self._with(super().plus(other), own.plus(its) if own and its else None)
+
+    def blurred(self, radius: Float[Tensor, "rows columns"]) -> "Carried":
+        """Return the matrix with entries that may be farther off, so that they are not known."""
+        return self._with(super().blurred(radius), None)
+
+    def scaled(self, factor: Float[Tensor, "rows 1"], *, held: bool = False) -> "Carried":
+        """Return the rows times factors; they are known if these are held, or 0, 1 or -1."""
+        held = held or bool(((factor == 0) | (factor.abs() == 1)).all())
+        known = self.dyadic.scaled(Dyadic.of(factor)) if held and self.dyadic else None
+        return self._with(super().scaled(factor), known)
+
+    def times(self, matrix: Float[Tensor, "results rows"]) -> "Carried":
+        """Return the product with an exact matrix from the left."""
+        known = self.dyadic and Dyadic.of(matrix).times(self.dyadic)
+        return self._with(super().times(matrix), known)
+
+    def through(
+        self,
+        linear: Elementwise,
+        absolute: Elementwise,
+        shape: tuple[int, ...],
+        terms: int,
+        *,
+        sums: bool = False,
+    ) -> "Carried":
+        """Return a linear function of each column, whose matrix is what it makes of units."""
+        known = None
+        if self.dyadic and not sums:
+            units = torch.eye(len(self.values), dtype=self.values.dtype)
+            matrix = linear(units.reshape(-1, *shape)).flatten(1).T
+            known = Dyadic.of(matrix).times(self.dyadic)
+        return self._with(super().through(linear, absolute, shape, terms, sums=sums), known)
+
+    def rows(self, chosen: Int[Tensor, " chosen"]) -> "Carried":
+        """Return some of the rows."""
+        known = self.dyadic and replace(
+            self.dyadic, numerators=self.dyadic.numerators[chosen.numpy()]
+        )
+        return self._with(super().rows(chosen), known)
+
+    def among(self, places: Int[Tensor, " rows"], count: int) -> "Carried":
+        """Return the matrix with its rows at these places among `count`, zero elsewhere."""
+        known = self.dyadic
+        if known:
+            whole = np.zeros((count, known.numerators.shape[1]), dtype=object)
+            whole[places.numpy()] = known.numerators
+            known = replace(known, numerators=whole)
+        return self._with(super().among(places, count), known)
+
+    def _with(self, rounded: Matrix, dyadic: Dyadic | None) -> "Carried":
+        return Carried(values=rounded.values, radius=rounded.radius, dyadic=dyadic)
+
+
+def very(matrix: Matrix) -> Dyadic | None:
+    """Return the very numbers of a matrix, None if they are known up to rounding only."""
+    if isinstance(matrix, Carried):
+        return matrix.dyadic
+    return None if bool(matrix.radius.any()) else Dyadic.of(matrix.values)
+
+
+def plain(network: Unrolled) -> Unrolled:
+    """Return the same network with the rounded matrices alone."""
+
+    def bare(affine: Affine) -> Affine:
+        return affine.each(lambda part: Matrix(values=part.values, radius=part.radius))
+
+    blocks = tuple(replace(block, reads=bare(block.reads)) for block in network.blocks)
+    return replace(network, blocks=blocks, output=bare(network.output))

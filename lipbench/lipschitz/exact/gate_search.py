@@ -1,0 +1,278 @@
+"""The largest derivatives on a box, by branch and bound over gates and signs.
+
+Every part of the search is closed by multipliers of its linear program, or by a proof that it has
+no interior. They are what a value proves: the solver's word counts for nothing, and the lower side
+is a region's own matrix.
+
+Source:
+    Jordan, Dimakis, Exactly Computing the Local Lipschitz Constant of ReLU Networks (NeurIPS
+    2020), https://arxiv.org/abs/2003.01219, which leaves the search, and its bound, to a solver,
+    and counts faces between regions, on which gates may be open and closed at once.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from lipbench.bound import Lipschitz
+from lipbench.lipschitz.exact.branching import SAME
+from lipbench.lipschitz.exact.decisions import Decision, cover
+from lipbench.lipschitz.exact.gates import Gates
+from lipbench.lipschitz.exact.mixed_integer import Mixed
+from lipbench.lipschitz.exact.polyhedra import Empty, Interior
+from lipbench.lipschitz.exact.proof_tensors import joined, packed, split, unpacked
+from lipbench.lipschitz.exact.regions import Region, Regions
+from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points
+from lipbench.lipschitz.relaxations.entrywise import boxed_norm
+from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
+from lipbench.networks.network import Network
+from lipbench.norm import Norm
+from lipbench.refused import Refused
+from lipbench.threat import Box
+
+_SLACK = 1 + 1e-12
+_SAMPLES = 256
+"""Points whose Jacobians are looked at before the search."""
+_ENTRIES = 2**22
+"""Of derivatives that are looked at together."""
+
+
+def switching_bound(
+    network: Network,
+    norm: Norm,
+    domain: Box,
+    nodes: int,
+    known: tuple[Lipschitz, ...] = (),
+    inputs: Tensor | None = None,
+) -> Lipschitz:
+    """Return the exact constant, or an upper bound if the two sides do not meet.
+
+    They may not for want of nodes, or where the network is known up to rounding only.
+
+    Raises:
+        Refused: If the network is not piecewise linear.
+    """
+    unrolled = unroll(network)
+    search = _Search(unrolled, norm, domain)
+    u, v = known_pairs(known, network, domain)
+    rng = torch.Generator().manual_seed(0)
+    samples = starting_points(network, domain, inputs, _SAMPLES, rng)
+    search.look(torch.cat([(u + v) / 2, samples]).flatten(1))
+    search.run(nodes)
+    value, is_exact, proof = search.upper, search.is_exact, search.proof()
+    simple, entries = boxed_norm(unrolled, norm, domain)
+    if simple < value and not is_exact:
+        value, proof = simple, {"entries": entries}
+    return Lipschitz(
+        value=value,
+        side="exact" if is_exact else "upper",
+        norm=norm,
+        domain=domain,
+        proof=proof,
+        flags=network.flags,
+    )
+
+
+def switching_problem(network: Network, value: Lipschitz) -> str:
+    """Return what is wrong with the stored parts of a value, empty if they prove it."""
+    if value.domain is None:
+        return "its parts are those of a box"
+    unrolled = unroll(network)
+    gates = Gates(unrolled, value.norm, value.domain)
+    parts = _unpacked(value.proof)
+    paths: dict[int, list[tuple[Decision, ...]]] = {number: [] for number in range(gates.sums)}
+    for part in parts:
+        paths.setdefault(part.number, []).append(part.path)
+    if len(paths) > gates.sums or not all(cover(own, gates.decisions) for own in paths.values()):
+        return "its parts are not all there is"
+    exact = any(part.empty for part in parts) or (value.side == "exact" and value.value > 0)
+    regions = Regions(unrolled, value.norm, value.domain) if exact else None
+    if not all(part.proved(gates, regions) <= value.value * _SLACK for part in parts):
+        return "its parts do not prove that no sum is larger"
+    if regions is not None and value.side == "exact" and value.value > 0:
+        region = regions.around(joined(value.proof["point"]))
+        if region is None or regions.least(region) * (1 + 2 * SAME) < value.value:
+            return "the slope at its point is smaller"
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """One column or row of the Jacobian after decisions, and what bounds its sum."""
+
+    number: int
+    path: tuple[Decision, ...] = ()
+    duals: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    """Multipliers of its program; without any its bound is that of intervals."""
+    empty: Empty | None = None
+    """Why it has no interior, all gates decided."""
+
+    def mixed(self, gates: Gates) -> Mixed:
+        """Return the sum that is to be bounded."""
+        return Mixed(gates, self.number, self.path)
+
+    def half(self, place: int, right: bool) -> "_Part":
+        """Return what is left after one more decision."""
+        return _Part(number=self.number, path=(*self.path, (place, right)))
+
+    def proved(self, gates: Gates, regions: Regions | None) -> float:
+        """Return an upper bound of the sum, from what is stored."""
+        mixed = self.mixed(gates)
+        if self.empty is not None:
+            assert regions is not None
+            region = None if len(mixed.undecided) else regions.along(mixed.sides(None).tolist())
+            if region is not None and regions.excludes(region, self.empty):
+                return 0.0
+        return mixed.program().bound(self.duals) if len(self.duals) else mixed.bounds.total
+
+
+def _packed(parts: Sequence[_Part]) -> dict[str, Tensor]:
+    codes = [[one.number, *(2 * place + right for place, right in one.path)] for one in parts]
+    empty = [one.empty or Empty((), ()) for one in parts]
+    return {
+        **packed("parts", codes),
+        **packed("duals", [one.duals.tolist() for one in parts], torch.float64),
+        **packed("support", [one.support for one in empty]),
+        **packed("weights", [one.weights for one in empty], torch.float64),
+    }
+
+
+def _unpacked(proof: Mapping[str, Tensor]) -> list[_Part]:
+    lists = (unpacked(proof, name) for name in ("parts", "duals", "support", "weights"))
+    found = []
+    for codes, duals, support, weights in zip(*lists, strict=True):
+        number, *path = codes.tolist()
+        empty = Empty(tuple(support.tolist()), tuple(weights.tolist())) if len(support) else None
+        decisions = tuple((code // 2, code % 2 == 1) for code in path)
+        found.append(_Part(number=number, path=decisions, duals=duals, empty=empty))
+    return found
+
+
+class _Search:
+    """The parts that are left, the one with the largest bound first."""
+
+    def __init__(self, network: Unrolled, norm: Norm, domain: Box) -> None:
+        self.norm, self.gates = norm, Gates(network, norm, domain)
+        try:
+            self.regions: Regions | None = Regions(network, norm, domain)
+        except Refused:  # known up to rounding: sound, and never exact
+            self.regions = None
+        self.lower, self.settled = 0.0, 0.0
+        self.point: Sequence[Fraction] = [Fraction(0)] * network.inputs
+        self.closed: list[_Part] = []
+        self.queue: list[tuple[float, int, _Part, int | None]] = []
+        """With what to decide next; None if the part has no program of its own yet."""
+        self._order = count()
+        self._seen: dict[tuple[bool, ...], Region] = {}
+        for number in range(self.gates.sums):
+            part = _Part(number=number)
+            self._put(part.mixed(self.gates).bounds.total, part, None)
+
+    @property
+    def upper(self) -> float:
+        """Return the largest bound of what is left, and of what was closed."""
+        return max(self.settled, -self.queue[0][0] if self.queue else 0.0)
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether a region has the same norm, and its point can be stored."""
+        if self.regions is None or self.upper > self.lower * (1 + SAME):
+            return False
+        return self.upper == 0 or self.regions.around(joined(split(self.point))) is not None
+
+    def proof(self) -> dict[str, Tensor]:
+        """Return all parts, which cover the box."""
+        left = [part for _, _, part, _ in self.queue]
+        return {"point": split(self.point), **_packed(self.closed + left)}
+
+    def look(self, points: Tensor) -> None:
+        """Raise the lower side to the largest norm at one of these points."""
+        width = points.shape[1] + self.gates.neurons
+        for some in points.split(max(1, _ENTRIES // (width * points.shape[1]))):
+            sides = self.gates.sides(some)
+            norms = torch.linalg.matrix_norm(self.gates.matrices(sides), float(self.norm))
+            for number in norms.argsort(descending=True).tolist():
+                if float(norms[number]) <= self.lower * (1 + SAME / 4):
+                    break
+                self._raise(sides[number])
+
+    def run(self, nodes: int) -> None:
+        """Bound or split parts, the worst first, until the two sides meet.
+
+        Args:
+            nodes: Most linear programs.
+        """
+        while self.queue and -self.queue[0][0] > self._enough:
+            _, _, part, then = self.queue[0]
+            parts = [part] if then is None else [part.half(then, right) for right in (True, False)]
+            mixed = [one.mixed(self.gates) for one in parts]
+            # A half without a program of its own would be bounded worse than the whole.
+            nodes -= sum(one.bounds.total > self._enough for one in mixed)
+            if nodes < 0:
+                break
+            heapq.heappop(self.queue)
+            for one, own in zip(parts, mixed, strict=True):
+                self._bound(one, own)
+
+    @property
+    def _enough(self) -> float:
+        """Return the bound with which a part needs no more work."""
+        return max(self.settled, self.lower * (1 + SAME / 2))
+
+    def _put(self, bound: float, part: _Part, then: int | None) -> None:
+        heapq.heappush(self.queue, (-bound, next(self._order), part, then))
+
+    def _bound(self, part: _Part, mixed: Mixed) -> None:
+        """Bound a part, and find out what to decide next."""
+        bound = mixed.bounds.total
+        if bound > self._enough and not len(mixed.undecided):
+            region = self._raise(mixed.sides(None))
+            if region is not None and isinstance(region.proof, Empty):
+                part, bound = replace(part, empty=region.proof), 0.0
+        if bound <= self._enough:
+            self._close(part, bound)
+            return
+        program = mixed.program()
+        proposal = program.propose()
+        point = None if proposal is None else proposal.point
+        if proposal is not None and (proved := program.bound(proposal.duals)) < bound:
+            bound, part = proved, replace(part, duals=proposal.duals)
+        following = mixed.next(point)
+        if following is None:
+            self._close(part, bound)
+            return
+        if point is not None:
+            self._raise(mixed.sides(point))
+        self._put(bound, part, following)
+
+    def _close(self, part: _Part, bound: float) -> None:
+        self.closed.append(part)
+        self.settled = max(self.settled, bound)
+
+    def _raise(self, sides: Tensor) -> Region | None:
+        """Return the region with these sides, which raises the lower side if it has an interior.
+
+        None if it could not raise it, or no region is known exactly.
+        """
+        matrix = self.gates.matrices(sides.unsqueeze(0))[0]
+        least = float(torch.linalg.matrix_norm(matrix, float(self.norm)))
+        if least <= self.lower * (1 + SAME / 4):
+            return None
+        if self.regions is None:
+            self.lower = least
+            return None
+        key = tuple(sides.tolist())
+        if key not in self._seen:
+            self._seen[key] = self.regions.settled(self.regions.along(key))
+        region = self._seen[key]
+        if (
+            isinstance(region.proof, Interior)
+            and (least := self.regions.least(region)) > self.lower
+        ):
+            self.lower, self.point = least, region.proof.point
+        return region

@@ -1,0 +1,194 @@
+"""Exact constants: found by branch and bound, stored as tensors, and checked again."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipbench.bound import Lipschitz
+from lipbench.lipschitz.exact.branching import SAME, Explored, covered, explore
+from lipbench.lipschitz.exact.decisions import Decision
+from lipbench.lipschitz.exact.exact_matrix import Carried
+from lipbench.lipschitz.exact.patterns import explore_patterns, fits, proved
+from lipbench.lipschitz.exact.polyhedra import Empty
+from lipbench.lipschitz.exact.proof_tensors import joined, packed, split, unpacked
+from lipbench.lipschitz.exact.regions import Regions
+from lipbench.lipschitz.lower_bounds.expansion import most_expanded
+from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
+from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Scale, Sum
+from lipbench.norm import Norm
+from lipbench.threat import Box
+
+HELD = "scales as they are in float64"
+"""Flag of a value of a network whose scales are quotients or roots of what layers store.
+
+It is that of the network with these scales as float64 rounds them.
+"""
+_SLACK = 1 + 1e-12
+_BEST = 4
+_PATIENCE = 250
+"""Regions to look at before what takes seconds is worth it: the norms of all choices of signs."""
+
+
+def enumerated_bound(
+    network: Network,
+    norm: Norm,
+    domain: Box | None,
+    nodes: int,
+    programs: int = 0,
+    starts: Float[Tensor, "starts *shape"] | None = None,
+) -> Lipschitz:
+    """Return the exact constant, or an upper bound if it is not known after so many nodes.
+
+    The point in the proof is the steepest that was found, where not even that is proved.
+
+    Args:
+        network: The network.
+        norm: Norm of inputs and outputs.
+        domain: Box that the pairs lie in, None for all of space.
+        nodes: Most regions that are looked at.
+        programs: Most linear programs that a search which does not end spends on a better point.
+        starts: Points in the domain where the network is known to be steep.
+
+    Raises:
+        Refused: If the network is not piecewise linear, or cannot be read exactly.
+    """
+    regions = _regions(network, norm, domain)
+    unrolled = regions.network
+    known = [] if starts is None else _exactly(starts.flatten(1))
+    found = _explored(regions, nodes, known)
+    if not found.is_exact:
+        points = _rounded((*known, *found.inside), unrolled.inputs)
+        steep = _climbed(network, unrolled, norm, domain, points, programs)
+        found = _raised(found, regions, steep)
+    point = split(found.point or [Fraction(0)] * unrolled.inputs)
+    is_exact = found.is_exact
+    if is_exact and found.upper > 0:
+        # What is stored of the point must do.
+        region = regions.around(joined(point))
+        is_exact = region is not None
+    return Lipschitz(
+        value=found.upper,
+        side="exact" if is_exact else "upper",
+        norm=norm,
+        domain=domain,
+        proof={"point": point, **_packed(found)},
+        flags=(*network.flags, *([HELD] if _has_scales(network) else [])),
+    )
+
+
+def enumerated_problem(network: Network, value: Lipschitz) -> str:
+    """Return what is wrong with the stored regions of a value, empty if they prove it."""
+    proof = value.proof
+    if not value.value >= 0:
+        return "it is no number that is at least 0"
+    regions = _regions(network, value.norm, value.domain)
+    closed, empty = _unpacked(proof)
+    limit = value.value * _SLACK
+    if not (covered(regions, limit, closed, empty) if closed else proved(regions, limit, empty)):
+        return "its regions do not prove that no slope is larger"
+    if value.side == "exact" and value.value > 0:
+        region = regions.around(joined(proof["point"]))
+        if region is None or regions.least(region) * (1 + 2 * SAME) < value.value:
+            return "the slope at its point is smaller"
+    return ""
+
+
+def _regions(network: Network, norm: Norm, domain: Box | None) -> Regions:
+    return Regions(unroll(network, kind=Carried), norm, domain)
+
+
+def _explored(regions: Regions, nodes: int, starts: list[tuple[Fraction, ...]]) -> Explored:
+    if not fits(regions) or nodes <= _PATIENCE:
+        return explore(regions, nodes, starts)
+    found = explore(regions, _PATIENCE, starts)
+    if found.is_exact:
+        return found
+    known = starts if found.point is None else [*starts, found.point]
+    other = explore_patterns(regions, nodes - _PATIENCE, known)
+    best = min(other, found, key=lambda one: one.upper)
+    inside = (*found.inside, *other.inside)
+    return replace(best, lower=other.lower, point=other.point, inside=inside)
+
+
+def _climbed(
+    network: Network,
+    unrolled: Unrolled,
+    norm: Norm,
+    domain: Box | None,
+    points: Float[Tensor, "points inputs"],
+    programs: int,
+) -> Float[Tensor, "found inputs"]:
+    """Return points of steep pieces near the given ones."""
+    if not len(points):
+        return points
+    steepness, _ = most_expanded(network, points.reshape(-1, *network.input_shape), norm)
+    order = steepness.argsort(descending=True)
+    ends = Pieces(unrolled, norm, domain).climb(points[order], programs)
+    return torch.stack([end.point for end in ends[:_BEST]])
+
+
+def _raised(found: Explored, regions: Regions, points: Tensor) -> Explored:
+    """Return what a search found with a steeper point, if one of these is."""
+    for point in _exactly(points):
+        region = regions.around(point)
+        if region is not None and regions.least(region) > found.lower:
+            found = replace(found, lower=regions.least(region), point=point)
+    return found
+
+
+def _has_scales(network: Network) -> bool:
+    """Return whether a step holds factors that may be rounded: any but 1, 2, 1/2 and so on."""
+    factors = [
+        factor for step in network.steps if isinstance(step, Sum) for factor in step.coefficients
+    ]
+    rounded = any(abs(math.frexp(factor)[0]) != 0.5 for factor in factors)
+    return rounded or any(isinstance(step, Scale) for step in network.steps)
+
+
+def _rounded(
+    points: Sequence[Sequence[Fraction]], dimension: int
+) -> Float[Tensor, "points inputs"]:
+    found = [[float(x) for x in point] for point in points]
+    return torch.tensor(found, dtype=torch.float64).reshape(len(points), dimension)
+
+
+def _exactly(points: Float[Tensor, "points inputs"]) -> list[tuple[Fraction, ...]]:
+    return [tuple(map(Fraction, point)) for point in points.tolist()]
+
+
+def _packed(found: Explored) -> dict[str, Tensor]:
+    paths, proofs = zip(*found.empty, strict=True) if found.empty else ((), ())
+    weights = [weight for proof in proofs for weight in proof.weights]
+    return {
+        **packed("closed", map(_codes, found.closed)),
+        **packed("empty", map(_codes, paths)),
+        **packed("support", [proof.support for proof in proofs]),
+        "weights": torch.tensor(weights, dtype=torch.float64),
+    }
+
+
+def _unpacked(
+    proof: Mapping[str, Tensor],
+) -> tuple[list[tuple[Decision, ...]], list[tuple[tuple[Decision, ...], Empty]]]:
+    support = unpacked(proof, "support")
+    weights = proof["weights"].split([len(part) for part in support]) if support else ()
+    empty = [
+        (_path(codes), Empty(tuple(numbers.tolist()), tuple(own.tolist())))
+        for codes, numbers, own in zip(unpacked(proof, "empty"), support, weights, strict=True)
+    ]
+    return [_path(codes) for codes in unpacked(proof, "closed")], empty
+
+
+def _codes(path: Sequence[Decision]) -> list[int]:
+    return [2 * neuron + right for neuron, right in path]
+
+
+def _path(codes: Tensor) -> tuple[Decision, ...]:
+    return tuple((code // 2, code % 2 == 1) for code in codes.tolist())

@@ -1,0 +1,1 @@
+"""Lower bounds with two inputs: pair ascent, Jacobians at points, witnesses."""

@@ -1,0 +1,53 @@
+"""The constant of a network, composed from those of its steps."""
+
+import math
+from collections.abc import Sequence
+from functools import reduce, singledispatch
+
+from lipbench.lipschitz.operator_norms.rounding_up import plus, raised, times
+from lipbench.networks.network import Network
+from lipbench.networks.steps import Concatenation, Step, Sum
+from lipbench.norm import Norm
+from lipbench.refused import Refused
+
+_ROUNDING = 1 + 1e-12
+
+
+def composed(network: Network, constants: Sequence[float], norm: Norm) -> float:
+    """Return an upper bound of the network's constant, rounded upwards.
+
+    Every value is a function of the input with a constant of its own: 1 for the input itself,
+    and for the result of a step what the step makes of the constants of what it reads. In a
+    chain that is their product.
+
+    Args:
+        network: The network, which may branch.
+        constants: Those of its steps, in order.
+        norm: Norm of them all.
+    """
+    known = [1.0]
+    for step, own in zip(network.steps, constants, strict=True):
+        known.append(_behind(step, own, [known[i] for i in step.inputs], norm))
+    return known[network.output]
+
+
+@singledispatch
+def _behind(step: Step, own: float, before: list[float], norm: Norm) -> float:
+    if len(before) != 1:
+        raise Refused(f"step {step.name!r} ({type(step).__name__}) merges values without a rule.")
+    return times(before[0], own)
+
+
+@_behind.register(Sum)
+def _(step: Sum, own: float, before: list[float], norm: Norm) -> float:
+    """Return the sum of |a|·c over the inputs, by the triangle inequality."""
+    sizes = [raised(abs(coefficient)) for coefficient in step.coefficients]
+    return reduce(plus, map(times, before, sizes))
+
+
+@_behind.register(Concatenation)
+def _(step: Concatenation, own: float, before: list[float], norm: Norm) -> float:
+    """Return the norm of the constants: the moves of the parts are one vector, part by part."""
+    if norm == math.inf:
+        return max(before)
+    return reduce(plus, before) if norm == 1.0 else math.hypot(*before) * _ROUNDING

@@ -1,0 +1,1 @@
+"""Interval bounds, linear relaxation, bounds of derivatives, polynomial certificates."""

@@ -1,0 +1,205 @@
+"""Bounds of the derivatives on parts of a box, which is bisected where they are largest.
+
+A line between two inputs of a box crosses parts of it, one after the other, and no piece of it
+expands by more than the largest constant of all parts. On a small part a network is nearly linear:
+derivatives at its centre, and intervals around them that shrink with it, leave little to guess. So
+a box of one input or a few is known as exactly as one likes, whatever the activations are; with
+more inputs there are too many parts.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipbench.bound import Lipschitz
+from lipbench.lipschitz.relaxations.intervals import (
+    Interval,
+    combined,
+    local_slopes,
+    values_between,
+)
+from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
+from lipbench.lipschitz.relaxations.rounding import UNIT
+from lipbench.networks.network import Network
+from lipbench.norm import Norm
+from lipbench.refused import Refused
+from lipbench.threat import Box
+
+MOST_DEPTH = 60
+"""Halvings on the way to a part: its number fits an integer of 64 bits."""
+_TOGETHER = 64
+"""Parts that are bounded at once."""
+
+
+class Part(NamedTuple):
+    """A part of a box: that which is left of `depth` halvings, by each input in turn."""
+
+    depth: int
+    number: int
+    """Which half was kept each time, as binary digits; the first halving is the highest."""
+
+    @property
+    def halves(self) -> "tuple[Part, Part]":
+        """Return the two parts that make it up."""
+        first = Part(self.depth + 1, 2 * self.number)
+        return first, Part(self.depth + 1, 2 * self.number + 1)
+
+
+def bisected_bound(
+    network: Network, norm: Norm, domain: Box, parts: int, tolerance: float
+) -> Lipschitz:
+    """Return the largest of the constants of parts that make up the domain.
+
+    Args:
+        network: The network.
+        norm: Norm of inputs and outputs.
+        domain: Box that is bisected.
+        parts: Most parts that are bounded.
+        tolerance: No part is halved any more when the largest constant is no further than this
+            above the largest norm of derivatives at a centre, as a share of it.
+
+    Raises:
+        Refused: If the network cannot be unrolled, or its slopes are not bounded.
+    """
+    local = _Local(unroll(network), norm, domain)
+    queue, order = list[tuple[float, int, Part]](), count()
+    ahead, met, best, found = [Part(0, 0)], 0.0, list[Part](), math.inf
+    while ahead:
+        bounds, centres = local.bounds(ahead)
+        for bound, part in zip(bounds.tolist(), ahead, strict=True):
+            heapq.heappush(queue, (-bound, next(order), part))
+        met = max(met, *(size for size in centres.tolist() if math.isfinite(size)), 0.0)
+        # A half may have a larger bound than the whole, as it has another centre.
+        if not best or -queue[0][0] < found:
+            best, found = [part for _, _, part in queue], -queue[0][0]
+        parts -= len(ahead)
+        ahead = []
+        while queue and len(ahead) < min(_TOGETHER, parts - 1):
+            bound, _, part = queue[0]
+            if -bound <= met * (1 + tolerance) or part.depth == MOST_DEPTH:
+                break
+            heapq.heappop(queue)
+            ahead += part.halves
+    if not math.isfinite(found):
+        raise Refused("its derivatives are too large for float64.")
+    return Lipschitz(
+        value=found,
+        side="upper",
+        norm=norm,
+        domain=domain,
+        proof={"halvings": torch.tensor(sorted(best), dtype=torch.int64)},
+        flags=network.flags,
+    )
+
+
+def bisected_proved(network: Network, value: Lipschitz) -> float:
+    """Return the constant that the stored parts prove, infinite if they leave anything out."""
+    rows = value.proof["halvings"]
+    if value.domain is None or rows.ndim != 2 or rows.shape[1] != 2:
+        return math.inf
+    parts = [Part(*row) for row in rows.tolist()]
+    if not _make_up_all(parts):
+        return math.inf
+    local = _Local(unroll(network), value.norm, value.domain)
+    pieces = [parts[i : i + _TOGETHER] for i in range(0, len(parts), _TOGETHER)]
+    return max(float(local.bounds(piece)[0].max()) for piece in pieces)
+
+
+def products(network: Network) -> int:
+    """Return how many products of numbers bound one part."""
+    inputs = math.prod(network.input_shape)
+    return (4 * inputs + 4) * sum(layer.weight.numel() for layer in network.layers)
+
+
+def _make_up_all(parts: Sequence[Part]) -> bool:
+    """Return whether parts lie side by side from one end of the halvings to the other."""
+    end = Fraction(0)
+    for part in sorted(parts, key=lambda part: Fraction(part.number, 2 ** max(part.depth, 0))):
+        size = Fraction(1, 2 ** max(part.depth, 0))
+        if not 0 <= part.depth <= MOST_DEPTH or part.number * size != end:
+            return False
+        end += size
+    return end == 1
+
+
+class _Local:
+    """What bounds a network on parts of a box."""
+
+    def __init__(self, network: Unrolled, norm: Norm, domain: Box) -> None:
+        self._network, self._norm, self._domain = network, norm, domain
+
+    def bounds(
+        self, parts: Sequence[Part]
+    ) -> tuple[Float[Tensor, " parts"], Float[Tensor, " parts"]]:
+        """Return upper bounds of the constants on parts, and norms of derivatives near centres.
+
+        Raises:
+            Refused: If slopes are not bounded.
+        """
+        network = self._network
+        centres, reach = self._boxes(parts)
+        values = [Interval(centres.T, centres.T)]
+        unit = torch.eye(network.inputs, dtype=torch.float64).expand(len(parts), -1, -1)
+        known, middle = [Interval(unit, unit)], [Interval(unit, unit)]
+        for block in network.blocks:
+            at = combined(block.reads.parts, values, block.reads.offset)
+            slopes = combined(block.reads.parts, known)
+            moves = (slopes.largest @ reach.unsqueeze(2)).squeeze(2).T
+            moves = moves * (1 + (network.inputs + 4) * UNIT)
+            lo, hi = at.lo - moves, at.hi + moves
+            slack = UNIT * (lo.abs() + hi.abs())
+            least, most = local_slopes(block, Interval(lo - slack, hi + slack))
+            if not bool((least.isfinite() & most.isfinite()).all()):
+                raise Refused(f"step {block.name!r} has slopes that are not bounded.")
+            values.append(values_between(block, at))
+            known.append(slopes.times(Interval(least.T.unsqueeze(2), most.T.unsqueeze(2))))
+            own = torch.stack(local_slopes(block, at)).mean(dim=0).T.unsqueeze(2)
+            middle.append(combined(block.reads.parts, middle).times(Interval(own, own)))
+        centre = combined(network.output.parts, middle).largest
+        return self._norms(combined(network.output.parts, known)), self._norm_of(centre)
+
+    def _boxes(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+        """Return centres, and at least half the lengths, parts × inputs."""
+        lo, hi = map(Fraction, self._domain)
+        centres, reach = [], []
+        for part in parts:
+            digits = [part.number >> (part.depth - 1 - i) & 1 for i in range(part.depth)]
+            for axis in range(self._network.inputs):
+                own = digits[axis :: self._network.inputs]
+                place = sum(
+                    (Fraction(digit, 2 ** (i + 1)) for i, digit in enumerate(own)), Fraction(0)
+                )
+                half = Fraction(1, 2 ** (len(own) + 1))
+                exact = lo + (hi - lo) * (place + half)
+                centre = float(exact)
+                centres.append(centre)
+                reach.append(
+                    float((hi - lo) * half + abs(exact - Fraction(centre))) * (1 + 2 * UNIT)
+                )
+        found = torch.tensor([centres, reach], dtype=torch.float64)
+        first, second = found.view(2, len(parts), self._network.inputs)
+        return first, second
+
+    def _norms(self, entries: Interval) -> Float[Tensor, " parts"]:
+        """Return the largest norms that matrices with entries in intervals can have."""
+        middle = entries.lo + (entries.hi - entries.lo) / 2
+        half = torch.maximum(entries.hi - middle, middle - entries.lo) * (1 + UNIT)
+        apart = self._norm_of(middle) + self._norm_of(half)
+        whole = self._norm_of(entries.largest)
+        return torch.minimum(apart, whole) * (1 + 1e-12 * sum(middle.shape[1:]))
+
+    def _norm_of(self, matrices: Float[Tensor, "parts rows columns"]) -> Float[Tensor, " parts"]:
+        if not matrices[0].numel():
+            return matrices.new_zeros(len(matrices))
+        # LAPACK takes no norm of what is not finite.
+        is_finite = matrices.flatten(1).isfinite().all(dim=1)
+        finite = torch.where(is_finite.view(-1, 1, 1), matrices, 0.0)
+        found = torch.linalg.matrix_norm(finite, float(self._norm))
+        return torch.where(is_finite, found, math.inf)

@@ -1,0 +1,33 @@
+"""The norm of a matrix of which only the largest absolute values are known."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lipbench.lipschitz.relaxations.intervals import derivatives
+from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.norm import Norm
+from lipbench.threat import Box
+
+
+def boxed_norm(
+    network: Unrolled, norm: Norm, domain: Box | None
+) -> tuple[float, Float[Tensor, "outputs inputs"]]:
+    """Return a certified Lipschitz constant on a domain, and bounds of all derivatives there."""
+    entries = derivatives(network, domain).largest
+    return largest_norm(entries, norm), entries
+
+
+def largest_norm(entries: Float[Tensor, "rows columns"], norm: Norm) -> float:
+    """Return an upper bound of the norm of every matrix whose absolute values are no larger.
+
+    In the norms 1, 2 and infinity none has a larger norm than the matrix of these values.
+    """
+    if not entries.numel():
+        return 0.0
+    if not bool(entries.isfinite().all()):  # of which LAPACK takes no norm
+        return math.inf
+    found = float(torch.linalg.matrix_norm(entries, float(norm)))
+    return found * (1 + 1e-12 * max(entries.shape))

@@ -1,0 +1,433 @@
+"""A network as matrices between single neurons.
+
+Every step is either linear, and is multiplied out, or acts on each entry by itself. So all
+pre-activations, and the output, are affine in the input and in the neurons before them, whatever
+the architecture: skips, convolutions and pooling need no rules of their own in what is built on it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from itertools import accumulate, pairwise
+from operator import methodcaller
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lipbench.layers.elementwise import Derivative, Elementwise
+from lipbench.lipschitz.relaxations.affine import Affine, Matrix
+from lipbench.lipschitz.relaxations.rounding import UNIT
+from lipbench.networks.network import Network
+from lipbench.networks.steps import (
+    AveragePool,
+    Concatenation,
+    Contraction,
+    ConvContraction,
+    Convolution,
+    Copy,
+    GroupSort,
+    Linear,
+    MaxPool,
+    Rearrange,
+    Sandwich,
+    Scale,
+    Slope,
+    Step,
+    Sum,
+)
+from lipbench.refused import Refused
+
+Ends = tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]]
+
+LARGEST = 2**26
+"""Entries of all matrices together; more do not fit the methods that are built on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Neurons s(z) that read affine numbers z, each for itself."""
+
+    name: str
+    """Path of the module that they come from."""
+    reads: Affine
+    function: Elementwise
+    lo: Float[Tensor, " neurons"]
+    """Least slope of each neuron's function, and the largest; they differ."""
+    hi: Float[Tensor, " neurons"]
+    sides: Ends | None
+    """Slopes left and right of 0, if the functions are 0 there and linear on both sides."""
+    derivative: Derivative | None = None
+    """That of the functions, if it is known and one for all neurons."""
+
+    def __len__(self) -> int:
+        return len(self.lo)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unrolled:
+    """A function of vectors: blocks of neurons, and an output that is affine in all of them."""
+
+    inputs: int
+    blocks: tuple[Block, ...]
+    output: Affine
+    flags: tuple[str, ...] = ()
+    """What was tested and not proved, for the values that rest on it."""
+
+    def __call__(self, inputs: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
+        """Return the outputs, through the blocks."""
+        values = [inputs]
+        for block in self.blocks:
+            values.append(block.function(block.reads(values)))
+        return self.output(values)
+
+    def differences(self, pairs: Sequence[tuple[int, int]]) -> "Unrolled":
+        """Return the same network with the differences y_i - y_j as its outputs."""
+        first, second = (torch.tensor(side) for side in zip(*pairs, strict=True))
+        negative = self.output.rows(second).negative
+        return replace(self, output=self.output.rows(first).plus(negative))
+
+
+def unroll(network: Network, largest: int = LARGEST, kind: type[Matrix] = Matrix) -> Unrolled:
+    """Return a float64 network on the CPU as matrices between neurons.
+
+    Args:
+        network: The network.
+        largest: Most entries of all matrices together.
+        kind: What the matrices are: they may know more of themselves.
+
+    Raises:
+        Refused: If it has more, or a step that has no rule.
+    """
+    size = torch.Size(network.input_shape).numel()
+    unroller = _Unroller(largest, kind)
+    identity = Affine(
+        parts={0: kind.exact(torch.eye(size, dtype=torch.float64))},
+        offset=kind.exact(torch.zeros(size, 1, dtype=torch.float64)),
+    )
+    values = [identity]
+    with torch.no_grad():
+        for step in network.steps:
+            read = [values[i] for i in step.inputs]
+            columns = sum(part.values.shape[1] for value in read for part in value.parts.values())
+            unroller.reserve(math.prod(step.output_shape) * columns, step.name)
+            values.append(_unrolled(step, unroller, *read))
+    return Unrolled(
+        inputs=size,
+        blocks=tuple(unroller.blocks),
+        output=values[network.output],
+        flags=network.flags,
+    )
+
+
+def neurons(network: Network) -> int:
+    """Return about how many neurons a network has as matrices, without computing these."""
+    return sum(widths(network)[1:-1])
+
+
+def widths(network: Network) -> tuple[int, ...]:
+    """Return the numbers of inputs, about those of each step's neurons, and that of outputs."""
+    counts = [math.prod(network.input_shape)]
+    for step in network.steps:
+        if isinstance(step, Slope):
+            counts.append(math.prod(step.output_shape))
+        elif isinstance(step, MaxPool):
+            counts.append(math.prod(step.output_shape) * (math.prod(step.window) - 1))
+        elif isinstance(step, GroupSort):
+            counts.append(math.prod(step.output_shape) * (step.group - 1) // 2)
+        elif isinstance(step, Contraction):
+            counts.append(len(step.diagonal))
+        elif isinstance(step, ConvContraction):
+            counts.append(math.prod(step.operator.output_shape))
+        elif isinstance(step, Sandwich):
+            counts.append(math.prod(step.inner.output_shape))
+    return (*counts, math.prod(network.output_shape))
+
+
+class _Unroller:
+    """The blocks so far, and how much room is left."""
+
+    def __init__(self, largest: int, kind: type[Matrix]) -> None:
+        self.kind = kind
+        self.blocks: list[Block] = []
+        self.largest = largest
+        self.entries = 0
+
+    def reserve(self, entries: int, name: str) -> None:
+        """Take room for matrices, before there are any.
+
+        Raises:
+            Refused: If there is none.
+        """
+        self.entries += entries
+        if self.entries > self.largest:
+            raise Refused(
+                f"step {name!r}: the network as matrices has more than {self.largest} entries."
+            )
+
+    def neurons(
+        self,
+        name: str,
+        reads: Affine,
+        function: Elementwise,
+        slopes: Ends,
+        sides: Ends | None,
+        derivative: Derivative | None = None,
+    ) -> Affine:
+        """Return new neurons as affine numbers: themselves."""
+        self.reserve(len(reads) ** 2, name)
+        lo, hi = slopes
+        self.blocks.append(
+            Block(
+                name=name,
+                reads=reads,
+                function=function,
+                lo=lo,
+                hi=hi,
+                sides=sides,
+                derivative=derivative,
+            )
+        )
+        count = len(reads)
+        return Affine(
+            parts={len(self.blocks): self.kind.exact(torch.eye(count, dtype=torch.float64))},
+            offset=self.kind.exact(torch.zeros(count, 1, dtype=torch.float64)),
+        )
+
+
+@singledispatch
+def _unrolled(step: Step, unroller: _Unroller, *values: Affine) -> Affine:
+    raise Refused(f"step {step.name!r} ({type(step).__name__}) is not read neuron by neuron.")
+
+
+@_unrolled.register(Linear)
+def _(step: Linear, unroller: _Unroller, value: Affine) -> Affine:
+    absolute, sums = step.absolute(), _sums_weights(step)
+
+    def applied(part: Matrix) -> Matrix:
+        return part.through(step.apply, absolute.apply, step.input_shape, step.fan_in, sums=sums)
+
+    found = value.each(applied)
+    if step.bias is None:
+        return found
+    bias = step.broadcast(step.bias).expand(step.output_shape).reshape(-1, 1)
+    return replace(found, offset=found.offset.plus(Matrix.exact(bias)))
+
+
+def _sums_weights(step: Linear) -> bool:
+    # Borders that repeat what is inside may read one entry through several weights.
+    if not isinstance(step, Convolution) or step.padding_mode == "zeros":
+        return False
+    counting = replace(step, weight=torch.ones_like(step.weight))
+    units = torch.eye(math.prod(step.input_shape), dtype=step.weight.dtype)
+    return bool((counting.apply(units.reshape(-1, *step.input_shape)) > 1).any())
+
+
+@_unrolled.register(AveragePool)
+def _(step: AveragePool, unroller: _Unroller, value: Affine) -> Affine:
+    terms = len(value)  # more than any window has
+
+    def pool(part: Matrix) -> Matrix:
+        found = part.through(step.pool, step.pool, step.input_shape, terms)
+        # Its weights are quotients, and rounded themselves.
+        return found.blurred(UNIT * found.values.abs())
+
+    return value.each(pool)
+
+
+@_unrolled.register(Scale)
+def _(step: Scale, unroller: _Unroller, value: Affine) -> Affine:
+    factor, offset = (
+        part.expand(step.input_shape).reshape(-1, 1) for part in (step.factor, step.offset)
+    )
+    found = value.each(lambda part: part.scaled(factor, held=True))
+    # Factor and offset are made of a few operations on what the layer stores.
+    own = unroller.kind.held(offset, 8 * UNIT * offset.abs())
+    return replace(found, offset=found.offset.plus(own))
+
+
+@_unrolled.register(Rearrange)
+def _(step: Rearrange, unroller: _Unroller, value: Affine) -> Affine:
+    return value
+
+
+@_unrolled.register(Slope)
+def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
+    shape, like = step.input_shape, value.offset.values
+
+    def entries(ends: tuple[float | Tensor, float | Tensor]) -> Ends:
+        one, other = (torch.as_tensor(end, dtype=like.dtype).expand(shape) for end in ends)
+        return one.flatten(), other.flatten()
+
+    lo, hi = entries((step.lo, step.hi))
+    bent = lo < hi
+    places = bent.nonzero().squeeze(1)
+
+    def curve(numbers: Tensor) -> Tensor:
+        whole = numbers.new_zeros(len(numbers), len(lo))
+        whole[:, places] = numbers
+        return step.function(whole.reshape(-1, *shape)).flatten(1)[:, places]
+
+    sides = step.sides and entries(step.sides)
+    if bool(bent.all()):
+        return unroller.neurons(step.name, value, curve, (lo, hi), sides, step.derivative)
+    # Where all slopes are one number the function is affine, and no neuron.
+    zero = step.function(like.new_zeros(1, *shape)).reshape(-1, 1)
+    straight = value.each(lambda part: part.scaled(torch.where(bent, 0.0, lo).unsqueeze(1)))
+    straight = replace(
+        straight,
+        offset=straight.offset.plus(Matrix.exact(torch.where(bent.unsqueeze(1), 0.0, zero))),
+    )
+    if not len(places):
+        return straight
+    sides = sides and (sides[0][places], sides[1][places])
+    ends = lo[places], hi[places]
+    own = value.rows(places)
+    neurons = unroller.neurons(step.name, own, curve, ends, sides, step.derivative)
+    return straight.plus(neurons.each(lambda part: part.among(places, len(lo))))
+
+
+@_unrolled.register(Sum)
+def _(step: Sum, unroller: _Unroller, *values: Affine) -> Affine:
+    total = _weighted(values[0], step.coefficients[0])
+    for value, coefficient in zip(values[1:], step.coefficients[1:], strict=True):
+        total = total.plus(_weighted(value, coefficient))
+    offset = torch.full_like(total.offset.values, step.offset)
+    return replace(total, offset=total.offset.plus(Matrix.exact(offset)))
+
+
+@_unrolled.register(Concatenation)
+def _(step: Concatenation, unroller: _Unroller, *values: Affine) -> Affine:
+    ends = list(accumulate(map(len, values), initial=0))
+    numbers = [
+        torch.arange(start, stop).reshape(shape)
+        for (start, stop), shape in zip(pairwise(ends), step.input_shapes, strict=True)
+    ]
+    places = torch.cat(numbers, dim=step.axis - 1).flatten().argsort()
+    return _assembled(values, [places[start:stop] for start, stop in pairwise(ends)])
+
+
+@_unrolled.register(Copy)
+def _(step: Copy, unroller: _Unroller, value: Affine) -> Affine:
+    # Which entry is copied to each place, from 1; 0 where nothing is.
+    numbers = torch.arange(1, len(value) + 1, dtype=torch.float64).reshape(1, *step.input_shape)
+    copied = step.copy(numbers).flatten().long()
+    mask = (copied > 0).to(torch.float64).unsqueeze(1)
+    return value.rows((copied - 1).clamp_min(0)).each(lambda part: part.scaled(mask))
+
+
+@_unrolled.register(GroupSort)
+def _(step: GroupSort, unroller: _Unroller, value: Affine) -> Affine:
+    numbers = torch.arange(len(value)).reshape(-1, step.group, *step.input_shape[1:])
+    places = [numbers[:, place].flatten() for place in range(step.group)]
+    members = [value.rows(rows) for rows in places]
+    for last in range(step.group - 1, 0, -1):  # bubbles, the smallest to the end
+        for place in range(last):
+            one, other = members[place : place + 2]
+            rise = _bend(step.name, unroller, other.plus(one.negative))
+            members[place : place + 2] = one.plus(rise), other.plus(rise.negative)
+    return _assembled(members, places)
+
+
+@_unrolled.register(MaxPool)
+def _(step: MaxPool, unroller: _Unroller, value: Affine) -> Affine:
+    windows = _windows(step)
+    candidates = [value.rows(windows[:, tap]) for tap in range(windows.shape[1])]
+    while len(candidates) > 1:  # a tournament, in which the larger of two numbers goes on
+        pairs = zip(candidates[::2], candidates[1::2], strict=False)
+        winners = [_larger(step.name, unroller, *pair) for pair in pairs]
+        candidates = winners + candidates[len(winners) * 2 :]
+    return candidates[0]
+
+
+@_unrolled.register(Contraction)
+def _(step: Contraction, unroller: _Unroller, value: Affine) -> Affine:
+    count = len(step.diagonal)
+    pulled = value.each(lambda part: part.times(step.weight.T))
+    pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(step.bias.unsqueeze(1))))
+    zero = step.diagonal.new_zeros(count)
+    hidden = unroller.neurons(step.name, pulled, step.function, (zero, zero + 1), None)
+    back = hidden.each(lambda part: part.scaled(-2 / step.diagonal.unsqueeze(1)))
+    return value.plus(back.each(lambda part: part.times(step.weight)))
+
+
+@_unrolled.register(ConvContraction)
+def _(step: ConvContraction, unroller: _Unroller, value: Affine) -> Affine:
+    operator = step.operator
+    pulled = _unrolled(operator, unroller, value)
+    zero = torch.zeros(len(pulled), dtype=torch.float64)
+    hidden = unroller.neurons(step.name, pulled, step.function, (zero, zero + 1), None)
+    back, terms = operator.absolute().adjoint, operator.weight[:, 0].numel()
+    pushed = hidden.each(
+        lambda part: part.through(operator.adjoint, back, operator.output_shape, terms)
+    )
+    return value.plus(_weighted(pushed, -2.0))
+
+
+@_unrolled.register(Sandwich)
+def _(step: Sandwich, unroller: _Unroller, value: Affine) -> Affine:
+    inner, outer, root = step.inner, step.outer, math.sqrt(2)
+    hidden = outer.output_shape
+    scale, bias = (part.expand(hidden).reshape(-1, 1) for part in (step.scale, step.bias))
+    pulled = _unrolled(inner, unroller, value).each(lambda part: part.scaled(root / scale))
+    pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(bias)))
+    zero = torch.zeros(len(pulled), dtype=torch.float64)
+    ends = zero, zero + 1
+    sides = ends if step.function is torch.relu else None
+
+    def curve(numbers: Tensor) -> Tensor:
+        return step.function(numbers.reshape(-1, *hidden)).flatten(1)
+
+    neurons = unroller.neurons(step.name, pulled, curve, ends, sides)
+    back, terms = outer.absolute().adjoint, outer.weight[:, 0].numel()
+    return neurons.each(
+        lambda part: part.scaled(root * scale).through(outer.adjoint, back, hidden, terms)
+    )
+
+
+def _larger(name: str, unroller: _Unroller, one: Affine, other: Affine) -> Affine:
+    """Return max(a, b) = a + relu(b - a)."""
+    return one.plus(_bend(name, unroller, other.plus(one.negative)))
+
+
+def _bend(name: str, unroller: _Unroller, value: Affine) -> Affine:
+    """Return relu of every number."""
+    zero = torch.zeros(len(value), dtype=torch.float64)
+    ends = zero, zero + 1
+    return unroller.neurons(name, value, torch.relu, ends, ends)
+
+
+def _weighted(value: Affine, coefficient: float) -> Affine:
+    factor = torch.full_like(value.offset.values, coefficient)
+    return value.each(lambda part: part.scaled(factor, held=True))
+
+
+def _assembled(values: Sequence[Affine], places: Sequence[Tensor]) -> Affine:
+    """Return numbers put to places of their own in one list."""
+    count = sum(map(len, values))
+    total: Affine | None = None
+    for value, own in zip(values, places, strict=True):
+        spread = value.each(methodcaller("among", own, count))
+        total = spread if total is None else total.plus(spread)
+    assert total is not None
+    return total
+
+
+def _windows(step: MaxPool) -> Int[Tensor, "outputs taps"]:
+    """Return which inputs each output is the largest of; padding counts as another of these."""
+    channels, *lengths = step.input_shape
+    found = torch.arange(channels).reshape(-1, 1)
+    for axis, length in enumerate(lengths):
+        first = torch.arange(step.output_shape[1 + axis]) * step.stride[axis] - step.padding[axis]
+        taps = first.unsqueeze(1) + torch.arange(step.window[axis]) * step.dilation[axis]
+        taps = torch.where((taps >= 0) & (taps < length), taps, -1)
+        rows, columns = found.reshape(-1, 1, found.shape[1], 1), taps.reshape(1, *_outer(taps))
+        both = torch.where((rows < 0) | (columns < 0), -1, rows * length + columns)
+        found = both.reshape(-1, found.shape[1] * step.window[axis])
+    some = found.amax(dim=1, keepdim=True)
+    return torch.where(found < 0, some, found)
+
+
+def _outer(taps: Tensor) -> tuple[int, int, int]:
+    return taps.shape[0], 1, taps.shape[1]

@@ -1,0 +1,1 @@
+"""LipSDP and its relatives: multipliers that certify an l2 bound."""

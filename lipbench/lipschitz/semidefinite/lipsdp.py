@@ -1,0 +1,76 @@
+"""Certified l2 bounds from multipliers: proposed, certified, and checked again."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lipbench.bound import Lipschitz
+from lipbench.lipschitz.relaxations.intervals import centred_on
+from lipbench.lipschitz.relaxations.loop_transformation import Centred
+from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
+from lipbench.lipschitz.semidefinite.certify import certify
+from lipbench.lipschitz.semidefinite.interior_point import propose
+from lipbench.networks.network import Network
+from lipbench.norm import Norm
+from lipbench.threat import Box
+
+_SECONDS_PER_CUBE = 3e-8
+
+
+def relaxed_bound(
+    network: Network, domain: Box | None, *, tolerance: float, iterations: int, by_block: bool
+) -> Lipschitz:
+    """Return the bound of the best multipliers, one for each neuron or for each block.
+
+    Raises:
+        Refused: If the network cannot be unrolled.
+    """
+    centred = centred_on(unroll(network), domain)
+    groups = _blocks(centred) if by_block else None
+    if not centred.neurons:
+        return certified(network, domain, centred, torch.empty(0, dtype=torch.float64), 0.0)
+    found = propose(centred, groups, tolerance, iterations)
+    return certified(network, domain, centred, found.multipliers, found.square)
+
+
+def certified(
+    network: Network, domain: Box | None, centred: Centred, multipliers: Tensor, square: float
+) -> Lipschitz:
+    """Return the bound that multipliers prove, with what it takes to prove it again."""
+    value, proved = _proved(centred, multipliers, square)
+    return Lipschitz(
+        value=value,
+        side="upper",
+        norm=Norm(2),
+        domain=domain,
+        proof={"multipliers": multipliers, "square": torch.tensor(proved, dtype=torch.float64)},
+        flags=network.flags,
+    )
+
+
+def recertified(network: Network, value: Lipschitz) -> float:
+    """Return the constant that the stored multipliers prove, computed from the network anew."""
+    multipliers, square = value.proof["multipliers"], float(value.proof["square"])
+    centred = centred_on(unroll(network), value.domain)
+    if multipliers.shape != (centred.neurons,):
+        return math.inf
+    return _proved(centred, multipliers, square)[0]
+
+
+def relaxed_cost(network: Network) -> float:
+    """Return roughly the seconds that the best multipliers take one core."""
+    count = neurons(network)
+    inputs = torch.Size(network.input_shape).numel()
+    return 5e-3 + _SECONDS_PER_CUBE * (2 * count) ** 3 + 1e-8 * count * inputs * count
+
+
+def _proved(centred: Centred, multipliers: Tensor, square: float) -> tuple[float, float]:
+    if not centred.neurons:  # a linear map
+        return centred.reach(Norm(2.0))[-1], square
+    return certify(centred, multipliers, square)
+
+
+def _blocks(centred: Centred) -> Tensor:
+    sizes = torch.tensor(centred.sizes, dtype=torch.int64)
+    return torch.arange(len(sizes)).repeat_interleave(sizes)
