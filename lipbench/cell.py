@@ -11,8 +11,8 @@ from lipbench.config import fields_json
 from lipbench.keys import digest, source_digest
 from lipbench.settings import AttackEntry, Benchmark, EvaluationSettings
 from lipbench.storage.cell_folder import CellFolder
-from lipbench.training_settings import MethodEntry
-from lipbench.trial import Trial
+from lipbench.training.settings import MethodEntry
+from lipbench.training.trial import Trial
 
 TRAINING_PROTOCOL = 2
 """Part of every train key: raise it when the same settings come to train to other numbers."""

@@ -270,7 +270,7 @@ def ls(kind: str, as_json: bool, cost: bool) -> None:
 
     found = listing(kind)
     if cost:
-        from lipbench.pricing import REFERENCE
+        from lipbench.training.step_cost import REFERENCE
 
         found = priced(found)
     if as_json:

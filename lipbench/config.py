@@ -21,7 +21,7 @@ from lipbench.model import Model
 from lipbench.places import ConfigError, Invalid, Place, attempt
 from lipbench.settings import Benchmark, Config, EvaluationSettings, Heading, NoiseEntry
 from lipbench.strict import construct, convert, structure
-from lipbench.training_settings import MethodEntry, TrainingSettings
+from lipbench.training.settings import MethodEntry, TrainingSettings
 
 T = TypeVar("T")
 

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar
 from lipbench.adversary import Attack
 from lipbench.bound import Bound
 from lipbench.certificate import Certificate
-from lipbench.discrepancy import Discrepancy
 from lipbench.fields import fields_json, keys
 from lipbench.method import Method
 from lipbench.norm import Norm
@@ -20,7 +19,8 @@ from lipbench.places import Invalid, Place, attempt
 from lipbench.registry import GROUPS, PluginError, resolve
 from lipbench.settings import AttackEntry, BoundEntry, CertificateEntry, SelectionSettings
 from lipbench.strict import construct, convert, read_fields, structure
-from lipbench.training_settings import MethodEntry, TrainingSettings
+from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.settings import MethodEntry, TrainingSettings
 
 T = TypeVar("T")
 E = TypeVar("E")

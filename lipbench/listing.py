@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lipbench.registry import PluginError, is_family, load, published, resolve, variants
 
 if TYPE_CHECKING:
-    from lipbench.pricing import Price
+    from lipbench.training.step_cost import Price
 
 KINDS = {
     "methods": "lipbench.method:Method",
@@ -49,7 +49,7 @@ def listing(kind: str) -> list[Listed]:
 def priced(plugins: list[Listed], device: str = "cpu") -> list[Listed]:
     """Return listed methods with the measured cost of a step each; broken ones have none."""
     from lipbench.method import Method
-    from lipbench.pricing import price
+    from lipbench.training.step_cost import price
 
     def cost(name: str) -> "Price":
         cls, fixed = resolve("lipbench.methods", name, Method)

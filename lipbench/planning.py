@@ -15,7 +15,7 @@ from lipbench.registry import did_you_mean
 from lipbench.settings import Benchmark, Config
 from lipbench.storage.results import PlannedCell
 from lipbench.tables.labels import labels
-from lipbench.trial import Trial
+from lipbench.training.trial import Trial
 
 
 class NothingSelected(Exception):

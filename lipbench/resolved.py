@@ -4,7 +4,7 @@ from typing import Any
 
 from lipbench.fields import fields_json, plain
 from lipbench.settings import Benchmark, Config
-from lipbench.training_settings import MethodEntry
+from lipbench.training.settings import MethodEntry
 
 
 def resolved(config: Config) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lipbench.seeds import stream
 from lipbench.storage.cell_folder import CellFolder, folder_name
 from lipbench.storage.files import write_text
 from lipbench.storage.tensors import read_tensors, write_tensors
-from lipbench.trial import Outcome
+from lipbench.training.trial import Outcome
 
 Facts = dict[str, Any]
 """What status.json says of one checkpoint."""

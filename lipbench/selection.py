@@ -7,7 +7,7 @@ from lipbench.data.splits import Data
 from lipbench.networks.network_stack import Networks
 from lipbench.seeds import stream
 from lipbench.settings import Benchmark
-from lipbench.survey import Score
+from lipbench.training.epoch_end import Score
 
 
 def selection_score(benchmark: Benchmark, data: Data) -> Score | None:

@@ -19,7 +19,7 @@ from lipbench.rules import (
     split_rules,
 )
 from lipbench.threat import Box
-from lipbench.training_settings import MethodEntry, TrainingSettings
+from lipbench.training.settings import MethodEntry, TrainingSettings
 
 if TYPE_CHECKING:
     from lipbench.networks.anatomy import Anatomy

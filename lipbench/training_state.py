@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lipbench.choice import Candidate
-from lipbench.ensemble import Progress
 from lipbench.networks.trees import flatten, unflatten
 from lipbench.storage.tensors import Unreadable, read_tensors, write_tensors
+from lipbench.training.checkpoint_choice import Candidate
+from lipbench.training.ensemble import Progress
 
 _NUMBERS = ("point", "epoch", "histories", "ended", "seconds", "forwards", "gradients")
 

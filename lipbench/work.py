@@ -16,7 +16,6 @@ from lipbench.data.loading import load
 from lipbench.data.splits import Data
 from lipbench.dataset import DataMissing
 from lipbench.device import device_name, few_threads, resolve
-from lipbench.ensemble import Progress, Refusal
 from lipbench.evaluate import EvaluationFailed, Trained, Unfit, evaluate, is_measured
 from lipbench.exits import ExitCode
 from lipbench.networks.precision import products
@@ -29,9 +28,10 @@ from lipbench.storage.files import StorageError, quarantine, write_json, write_t
 from lipbench.storage.host import host_id
 from lipbench.storage.rows import Read, read_rows
 from lipbench.storage.tensors import Unreadable, read_tensors
-from lipbench.trainer import Trainer
+from lipbench.training.ensemble import Progress, Refusal
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Outcome
 from lipbench.training_state import read_progress, write_progress
-from lipbench.trial import Outcome
 
 _SAYS_WHAT = (EvaluationFailed, ExceptionGroup)
 """Errors whose text says already what was raised."""

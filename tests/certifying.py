@@ -18,11 +18,11 @@ from lipbench.model import Model
 from lipbench.networks.net import Net
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
 from lipbench.threat import Threat
-from lipbench.trainer import Trainer
-from lipbench.trial import Trial
+from lipbench.training.optimiser import Optimizer
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Trial
 
 SHALLOW = a_model(widths=(16,), activation="relu")
 QUICK = {"epochs": 20, "batch_size": 32, "optimizer": Optimizer(name="adam", lr=0.02)}

@@ -7,10 +7,10 @@ from torch import nn
 from training import a_model, a_net, an_entry, digits, initial, same, train
 
 from lipbench.data.splits import Batch
-from lipbench.optimiser import Optimizer
 from lipbench.seeds import stream
-from lipbench.trainer import Trainer
-from lipbench.trial import Trial
+from lipbench.training.optimiser import Optimizer
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Trial
 
 SHAPE = (1, 8, 8)
 

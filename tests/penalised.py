@@ -5,7 +5,7 @@ from torch import nn
 from training import a_model, a_net, an_entry, digits
 
 from lipbench.data.splits import Batch
-from lipbench.trial import Trial
+from lipbench.training.trial import Trial
 
 SHAPE = (1, 8, 8)
 

@@ -98,7 +98,7 @@ def files(folder):
 
 FORKS = """
 import json, os, signal, sys, tempfile, tomllib
-import lipbench.cli, lipbench.optimiser, lipbench.work
+import lipbench.cli, lipbench.training.optimiser, lipbench.work
 
 tomllib.loads = json.loads  # there is no writer of TOML, and JSON says the same
 lipbench.work.SAVE_EVERY = 0
@@ -126,7 +126,7 @@ def start(job):
     child = os.fork()
     if child:
         return child
-    owners = {"replace": os, "step": lipbench.optimiser.Optimizer}
+    owners = {"replace": os, "step": lipbench.training.optimiser.Optimizer}
     for name, kind, number, after in job["hits"]:
         strike(owners[name], name, kind, number, after)
     sys.argv = ["lipbench", *job["arguments"]]

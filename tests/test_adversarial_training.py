@@ -10,9 +10,9 @@ from training import a_method, a_model, a_net, an_entry, digits, initial, same, 
 from lipbench.adversarial.judge import judge
 from lipbench.adversary import Attack
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
 from lipbench.threat import Threat
+from lipbench.training.optimiser import Optimizer
 
 # With fields for an epsilon of 0.1, and passes over a sample per step: forwards and gradients.
 METHODS = {

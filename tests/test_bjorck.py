@@ -8,7 +8,7 @@ from torch import nn
 from training import a_method, a_net, an_entry, digits, initial, train
 
 from lipbench.layers.sorting import GroupSort
-from lipbench.optimiser import Optimizer
+from lipbench.training.optimiser import Optimizer
 
 
 def built(model, **fields):

@@ -16,9 +16,9 @@ from lipbench.data.splits import Batch
 from lipbench.method import Method
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import PluginError, load, resolve, variants
 from lipbench.seeds import stream
+from lipbench.training.optimiser import Optimizer
 
 PACKAGES = {"torchlip": "deel.torchlip", "orthogonium": "orthogonium"}
 SMALL = a_model(widths=(6, 4))

@@ -8,8 +8,8 @@ from training import a_method, a_model, a_net, an_entry, digits, initial, train
 from lipbench.bound import Bound
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
+from lipbench.training.optimiser import Optimizer
 
 RNG = torch.Generator().manual_seed(0)
 STRIDED = nn.Sequential(

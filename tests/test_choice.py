@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipbench.choice import MAXIMUM_WINDOW, TARGET_WINDOW, Choice
+from lipbench.training.checkpoint_choice import MAXIMUM_WINDOW, TARGET_WINDOW, Choice
 
 # Coarse numbers: ties and accuracies at the edge of a window are frequent.
 ACCURACIES = st.sampled_from([0.5, 0.8, 0.884, 0.886, 0.895, 0.9, 0.905, 0.914, 0.916, 0.95])

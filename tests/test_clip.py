@@ -23,8 +23,8 @@ from lipbench.dataset import Dataset
 from lipbench.penalty import parameter_penalty
 from lipbench.registry import load
 from lipbench.seeds import stream
-from lipbench.trainer import Trainer
-from lipbench.trial import Trial
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Trial
 
 UPDATES = ["accept", "plain", "free"]
 

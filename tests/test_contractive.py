@@ -19,8 +19,8 @@ from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
+from lipbench.training.optimiser import Optimizer
 
 NAMES = [n for n in METHODS if issubclass(load("lipbench.methods", n, Method), Contractive)]
 DENSE = a_model(widths=(16, 16), normalisation=(0.5, 0.5))

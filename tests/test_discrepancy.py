@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbench.discrepancy import Discrepancy
 from lipbench.method import Strength
+from lipbench.training.discrepancy import Discrepancy
 
 WEIGHT = Strength(field="weight", scale=0.01)
 SIZE = Strength(field="size", shrinks=False, least=1e-3)

@@ -12,19 +12,19 @@ from torch import nn
 from training import a_method, a_model, digits, same
 
 from lipbench.bound import Bound
-from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method, Strength
 from lipbench.model import Model
 from lipbench.networks.net import Net
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.trainer import Trainer
-from lipbench.training_settings import MethodEntry, TrainingSettings
+from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.optimiser import Optimizer
+from lipbench.training.settings import MethodEntry, TrainingSettings
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Trial
 from lipbench.training_state import read_progress, write_progress
-from lipbench.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from runs import config, evaluation, job, places, processes, results, states
 import lipbench
 from lipbench.cli import call
 from lipbench.exits import ExitCode
-from lipbench.optimiser import Optimizer
 from lipbench.tables.table import table_text
+from lipbench.training.optimiser import Optimizer
 
 DRIVEN = {"name": "clip", "target_accuracy": 0.4, "pairs": 16}
 BOTH = config(DRIVEN, seeds=(0, 1))

@@ -15,10 +15,10 @@ from lipbench.networks.network import as_network
 from lipbench.networks.steps import Linear, Scale
 from lipbench.networks.trees import take
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
-from lipbench.trainer import Trainer
-from lipbench.trial import Trial
+from lipbench.training.optimiser import Optimizer
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Trial
 
 NORMS = (Norm(1), Norm(2), Norm(math.inf))
 MADRY = a_model("madry_cnn")

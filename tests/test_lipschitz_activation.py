@@ -12,8 +12,8 @@ from lipbench.data.splits import Batch
 from lipbench.layers.splines import variation_norms
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
+from lipbench.training.optimiser import Optimizer
 
 RELU = a_model(widths=(12,), activation="relu")
 SHAPE = (1, 8, 8)

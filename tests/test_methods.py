@@ -18,13 +18,13 @@ from training import (
     train,
 )
 
-from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
 from lipbench.seeds import stream
-from lipbench.trainer import Trainer
-from lipbench.trial import Trial
+from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.optimiser import Optimizer
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Trial
 
 DRIVEN = [name for name in METHODS if load("lipbench.methods", name, Method).strength is not None]
 

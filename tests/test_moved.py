@@ -11,7 +11,7 @@ from training import a_trainer, an_entry, digits, same
 from lipbench.lipschitz.lower_bounds.pairs import Pairs, ascend
 from lipbench.lipschitz.lower_bounds.row_updates import moved
 from lipbench.networks.stem import Stem
-from lipbench.traced import Traced
+from lipbench.training.operation_list import Traced
 
 LARGE = "lipbench.lipschitz.lower_bounds.row_updates._LARGE"
 

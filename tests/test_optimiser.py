@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lipbench.networks.trees import stack, take
-from lipbench.optimiser import Optimizer
+from lipbench.training.optimiser import Optimizer
 
 RATES = {
     "sgd": [Optimizer(lr=0.1, momentum=0.9), Optimizer(lr=0.3, momentum=0.0)],

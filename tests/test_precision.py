@@ -6,7 +6,7 @@ from training import a_model, a_trainer, an_entry, digits, initial, train
 
 from lipbench.networks.net import Net, Skeleton
 from lipbench.networks.precision import products
-from lipbench.training_settings import TrainingSettings
+from lipbench.training.settings import TrainingSettings
 
 CNN = a_model("madry_cnn")
 

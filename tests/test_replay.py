@@ -10,7 +10,7 @@ from training import STACKABLE, VARIANTS, a_trainer, an_entry, digits, same
 
 from lipbench.networks.net import Meter
 from lipbench.networks.trees import tree_map
-from lipbench.replay import Graph, Replayer, refill
+from lipbench.training.replay import Graph, Replayer, refill
 
 SIZES = (4, 4, 2, 4, 4)  # the third as the last batch of an epoch
 
@@ -32,7 +32,7 @@ class Rerun:
 
 
 def always(monkeypatch):
-    monkeypatch.setattr("lipbench.replay._PATIENCE", 1)
+    monkeypatch.setattr("lipbench.training.replay._PATIENCE", 1)
     # A rerun is never faster, and would not be used.
     times = iter(range(0, -(10**6), -1))
     taking(monkeypatch, times)
@@ -40,7 +40,7 @@ def always(monkeypatch):
 
 def taking(monkeypatch, times):
     monkeypatch.setattr(
-        "lipbench.replay._timed",
+        "lipbench.training.replay._timed",
         lambda function, arguments: (function(*arguments), next(times)),
     )
 
@@ -99,7 +99,7 @@ def test_what_is_no_faster_is_called(seconds, calls_each, is_used, monkeypatch):
             calls.append(1)
             return super().__call__(*arguments)
 
-    monkeypatch.setattr("lipbench.replay._PATIENCE", 1)
+    monkeypatch.setattr("lipbench.training.replay._PATIENCE", 1)
     taking(monkeypatch, itertools.cycle(seconds))
     assert results(Slow) == results(None)
     # Compared once for each shape.
@@ -109,7 +109,7 @@ def test_what_is_no_faster_is_called(seconds, calls_each, is_used, monkeypatch):
 
 def test_a_shape_is_recorded_once_it_was_met_often(monkeypatch):
     always(monkeypatch)
-    monkeypatch.setattr("lipbench.replay._PATIENCE", 3)
+    monkeypatch.setattr("lipbench.training.replay._PATIENCE", 3)
     met = []
 
     class Noted(Rerun):
@@ -123,7 +123,7 @@ def test_a_shape_is_recorded_once_it_was_met_often(monkeypatch):
 
 def test_what_will_come_often_is_recorded_at_its_second_call(monkeypatch):
     always(monkeypatch)
-    monkeypatch.setattr("lipbench.replay._PATIENCE", 3)
+    monkeypatch.setattr("lipbench.training.replay._PATIENCE", 3)
     totals = []
 
     class Noted(Rerun):
@@ -193,7 +193,7 @@ def test_a_trainer_that_replays_ends_with_the_same_bits(variant, recording, monk
 def test_a_gpu_replays_the_step(variant, monkeypatch):
     data = digits(train=72, device="cuda")
     trained = []
-    monkeypatch.setattr("lipbench.replay._PATIENCE", 1)
+    monkeypatch.setattr("lipbench.training.replay._PATIENCE", 1)
     for record in (None, Graph):
         trainer = a_trainer(the_entry(variant), data, seeds=(0, 1))
         trainer.step._record = record

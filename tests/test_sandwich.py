@@ -20,8 +20,8 @@ from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.networks.sequential import parts
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
+from lipbench.training.optimiser import Optimizer
 
 L2 = Norm(2)
 WIDE = a_model(widths=(70, 16, 16), activation="relu")

@@ -14,14 +14,14 @@ from training import a_method, a_model, a_net, a_trainer, an_entry, digits, init
 from lipbench.bound import Bound
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
-from lipbench.discrepancy import Discrepancy
 from lipbench.lipschitz.semidefinite import conic
 from lipbench.lipschitz.semidefinite.inequality import Layers
 from lipbench.method import Summary
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
+from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.optimiser import Optimizer
 
 METHODS = ("sdp_penalty", "sdp_enforced")
 TANH = a_model(widths=(4,), activation="tanh")

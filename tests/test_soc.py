@@ -12,8 +12,8 @@ from lipbench.bound import Bound
 from lipbench.layers.fantastic_four import kernel_bound
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
+from lipbench.training.optimiser import Optimizer
 
 SHAPES = [(3, 3), (4, 2), (2, 4)]
 

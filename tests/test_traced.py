@@ -5,7 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.func import vmap
 
-from lipbench.traced import Traced
+from lipbench.training.operation_list import Traced
 
 VIEWS = ("view", "_unsafe_view", "expand", "alias", "detach")
 

@@ -33,16 +33,16 @@ from training import (
 from lipbench.config import parse
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
-from lipbench.discrepancy import Discrepancy
-from lipbench.epoch import train_epoch
 from lipbench.method import Method
 from lipbench.model import Model
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
 from lipbench.selection import selection_score
-from lipbench.trainer import Refusal, Trainer
+from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.epoch import train_epoch
+from lipbench.training.optimiser import Optimizer
+from lipbench.training.trainer import Refusal, Trainer
+from lipbench.training.trial import Trial
 from lipbench.training_state import read_progress, write_progress
-from lipbench.trial import Trial
 
 FRAIL = """
 from dataclasses import dataclass

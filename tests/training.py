@@ -8,16 +8,16 @@ import torch
 from lipbench.borrowed import is_installed
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
-from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.networks.net import Net, Skeleton
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load, names
 from lipbench.seeds import stream
-from lipbench.trainer import Trainer
-from lipbench.training_settings import MethodEntry, TrainingSettings
-from lipbench.trial import Trial
+from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.optimiser import Optimizer
+from lipbench.training.settings import MethodEntry, TrainingSettings
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Trial
 
 
 def is_here(method):

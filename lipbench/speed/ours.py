@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from lipbench.adversarial.judge import judge
 from lipbench.adversary import Attack
 from lipbench.data.splits import Data
-from lipbench.ensemble import Progress
-from lipbench.epoch import train_epoch
 from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.norm import Norm
-from lipbench.optimiser import Optimizer
 from lipbench.registry import load
 from lipbench.seeds import stream
 from lipbench.speed import plain
 from lipbench.threat import Threat
-from lipbench.trainer import Trainer
-from lipbench.training_settings import MethodEntry, TrainingSettings
-from lipbench.trial import Trial
+from lipbench.training.ensemble import Progress
+from lipbench.training.epoch import train_epoch
+from lipbench.training.optimiser import Optimizer
+from lipbench.training.settings import MethodEntry, TrainingSettings
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Trial
 
 _STARTS = 2
 """The second drives towards another class: that finds more than to go on towards the first one."""

@@ -28,8 +28,8 @@ from lipbench.speed.figure import Figure, Ratio
 from lipbench.speed.stopwatch import Side
 from lipbench.speed.tables import Table, many_cells
 from lipbench.storage.rows import Row, read_rows
-from lipbench.trainer import Trainer
-from lipbench.trial import Outcome
+from lipbench.training.trainer import Trainer
+from lipbench.training.trial import Outcome
 
 _MORE_REPEATS = 3
 """Times the repeats of other works: the calls alone are to be compared with those of a run, which

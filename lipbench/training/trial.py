@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lipbench.method import Method
 from lipbench.norm import Norm
-from lipbench.training_settings import MethodEntry
+from lipbench.training.settings import MethodEntry
 
 
 @dataclass(frozen=True, kw_only=True)

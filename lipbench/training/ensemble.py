@@ -11,9 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
-from lipbench.choice import Choice
 from lipbench.data.splits import Data
-from lipbench.discrepancy import Discrepancy
 from lipbench.model import Model
 from lipbench.networks.anatomy import anatomy
 from lipbench.networks.net import Meter, Net, Skeleton
@@ -21,7 +19,9 @@ from lipbench.networks.network_stack import Networks
 from lipbench.networks.trees import Tree, stack, take, tree_map
 from lipbench.refused import Refused
 from lipbench.seeds import stream
-from lipbench.trial import Trial, representative
+from lipbench.training.checkpoint_choice import Choice
+from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.trial import Trial, representative
 
 _SAMPLES_AT_ONCE = 8192
 """Of all trials together; more are no faster."""

@@ -15,15 +15,15 @@ from torch.nn.utils import skip_init
 
 from lipbench.data.splits import Batch, Data, split
 from lipbench.dataset import Dataset, Raw
-from lipbench.epoch import train_epoch
 from lipbench.method import Method, Scalars, State
 from lipbench.model import Model
 from lipbench.networks.net import Net
-from lipbench.optimiser import Optimizer
 from lipbench.refused import Refused
-from lipbench.trainer import Refusal, Trainer
-from lipbench.training_settings import MethodEntry, TrainingSettings
-from lipbench.trial import Trial
+from lipbench.training.epoch import train_epoch
+from lipbench.training.optimiser import Optimizer
+from lipbench.training.settings import MethodEntry, TrainingSettings
+from lipbench.training.trainer import Refusal, Trainer
+from lipbench.training.trial import Trial
 
 REFERENCE = "784-64-64-10 ReLU, batch 128, one network at a time"
 """What is trained to find the cost of a step."""

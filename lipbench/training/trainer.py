@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import torch
 
-from lipbench.choice import Choice
 from lipbench.data.splits import Data
-from lipbench.ensemble import Ensemble, Progress
-from lipbench.ensemble import Refusal as Refusal
-from lipbench.epoch import train_epoch, training_step
 from lipbench.model import Model
 from lipbench.networks.net import Net
 from lipbench.networks.trees import Tree, stack, take
 from lipbench.seeds import stream
-from lipbench.survey import Score, snapshot, survey
-from lipbench.trial import Checkpoint, Outcome, Trial
+from lipbench.training.checkpoint_choice import Choice
+from lipbench.training.ensemble import Ensemble, Progress
+from lipbench.training.ensemble import Refusal as Refusal
+from lipbench.training.epoch import train_epoch, training_step
+from lipbench.training.epoch_end import Score, snapshot, survey
+from lipbench.training.trial import Checkpoint, Outcome, Trial
 
 
 class Trainer:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lipbench import fields
-from lipbench.discrepancy import Discrepancy
 from lipbench.method import Method
 from lipbench.networks.precision import Precision
-from lipbench.optimiser import Optimizer
 from lipbench.ranges import Rule, require
+from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.optimiser import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from lipbench.data.splits import Batch
-from lipbench.ensemble import Ensemble, Progress
 from lipbench.method import Method, Scalars
 from lipbench.networks.net import Net
 from lipbench.networks.trees import Tree, stack
-from lipbench.replay import Graph, Replayer
-from lipbench.traced import Traced
+from lipbench.training.ensemble import Ensemble, Progress
+from lipbench.training.operation_list import Traced
+from lipbench.training.replay import Graph, Replayer
 
 
 def training_step(ensemble: Ensemble) -> Replayer:

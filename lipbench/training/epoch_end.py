@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lipbench.data.splits import Batch, Split
-from lipbench.ensemble import Ensemble, Progress, Refusal
 from lipbench.method import Method, Summary
 from lipbench.networks.network_stack import Networks
 from lipbench.networks.trees import Tree, take, tree_map
+from lipbench.training.ensemble import Ensemble, Progress, Refusal
 
 Score = Callable[[Networks, Sequence[int]], list[float]]
 """Validation accuracy of networks under the selection attack, for the seed of each."""

@@ -1,0 +1,1 @@
+"""The trainer: stacks of trials, epochs, the discrepancy principle, choice of checkpoints."""
