@@ -20,7 +20,7 @@ from lipbench.registry import PluginError, did_you_mean
 from lipbench.streams import Unbroken
 
 if TYPE_CHECKING:
-    from lipbench.settings import Config
+    from lipbench.config.settings import Config
 
 # Everything else is imported by the verb that needs it: torch alone takes seconds.
 
@@ -61,8 +61,8 @@ def call(arguments: Sequence[str]) -> int:
 
 def _explain(error: Exception) -> tuple[str, ExitCode]:
     """Return the message and the exit code of an error."""
+    from lipbench.config.problems import ConfigError
     from lipbench.dataset import DataMissing
-    from lipbench.places import ConfigError
     from lipbench.storage.files import Damaged, StorageError
     from lipbench.storage.results import PlanMissing
     from lipbench.storage.rows import RowsDamaged
@@ -403,7 +403,7 @@ def _read(path: Path, only: tuple[str, ...]) -> "Config":
     Raises:
         Quit: If it has no benchmark of a name in `only`.
     """
-    from lipbench.config import read
+    from lipbench.config.file import read
 
     config = read(path)
     known = [benchmark.name for benchmark in config.benchmarks]

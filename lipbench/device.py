@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
-from lipbench.places import ConfigError
-from lipbench.settings import Benchmark
+from lipbench.config.problems import ConfigError
+from lipbench.config.settings import Benchmark
 
 _PRODUCTS_PER_THREAD = 20_000
 """Multiplications of one forward pass of one sample above which torch keeps its threads."""

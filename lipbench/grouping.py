@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from lipbench.adversarial.losses import error_odds
+from lipbench.config.settings import Benchmark
 from lipbench.data.folder import cache
 from lipbench.fields import fields_json
 from lipbench.networks.anatomy import Anatomy
 from lipbench.networks.net import Skeleton
 from lipbench.networks.precision import products
 from lipbench.networks.trees import Tree, stack, take
-from lipbench.settings import Benchmark
 from lipbench.storage.environment import memory, processor
 from lipbench.storage.files import Damaged, StorageError, read_json, write_json
 

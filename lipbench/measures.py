@@ -14,6 +14,7 @@ from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz
 from lipbench.cell import Cell, Evaluation, certified_epsilons
 from lipbench.claims import claim_row
+from lipbench.config.settings import BoundEntry
 from lipbench.data.splits import Batch, Data, Split
 from lipbench.lipschitz.certified_radius import (
     certified_accuracy,
@@ -30,7 +31,6 @@ from lipbench.noise import noise_accuracy
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.seeds import stream
-from lipbench.settings import BoundEntry
 from lipbench.storage.outcomes import outcome_name
 from lipbench.storage.rows import SELECTION, Row, box_text
 

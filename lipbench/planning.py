@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lipbench.cell import Cell, dataset_json, model_json, train_inputs
-from lipbench.config import parse, read
+from lipbench.config.file import parse, read
+from lipbench.config.settings import Benchmark, Config
 from lipbench.device import resolve
 from lipbench.estimate import Estimate, estimate
 from lipbench.grouping import largest_stack
 from lipbench.keys import digest
 from lipbench.registry import did_you_mean
-from lipbench.settings import Benchmark, Config
 from lipbench.storage.results import PlannedCell
 from lipbench.tables.labels import labels
 from lipbench.training.trial import Trial

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lipbench.cell import Cell
+from lipbench.config.resolved import resolved
+from lipbench.config.settings import Config
 from lipbench.curves import write_curves
 from lipbench.exits import ExitCode, summarise
 from lipbench.planning import Plan, plan
 from lipbench.progress import Progress, named, reporter
-from lipbench.resolved import resolved
-from lipbench.settings import Config
 from lipbench.standing import standing, state_of
 from lipbench.storage.cell_folder import UNSOUND
 from lipbench.storage.environment import env_id, record

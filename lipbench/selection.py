@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from lipbench.adversarial.judge import BATCH_SIZE, judge_networks
+from lipbench.config.settings import Benchmark
 from lipbench.data.splits import Data
 from lipbench.networks.network_stack import Networks
 from lipbench.seeds import stream
-from lipbench.settings import Benchmark
 from lipbench.training.epoch_end import Score
 
 

@@ -6,7 +6,7 @@ import pytest
 import runs
 import torch
 
-from lipbench.config import parse
+from lipbench.config.file import parse
 from lipbench.model import Model
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import runs
 import torch
 
 from lipbench import grouping
-from lipbench.config import parse
+from lipbench.config.file import parse
 from lipbench.grouping import LARGEST_ON_CPU, largest_stack, seconds_per_trial
 
 CPU = torch.device("cpu")

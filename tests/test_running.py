@@ -11,8 +11,8 @@ from runs import EVALUATION, PGD, config, evaluation, places, results
 import lipbench
 import lipbench.work
 from lipbench.cli import call
+from lipbench.config.problems import ConfigError
 from lipbench.exits import ExitCode
-from lipbench.places import ConfigError
 from lipbench.planning import NothingSelected
 from lipbench.storage.cell_folder import claim
 from lipbench.storage.files import StorageError

@@ -8,9 +8,9 @@ import torch
 from training import a_model, digits
 
 from lipbench.adversarial.judge import judge_epsilons
-from lipbench.config import parse
+from lipbench.config.file import parse
+from lipbench.config.problems import ConfigError
 from lipbench.networks.network_stack import Networks
-from lipbench.places import ConfigError
 from lipbench.seeds import stream
 from lipbench.selection import selection_score
 

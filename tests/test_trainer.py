@@ -30,7 +30,7 @@ from training import (
     train,
 )
 
-from lipbench.config import parse
+from lipbench.config.file import parse
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.method import Method

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lipbench.dataset import Dataset
-from lipbench.entries import (
+from lipbench.config.entries import (
     attack_entry,
     bound_entry,
     certificate_entry,
@@ -16,11 +15,12 @@ from lipbench.entries import (
     plugin,
     selection,
 )
+from lipbench.config.problems import ConfigError, Invalid, Place, attempt
+from lipbench.config.settings import Benchmark, Config, EvaluationSettings, Heading, NoiseEntry
+from lipbench.config.strict import construct, convert, structure
+from lipbench.dataset import Dataset
 from lipbench.fields import fields_json as fields_json
 from lipbench.model import Model
-from lipbench.places import ConfigError, Invalid, Place, attempt
-from lipbench.settings import Benchmark, Config, EvaluationSettings, Heading, NoiseEntry
-from lipbench.strict import construct, convert, structure
 from lipbench.training.settings import MethodEntry, TrainingSettings
 
 T = TypeVar("T")

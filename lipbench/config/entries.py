@@ -12,13 +12,13 @@ from typing import Any, Literal, TypeVar
 from lipbench.adversary import Attack
 from lipbench.bound import Bound
 from lipbench.certificate import Certificate
+from lipbench.config.problems import Invalid, Place, attempt
+from lipbench.config.settings import AttackEntry, BoundEntry, CertificateEntry, SelectionSettings
+from lipbench.config.strict import construct, convert, read_fields, structure
 from lipbench.fields import fields_json, keys
 from lipbench.method import Method
 from lipbench.norm import Norm
-from lipbench.places import Invalid, Place, attempt
 from lipbench.registry import GROUPS, PluginError, resolve
-from lipbench.settings import AttackEntry, BoundEntry, CertificateEntry, SelectionSettings
-from lipbench.strict import construct, convert, read_fields, structure
 from lipbench.training.discrepancy import Discrepancy
 from lipbench.training.settings import MethodEntry, TrainingSettings
 

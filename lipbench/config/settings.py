@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Literal
 from lipbench.adversary import Attack
 from lipbench.bound import Bound
 from lipbench.certificate import Certificate
+from lipbench.config.rules import norm_rule, radius_rule, seed_rules, split_rules
 from lipbench.dataset import Dataset
 from lipbench.model import Model
 from lipbench.norm import Norm
 from lipbench.ranges import require
-from lipbench.rules import (
-    norm_rule,
-    radius_rule,
-    seed_rules,
-    split_rules,
-)
 from lipbench.threat import Box
 from lipbench.training.settings import MethodEntry, TrainingSettings
 

@@ -5,8 +5,8 @@ import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from lipbench.config.problems import Invalid, Place
 from lipbench.fields import keys
-from lipbench.places import Invalid, Place
 from lipbench.registry import did_you_mean
 
 T = TypeVar("T")

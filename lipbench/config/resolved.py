@@ -2,15 +2,15 @@
 
 from typing import Any
 
+from lipbench.config.settings import Benchmark, Config
 from lipbench.fields import fields_json, plain
-from lipbench.settings import Benchmark, Config
 from lipbench.training.settings import MethodEntry
 
 
 def resolved(config: Config) -> dict[str, Any]:
     """Return the configuration as JSON in the shape of its file, every default written out.
 
-    Infinity is "inf" and an absent value null; apart from these, `lipbench.config.parse` gives
+    Infinity is "inf" and an absent value null; apart from these, `lipbench.config.file.parse` gives
     the same configuration again.
     """
     return {
