@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch import nn
 
-from lipbench.contractive import Contractive
 from lipbench.layers.diagonal_dominance import rescaled, rescaled_by_fewer
 from lipbench.method import Params
+from lipbench.method_families.contractive import Contractive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lipbench.contractive import Contractive, start_orthogonal
 from lipbench.layers.orthogonal import orthonormalised, polar
 from lipbench.method import Params
+from lipbench.method_families.contractive import Contractive, start_orthogonal
 from lipbench.networks.sequential import Part
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lipbench.contractive import Contractive
 from lipbench.layers.circular import Circular
 from lipbench.layers.stiefel import cayley
 from lipbench.method import Params
+from lipbench.method_families.contractive import Contractive
+from lipbench.method_families.periodic import misfit, periodic
 from lipbench.networks.sequential import Part
-from lipbench.periodic import misfit, periodic
 
 
 @dataclass(frozen=True, kw_only=True)

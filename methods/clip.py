@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lipbench.lipschitz.lower_bounds.pair_momentum import ascend_with_memory, nothing
 from lipbench.lipschitz.lower_bounds.pairs import Pairs, ascend, climb, quotients
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method_families.penalty import parameter_penalty
 from lipbench.networks.net import Net
-from lipbench.penalty import parameter_penalty
 from lipbench.threat import Box
 
 if TYPE_CHECKING:

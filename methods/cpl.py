@@ -7,10 +7,10 @@ import torch
 
 from lipbench.lipschitz.operator_norms.linear import power_iteration, upper_norm
 from lipbench.method import Params, State
+from lipbench.method_families.residual import ContractiveResidual, operator
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
-from lipbench.residual import ContractiveResidual, operator
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.adversarial.worst_case import around, climb, error, placed, unit_offsets
-from lipbench.adversarial_training import AdversarialTraining
 from lipbench.data.splits import Batch
 from lipbench.method import Params, Scalars, State, Strength, Summary
+from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
 
 if TYPE_CHECKING:

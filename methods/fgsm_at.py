@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.adversarial.worst_case import LARGEST, climb, error, train_on_both
-from lipbench.adversarial_training import AdversarialTraining
 from lipbench.method import Scalars, State
+from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.adversarial.ascent import ascent_step, steepest
-from lipbench.adversarial_training import AdversarialTraining
 from lipbench.method import Scalars, State, Strength
+from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
 from lipbench.threat import Threat
 

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipbench import followed, margins
-from lipbench.margin_training import MarginTraining
 from lipbench.method import Scalars, State, Strength, Summary
+from lipbench.method_families import differentiable_constant as followed
+from lipbench.method_families import margins
+from lipbench.method_families.margin_training import MarginTraining
 from lipbench.networks.net import Net
 
 if TYPE_CHECKING:

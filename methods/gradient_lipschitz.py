@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lipbench.adversarial.losses import margin
 from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method_families.sensitivity import lengths, squared_slopes
 from lipbench.networks.net import Net
-from lipbench.sensitivity import lengths, squared_slopes
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data

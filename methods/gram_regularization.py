@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.legible import illegible
 from lipbench.lipschitz.operator_norms.gram import gram_norm
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method_families.readable_layers import illegible
 from lipbench.networks.net import Net
 
 if TYPE_CHECKING:

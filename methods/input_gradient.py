@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method_families.sensitivity import squared_slopes
 from lipbench.networks.net import Net
-from lipbench.sensitivity import squared_slopes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method_families.sensitivity import pulled_squares
 from lipbench.networks.net import Net
-from lipbench.sensitivity import pulled_squares
 
 
 @dataclass(frozen=True, kw_only=True)

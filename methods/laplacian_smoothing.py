@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.neighbours import anyone, nearest
+from lipbench.method_families.neighbour_graph import anyone, nearest
 from lipbench.networks.net import Net
 
 if TYPE_CHECKING:

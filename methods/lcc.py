@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench import followed
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.operator_norms.linear import power_iteration
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
+from lipbench.method_families import differentiable_constant as followed
 from lipbench.networks.net import Net
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear, Scale

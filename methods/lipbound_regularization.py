@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.legible import illegible, read
 from lipbench.lipschitz.operator_norms.layerwise import convolution
 from lipbench.lipschitz.operator_norms.toeplitz import sampled_norm, too_many_taps
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method_families.readable_layers import illegible, read
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Linear
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lipbench.legible import illegible, read
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant as step_constant
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
+from lipbench.method_families.readable_layers import illegible, read
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Dense, Linear
 from lipbench.norm import Norm

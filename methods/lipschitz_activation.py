@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.layers.splines import Spline, piece_slopes, variation_norms
-from lipbench.learnt_splines import activation_widths, with_splines
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method_families.learnt_splines import activation_widths, with_splines
+from lipbench.method_families.penalty import parameter_penalty
 from lipbench.networks.net import Net
-from lipbench.penalty import parameter_penalty
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lipbench import followed, margins
-from lipbench.margin_training import MarginTraining
 from lipbench.method import Scalars, State, Strength, Summary
+from lipbench.method_families import differentiable_constant as followed
+from lipbench.method_families import margins
+from lipbench.method_families.margin_training import MarginTraining
 from lipbench.networks.net import Net
 
 if TYPE_CHECKING:

@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipbench import followed, margins, vicinity
-from lipbench.margin_training import MarginTraining
 from lipbench.method import Scalars, State, Strength
+from lipbench.method_families import differentiable_constant as followed
+from lipbench.method_families import differentiable_local_constant as vicinity
+from lipbench.method_families import margins
+from lipbench.method_families.margin_training import MarginTraining
 from lipbench.networks.net import Net
 from lipbench.refused import Refused
 

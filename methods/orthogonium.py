@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from lipbench.borrowed import Borrowed
+from lipbench.method_families.library_layers import Borrowed
 from lipbench.networks.sequential import Part
 
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.legible import illegible, read
 from lipbench.method import Method, Params, Scalars, State
+from lipbench.method_families.readable_layers import illegible, read
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Convolution, Dense, Linear
 

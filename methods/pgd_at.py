@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.adversarial.worst_case import climb, error, placed, unit_offsets
-from lipbench.adversarial_training import AdversarialTraining
 from lipbench.method import Scalars, State, Strength
+from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
 
 if TYPE_CHECKING:

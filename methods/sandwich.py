@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lipbench.contractive import Contractive, start_orthogonal
 from lipbench.layers.circular import Circular
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
 from lipbench.layers.stiefel import cayley
 from lipbench.method import Params
+from lipbench.method_families.contractive import Contractive, start_orthogonal
+from lipbench.method_families.periodic import misfit, periodic
 from lipbench.networks.sequential import Part
-from lipbench.periodic import misfit, periodic
 
 _START = math.sqrt(2) - 1
 """The singular values of V at first, with which half of all squares is in A and half in B."""

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lipbench.alternating import Alternating, Kept
 from lipbench.lipschitz.semidefinite.inequality import (
     Inequality,
     Layers,
@@ -13,6 +12,7 @@ from lipbench.lipschitz.semidefinite.inequality import (
     rescaled,
 )
 from lipbench.method import Claim, Scalars, Strength
+from lipbench.method_families.admm import Alternating, Kept
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lipbench.alternating import Alternating, Kept
 from lipbench.lipschitz.semidefinite.inequality import Inequality, Layers, Multipliers, Weights
 from lipbench.method import Scalars, Strength
+from lipbench.method_families.admm import Alternating, Kept
 
 
 @dataclass(frozen=True, kw_only=True)

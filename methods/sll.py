@@ -8,8 +8,8 @@ from torch import nn
 from lipbench.layers.diagonal_dominance import rescaled, rescaled_by_fewer
 from lipbench.layers.explanations import ConvResidual, Residual
 from lipbench.method import Params
+from lipbench.method_families.residual import ContractiveResidual
 from lipbench.networks.sequential import Part
-from lipbench.residual import ContractiveResidual
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor, nn
 
-from lipbench.contractive import Contractive
 from lipbench.layers.circular import Circular
 from lipbench.layers.fantastic_four import kernel_bound
 from lipbench.layers.stiefel import exponential, series
 from lipbench.method import Params
+from lipbench.method_families.contractive import Contractive
+from lipbench.method_families.periodic import misfit, periodic
 from lipbench.networks.sequential import Part
-from lipbench.periodic import misfit, periodic
 
 _REACH = 2.1
 """The bound of ‖V‖ in convolutions: 0.7·3, the authors' factor for kernels of size 3."""

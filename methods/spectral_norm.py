@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.legible import illegible, read
 from lipbench.lipschitz.operator_norms.constants import constant as step_constant
 from lipbench.lipschitz.operator_norms.kernel_matrix import reshaped
 from lipbench.lipschitz.operator_norms.linear import converged_norm, power_iteration
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
+from lipbench.method_families.readable_layers import illegible, read
 from lipbench.networks.net import Net
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution, Linear, Slope

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.legible import illegible
 from lipbench.lipschitz.operator_norms.kernel_matrix import reshaped
 from lipbench.lipschitz.operator_norms.linear import power_iteration
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method_families.readable_layers import illegible
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Convolution, Dense, Linear
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lipbench.adversarial.losses import divergence
 from lipbench.adversarial.worst_case import climb, train_on_both
-from lipbench.adversarial_training import AdversarialTraining
 from lipbench.method import Scalars, State, Strength
+from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
 
 if TYPE_CHECKING:

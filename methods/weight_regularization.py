@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
+from lipbench.method_families.penalty import parameter_penalty
 from lipbench.networks.net import Net
-from lipbench.penalty import parameter_penalty
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_method, a_model, a_net, a_trainer, an_entry, batches, digits, initial, train
 
-from lipbench import borrowed
-from lipbench.borrowed import is_installed
 from lipbench.bound import Bound
 from lipbench.data.splits import Batch
 from lipbench.method import Method
+from lipbench.method_families import library_layers as borrowed
+from lipbench.method_families.library_layers import is_installed
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import PluginError, load, resolve, variants

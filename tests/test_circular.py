@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from lipbench.bound import Bound
 from lipbench.layers.circular import Circular
+from lipbench.method_families.periodic import misfit, periodic
 from lipbench.networks.network import as_network
 from lipbench.networks.sequential import parts
 from lipbench.norm import Norm
-from lipbench.periodic import misfit, periodic
 from lipbench.registry import load
 
 SIZES = [((4, 6), 1), ((4, 6), 2), ((5, 3), 1), ((6, 9), 3)]

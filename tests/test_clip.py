@@ -20,7 +20,7 @@ from training import (
 from lipbench.data.folder import folder
 from lipbench.data.splits import Batch, split
 from lipbench.dataset import Dataset
-from lipbench.penalty import parameter_penalty
+from lipbench.method_families.penalty import parameter_penalty
 from lipbench.registry import load
 from lipbench.seeds import stream
 from lipbench.training.trainer import Trainer

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from training import METHODS, a_method, a_model, a_net, an_entry, digits, initial, train
 
 from lipbench.bound import Bound
-from lipbench.contractive import Contractive
 from lipbench.data.splits import Batch
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sorting import MaxMin
 from lipbench.method import Method
+from lipbench.method_families.contractive import Contractive
 from lipbench.model import Model
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm

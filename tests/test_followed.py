@@ -9,10 +9,10 @@ from matrices import matrix_norm, matrix_of
 from torch import nn
 from training import a_model, a_net
 
-from lipbench import followed
 from lipbench.layers.explanations import Residual
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.method_families import differentiable_constant as followed
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
 

@@ -15,7 +15,7 @@ from objectives import (
 from torch import nn
 from training import a_method, digits
 
-from lipbench.neighbours import nearest
+from lipbench.method_families.neighbour_graph import nearest
 from lipbench.seeds import stream
 
 NAME = "laplacian_smoothing"

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from training import a_method, a_model, a_net, digits, initial
 
-from lipbench import followed, vicinity
 from lipbench.data.splits import Batch
+from lipbench.method_families import differentiable_constant as followed
+from lipbench.method_families import differentiable_local_constant as vicinity
 
 
 def objective(net, **fields):

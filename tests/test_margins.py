@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lipbench import margins
 from lipbench.method import Summary
+from lipbench.method_families import margins
 
 LOGITS = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.0]])
 RISES = torch.tensor([[0.0, 1.5, 0.9], [3.0, 0.0, 1.0]])

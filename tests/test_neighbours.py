@@ -1,6 +1,6 @@
 import torch
 
-from lipbench.neighbours import anyone, nearest
+from lipbench.method_families.neighbour_graph import anyone, nearest
 
 
 def samples(count=40):
@@ -14,7 +14,7 @@ def by_hand(points, row, count, candidates):
 
 def test_the_nearest_are_found_among_all_others(monkeypatch):
     """In parts, as large sets are."""
-    monkeypatch.setattr("lipbench.neighbours._ROWS", 7)
+    monkeypatch.setattr("lipbench.method_families.neighbour_graph._ROWS", 7)
     points = samples()
     expected = [by_hand(points, row, 3, range(40)) for row in range(40)]
     assert nearest(points, 3).tolist() == expected

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad
 
-from lipbench.penalty import parameter_penalty
+from lipbench.method_families.penalty import parameter_penalty
 
 HAND = {"0.weight": torch.tensor([[3.0, 0.0]]), "0.bias": torch.tensor([4.0])}
 NUMBERS = st.floats(-3, 3).filter(lambda value: value == 0 or abs(value) > 1e-3)

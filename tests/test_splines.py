@@ -10,8 +10,8 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.layers.splines import Spline, piece_slopes, values, variation_norms
-from lipbench.learnt_splines import activation_widths, with_splines
 from lipbench.lipschitz.soundness import crossings
+from lipbench.method_families.learnt_splines import activation_widths, with_splines
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load

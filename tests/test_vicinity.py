@@ -6,8 +6,9 @@ from matrices import matrix_of
 from torch import nn
 from training import a_model, a_net
 
-from lipbench import followed, vicinity
 from lipbench.layers.normalise import Normalise
+from lipbench.method_families import differentiable_constant as followed
+from lipbench.method_families import differentiable_local_constant as vicinity
 
 RADIUS = 0.1
 

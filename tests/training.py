@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from lipbench.borrowed import is_installed
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.method import Method
+from lipbench.method_families.library_layers import is_installed
 from lipbench.model import Model
 from lipbench.networks.net import Net, Skeleton
 from lipbench.registry import load, names

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lipbench.contractive import Contractive
 from lipbench.layers.explanations import ConvResidual, Residual
+from lipbench.method_families.contractive import Contractive
 from lipbench.networks.sequential import Part
 from lipbench.networks.steps import Contraction, ConvContraction, Dense, Linear, Step
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lipbench.contractive import Contractive
 from lipbench.method import Params, Scalars, State
+from lipbench.method_families.contractive import Contractive
 from lipbench.networks.net import Net
 from lipbench.networks.sequential import Part
 

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.margins import of_rows
+from lipbench.method_families.margins import of_rows
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
     Convolution,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lipbench.lipschitz.semidefinite import conic
 from lipbench.lipschitz.semidefinite.inequality import Inequality, Layers, Multipliers, Weights
 from lipbench.method import Method, Params, Scalars, State, Summary
+from lipbench.method_families.penalty import parameter_penalty
 from lipbench.networks.net import Net
-from lipbench.penalty import parameter_penalty
 from lipbench.refused import Refused
 
 if TYPE_CHECKING:

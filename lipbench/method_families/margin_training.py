@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lipbench import margins
 from lipbench.method import Method, Scalars, State, Summary
+from lipbench.method_families import margins
 from lipbench.networks.net import Net
 
 if TYPE_CHECKING:
