@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from lipbench.layers.sorting import GroupSort as GroupSort
     from lipbench.layers.sorting import MaxMin as MaxMin
     from lipbench.lipschitz.bracket import bracket as bracket
-    from lipbench.planning import plan as plan
+    from lipbench.planning.plan import plan as plan
     from lipbench.running import run as run
     from lipbench.running import run_cell as run_cell
     from lipbench.running import run_cells as run_cells
@@ -20,7 +20,7 @@ _HOMES = {
     "MaxMin": "lipbench.layers.sorting",
     "attack": "lipbench.adversarial.attack",
     "bracket": "lipbench.lipschitz.bracket",
-    "plan": "lipbench.planning",
+    "plan": "lipbench.planning.plan",
     "run": "lipbench.running",
     "run_cell": "lipbench.running",
     "run_cells": "lipbench.running",

@@ -9,10 +9,10 @@ from torch import nn
 
 from lipbench.adversarial.judge import check_networks, judge_networks
 from lipbench.adversary import AttackResult
-from lipbench.cell import Cell, batch_of
 from lipbench.config.settings import AttackEntry
 from lipbench.data.splits import Data
 from lipbench.networks.network_stack import Networks
+from lipbench.planning.cell import Cell, batch_of
 from lipbench.seeds import stream
 
 

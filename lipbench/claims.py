@@ -6,11 +6,11 @@ from dataclasses import replace
 from torch import nn
 
 from lipbench.bound import Lipschitz
-from lipbench.cell import Cell
 from lipbench.lipschitz.soundness import inside
 from lipbench.method import Claim
 from lipbench.networks.net import Net, Skeleton
 from lipbench.norm import Norm
+from lipbench.planning.cell import Cell
 from lipbench.storage.rows import Row, box_text
 
 CLAIMED = "claimed_lipschitz"

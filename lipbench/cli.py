@@ -142,7 +142,7 @@ def plan(
     nothing is written.
     """
     settings = _read(config, only)
-    from lipbench.planning import plan as make_plan
+    from lipbench.planning.plan import plan as make_plan
 
     place = out or _default_out(config)
     made = make_plan(settings, place, only, device=device, stacked=not no_stack)
@@ -353,7 +353,7 @@ def speed(only: tuple[str, ...], repeats: int, device: str, as_json: bool) -> No
     they do not reach the same accuracy the exit code is 1. Takes about half an hour on two cores.
     """
     names = _works(only)
-    from lipbench.device import resolve
+    from lipbench.planning.device import resolve
     from lipbench.speed import report
     from lipbench.speed.limits import ON_CPU, ON_GPU
     from lipbench.speed.works import bench, measure

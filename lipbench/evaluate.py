@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Side
-from lipbench.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.claims import CLAIMED, claim_in, claim_of, refutations
 from lipbench.data.splits import Data
 from lipbench.fields import key as field_key
@@ -18,6 +17,7 @@ from lipbench.lipschitz.soundness import crossings
 from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
+from lipbench.planning.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.refused import Refused
 from lipbench.storage.cell_folder import CellFolder, State
 from lipbench.storage.files import StorageError, quarantine

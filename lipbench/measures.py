@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lipbench.adversary import AttackInvalid, NonFiniteLogits
 from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz
-from lipbench.cell import Cell, Evaluation, certified_epsilons
 from lipbench.claims import claim_row
 from lipbench.config.settings import BoundEntry
 from lipbench.data.splits import Batch, Data, Split
@@ -29,6 +28,7 @@ from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear, Scale
 from lipbench.noise import noise_accuracy
 from lipbench.norm import Norm
+from lipbench.planning.cell import Cell, Evaluation, certified_epsilons
 from lipbench.refused import Refused
 from lipbench.seeds import stream
 from lipbench.storage.outcomes import outcome_name

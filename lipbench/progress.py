@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from lipbench.estimate import spoken
+from lipbench.planning.estimate import spoken
 
 if TYPE_CHECKING:
     from rich.status import Status as Line
 
-    from lipbench.cell import Cell
+    from lipbench.planning.cell import Cell
 
 
 @runtime_checkable

@@ -7,12 +7,12 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from lipbench.cell import Cell
 from lipbench.config.resolved import resolved
 from lipbench.config.settings import Config
 from lipbench.curves import write_curves
 from lipbench.exits import ExitCode, summarise
-from lipbench.planning import Plan, plan
+from lipbench.planning.cell import Cell
+from lipbench.planning.plan import Plan, plan
 from lipbench.progress import Progress, named, reporter
 from lipbench.standing import standing, state_of
 from lipbench.storage.cell_folder import UNSOUND

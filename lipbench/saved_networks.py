@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lipbench.cell import Cell
 from lipbench.evaluate import Trained
 from lipbench.fields import key as field_key
 from lipbench.networks.net import fill
+from lipbench.planning.cell import Cell
 from lipbench.seeds import stream
 from lipbench.storage.cell_folder import CellFolder, folder_name
 from lipbench.storage.files import write_text

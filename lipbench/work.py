@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from lipbench.attacked import Attacked, Target
-from lipbench.cell import Cell
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
 from lipbench.dataset import DataMissing
-from lipbench.device import device_name, few_threads, resolve
 from lipbench.evaluate import EvaluationFailed, Trained, Unfit, evaluate, is_measured
 from lipbench.exits import ExitCode
 from lipbench.networks.precision import products
+from lipbench.planning.cell import Cell
+from lipbench.planning.device import device_name, few_threads, resolve
 from lipbench.progress import Progress as Report
 from lipbench.progress import named
 from lipbench.saved_networks import load_network, network_path, save_networks, write_history

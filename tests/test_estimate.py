@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import runs
 
-from lipbench.estimate import Estimate, estimate, spoken
-from lipbench.planning import plan
+from lipbench.planning.estimate import Estimate, estimate, spoken
+from lipbench.planning.plan import plan
 from lipbench.storage.cell_folder import Status
 
 

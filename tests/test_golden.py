@@ -16,8 +16,8 @@ import torch
 from training import TINY
 
 import lipbench
-from lipbench.cell import TRAINING_PROTOCOL
 from lipbench.method import Method
+from lipbench.planning.cell import TRAINING_PROTOCOL
 from lipbench.registry import load
 from lipbench.storage.tensors import read_tensors
 

@@ -4,9 +4,9 @@ import pytest
 import runs
 import torch
 
-from lipbench import grouping
 from lipbench.config.file import parse
-from lipbench.grouping import LARGEST_ON_CPU, largest_stack, seconds_per_trial
+from lipbench.planning import stacking as grouping
+from lipbench.planning.stacking import LARGEST_ON_CPU, largest_stack, seconds_per_trial
 
 CPU = torch.device("cpu")
 PAIRED = {"name": "digits", "train_size": 200, "pair_size": 900, "validation_size": 50}

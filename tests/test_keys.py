@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbench.keys import digest, source_digest
+from lipbench.planning.keys import digest, source_digest
 
 MODULE = '''"""A method."""
 from dataclasses import dataclass
@@ -124,7 +124,7 @@ def test_other_distributions_and_the_core_do_not_count(publish):
     publish("importing", {}, {"importing_plugin.py": text})
     bare = text.replace("import json\nimport numpy\nimport lipbench.norm\n", "")
 
-    from lipbench.keys import _modules
+    from lipbench.planning.keys import _modules
 
     importlib.import_module("importing_plugin")
     assert set(_modules("importing_plugin")) == {"importing_plugin"}

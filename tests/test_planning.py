@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import runs
 
-from lipbench.grouping import LARGEST_ON_CPU
-from lipbench.planning import NothingSelected, plan
+from lipbench.planning.plan import NothingSelected, plan
+from lipbench.planning.stacking import LARGEST_ON_CPU
 
 CLIP = {"name": "clip", "pairs": 8}
 

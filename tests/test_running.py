@@ -13,7 +13,7 @@ import lipbench.work
 from lipbench.cli import call
 from lipbench.config.problems import ConfigError
 from lipbench.exits import ExitCode
-from lipbench.planning import NothingSelected
+from lipbench.planning.plan import NothingSelected
 from lipbench.storage.cell_folder import claim
 from lipbench.storage.files import StorageError
 from lipbench.storage.results import status_table

@@ -13,7 +13,7 @@ from training import digits
 from lipbench.cli import call
 from lipbench.dataset import DataMissing
 from lipbench.exits import ExitCode
-from lipbench.planning import plan
+from lipbench.planning.plan import plan
 from lipbench.speed import report, works
 from lipbench.speed.bench import Bench, Scale
 from lipbench.speed.figure import Figure, Ratio

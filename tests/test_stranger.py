@@ -7,7 +7,7 @@ import runs
 from runs import config, results, states
 
 from lipbench.cli import call
-from lipbench.keys import source_digest
+from lipbench.planning.keys import source_digest
 
 METHOD = '''\
 """Shrink the weights after each step."""

@@ -13,14 +13,14 @@ from tempfile import TemporaryDirectory
 import torch
 
 from lipbench.attacked import Attacked, Target
-from lipbench.cell import Cell
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
-from lipbench.device import few_threads
 from lipbench.measures import Subject, measure
 from lipbench.networks.net import Net, Skeleton
 from lipbench.networks.network import as_network
-from lipbench.planning import plan
+from lipbench.planning.cell import Cell
+from lipbench.planning.device import few_threads
+from lipbench.planning.plan import plan
 from lipbench.running import run
 from lipbench.selection import selection_score
 from lipbench.speed.bench import Bench

@@ -9,7 +9,7 @@ from typing import Any
 from lipbench.adversarial.judge import BATCH_SIZE
 from lipbench.config.file import fields_json
 from lipbench.config.settings import AttackEntry, Benchmark, EvaluationSettings
-from lipbench.keys import digest, source_digest
+from lipbench.planning.keys import digest, source_digest
 from lipbench.storage.cell_folder import CellFolder
 from lipbench.training.settings import MethodEntry
 from lipbench.training.trial import Trial

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lipbench.cell import Cell, dataset_json, model_json, train_inputs
 from lipbench.config.file import parse, read
 from lipbench.config.settings import Benchmark, Config
-from lipbench.device import resolve
-from lipbench.estimate import Estimate, estimate
-from lipbench.grouping import largest_stack
-from lipbench.keys import digest
+from lipbench.planning.cell import Cell, dataset_json, model_json, train_inputs
+from lipbench.planning.device import resolve
+from lipbench.planning.estimate import Estimate, estimate
+from lipbench.planning.keys import digest
+from lipbench.planning.stacking import largest_stack
 from lipbench.registry import did_you_mean
 from lipbench.storage.results import PlannedCell
 from lipbench.tables.labels import labels

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lipbench.storage.results import read_cell_seconds
 
 if TYPE_CHECKING:
-    from lipbench.cell import Cell
+    from lipbench.planning.cell import Cell
 
 # Rough figures for two cores of an x86 server; cells that are done correct the guess.
 _PRODUCTS_PER_SECOND = 3e10

@@ -1,0 +1,1 @@
+"""From a configuration to cells, their keys, and stacks. No tensor work."""
