@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lipbench.evaluate import Trained
+from lipbench.evaluation.evaluate import Trained
 from lipbench.fields import key as field_key
 from lipbench.networks.net import fill
 from lipbench.planning.cell import Cell

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipbench.evaluate import is_measured
+from lipbench.evaluation.evaluate import is_measured
 from lipbench.planning.cell import Cell
 from lipbench.storage.cell_folder import CellFolder, Status
 from lipbench.storage.rows import Read, read_rows

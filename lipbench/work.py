@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from lipbench.attacked import Attacked, Target
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
 from lipbench.dataset import DataMissing
-from lipbench.evaluate import EvaluationFailed, Trained, Unfit, evaluate, is_measured
+from lipbench.evaluation.attack_outcomes import Attacked, Target
+from lipbench.evaluation.evaluate import EvaluationFailed, Trained, Unfit, evaluate, is_measured
+from lipbench.evaluation.selection import selection_score
 from lipbench.exits import ExitCode
 from lipbench.networks.precision import products
 from lipbench.planning.cell import Cell
@@ -22,7 +23,6 @@ from lipbench.planning.device import device_name, few_threads, resolve
 from lipbench.progress import Progress as Report
 from lipbench.progress import named
 from lipbench.saved_networks import load_network, network_path, save_networks, write_history
-from lipbench.selection import selection_score
 from lipbench.storage.cell_folder import UNSOUND, State, Status, claim
 from lipbench.storage.files import StorageError, quarantine, write_json, write_text
 from lipbench.storage.host import host_id

@@ -9,7 +9,7 @@ import torch
 from synthetic import a_row
 
 import lipbench
-from lipbench.evaluate import contradictions, is_measured
+from lipbench.evaluation.evaluate import contradictions, is_measured
 from lipbench.storage.cell_folder import CellFolder
 from lipbench.storage.rows import read_rows, write_rows
 from lipbench.storage.tensors import read_tensors, write_tensors

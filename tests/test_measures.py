@@ -13,8 +13,8 @@ from written import Written
 
 import lipbench
 from lipbench.data.splits import split
+from lipbench.evaluation.measures import _input_scale
 from lipbench.layers.normalise import Normalise
-from lipbench.measures import _input_scale
 from lipbench.networks.network import as_network
 from lipbench.storage.rows import read_rows
 from lipbench.storage.tensors import read_tensors

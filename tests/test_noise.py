@@ -4,7 +4,7 @@ import pytest
 import torch
 from classifiers import network
 
-from lipbench.noise import noise_accuracy
+from lipbench.evaluation.noise import noise_accuracy
 
 
 def generator(seed=0):

@@ -10,9 +10,9 @@ from training import a_model, digits
 from lipbench.adversarial.judge import judge_epsilons
 from lipbench.config.file import parse
 from lipbench.config.problems import ConfigError
+from lipbench.evaluation.selection import selection_score
 from lipbench.networks.network_stack import Networks
 from lipbench.seeds import stream
-from lipbench.selection import selection_score
 
 
 def the_benchmark(**changes):

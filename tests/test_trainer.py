@@ -33,10 +33,10 @@ from training import (
 from lipbench.config.file import parse
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
+from lipbench.evaluation.selection import selection_score
 from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.registry import load
-from lipbench.selection import selection_score
 from lipbench.training.discrepancy import Discrepancy
 from lipbench.training.epoch import train_epoch
 from lipbench.training.optimiser import Optimizer

@@ -12,17 +12,17 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from lipbench.attacked import Attacked, Target
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
-from lipbench.measures import Subject, measure
+from lipbench.evaluation.attack_outcomes import Attacked, Target
+from lipbench.evaluation.measures import Subject, measure
+from lipbench.evaluation.selection import selection_score
 from lipbench.networks.net import Net, Skeleton
 from lipbench.networks.network import as_network
 from lipbench.planning.cell import Cell
 from lipbench.planning.device import few_threads
 from lipbench.planning.plan import plan
 from lipbench.running import run
-from lipbench.selection import selection_score
 from lipbench.speed.bench import Bench
 from lipbench.speed.figure import Figure, Ratio
 from lipbench.speed.stopwatch import Side

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.adversary import AttackInvalid, NonFiniteLogits
-from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz
-from lipbench.claims import claim_row
 from lipbench.config.settings import BoundEntry
 from lipbench.data.splits import Batch, Data, Split
+from lipbench.evaluation.attack_outcomes import Attacked
+from lipbench.evaluation.claims import claim_row
+from lipbench.evaluation.noise import noise_accuracy
 from lipbench.lipschitz.certified_radius import (
     certified_accuracy,
     certified_radius,
@@ -26,7 +27,6 @@ from lipbench.lipschitz.soundness import misclassified, recheck
 from lipbench.method import Claim
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear, Scale
-from lipbench.noise import noise_accuracy
 from lipbench.norm import Norm
 from lipbench.planning.cell import Cell, Evaluation, certified_epsilons
 from lipbench.refused import Refused

@@ -8,13 +8,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lipbench.attacked import Attacked
 from lipbench.bound import Lipschitz, Side
-from lipbench.claims import CLAIMED, claim_in, claim_of, refutations
 from lipbench.data.splits import Data
+from lipbench.evaluation.attack_outcomes import Attacked
+from lipbench.evaluation.claims import CLAIMED, claim_in, claim_of, refutations
+from lipbench.evaluation.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.fields import key as field_key
 from lipbench.lipschitz.soundness import crossings
-from lipbench.measures import CONSTANT_SHARE, Measured, Subject, measure
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.planning.cell import Cell, Evaluation, dataset_json, model_json

@@ -1,0 +1,1 @@
+"""What is measured of a checkpoint: accuracy, noise, attacks, bounds, certificates, claims."""
