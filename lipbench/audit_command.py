@@ -14,7 +14,7 @@ from lipbench.exits import ExitCode
 if TYPE_CHECKING:
     from torch import nn
 
-    from lipbench.auditing import Audit
+    from lipbench.audit.audit import Audit
 
 
 class _Numbers(click.ParamType[Any]):
@@ -154,7 +154,8 @@ def audit(
     the lower one is a quotient that the network itself computes in float64, less a measured error.
     It is flagged as unverified, and refutes a claim only if it is more than 1 % above it.
     """
-    from lipbench import findings, foreign
+    from lipbench.audit import foreign_network as foreign
+    from lipbench.audit import report as findings
     from lipbench.storage.files import write_json
     from lipbench.storage.tensors import write_tensors
 
@@ -205,7 +206,7 @@ def _foreign(
     Raises:
         Quit: If it cannot be had.
     """
-    from lipbench import foreign
+    from lipbench.audit import foreign_network as foreign
 
     if (mean is None) != (std is None):
         raise Quit("--mean and --std are given together or not at all.")
@@ -229,7 +230,8 @@ def _audited(
         Quit: If it is not understood, if the settings do not fit it, or if what is found
             contradicts itself.
     """
-    from lipbench import auditing, foreign
+    from lipbench.audit import audit as auditing
+    from lipbench.audit import foreign_network as foreign
     from lipbench.lipschitz.bracket import Unsound
     from lipbench.refused import Refused
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lipbench import foreign
-from lipbench.auditing import Labelled, audit, labelled
+from lipbench.audit import foreign_network as foreign
+from lipbench.audit.audit import Labelled, audit, labelled
 from lipbench.bound import Lipschitz
 from lipbench.cli import call
 from lipbench.exits import ExitCode

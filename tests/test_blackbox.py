@@ -7,8 +7,8 @@ import torch
 from nets import random_network
 from torch import nn
 
-from lipbench.auditing import audit
-from lipbench.blackbox import MARGIN, Unmeasurable, measure
+from lipbench.audit.audit import audit
+from lipbench.audit.blackbox import MARGIN, Unmeasurable, measure
 from lipbench.bound import Bound
 from lipbench.lipschitz.bracket import bracket
 from lipbench.lipschitz.lower_bounds.pair_steps import move, quotients, turn

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nets import ABSOLUTE, HAT, IDENTITY, MAXIMUM, SHIFTED, STEP, ZERO, dense, random_network
 from torch import nn
 
-from lipbench.auditing import audit
+from lipbench.audit.audit import audit
 from lipbench.bound import Bound, Lipschitz
 from lipbench.lipschitz.exact.incumbent import incumbent
 from lipbench.lipschitz.soundness import recheck

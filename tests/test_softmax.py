@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from written import read
 
 import lipbench
-from lipbench.auditing import audit
+from lipbench.audit.audit import audit
 from lipbench.bound import Bound
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.relaxations.rounding import Enclosed, _radius, enclose

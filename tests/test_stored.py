@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lipbench.stored import fitted
+from lipbench.audit.weights_file import fitted
 
 
 def test_what_fits_is_left_alone():

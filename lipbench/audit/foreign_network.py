@@ -20,7 +20,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from lipbench import stored
+from lipbench.audit import weights_file as stored
 from lipbench.layers.normalise import Normalise
 from lipbench.registry import did_you_mean
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lipbench.adversarial.judge import BATCH_SIZE, judge_epsilons, self_check
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
-from lipbench.blackbox import MARGIN, Measured, Unmeasurable, measure
+from lipbench.audit.blackbox import MARGIN, Measured, Unmeasurable, measure
 from lipbench.data.splits import Batch
 from lipbench.lipschitz.bracket import Bracket, Computed, Unsound, bracket
 from lipbench.lipschitz.certified_radius import certified_accuracy, certified_radius, gaps

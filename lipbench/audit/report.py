@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lipbench.auditing import Accuracy, Audit
-from lipbench.blackbox import MARGIN, Measured
+from lipbench.audit.audit import Accuracy, Audit
+from lipbench.audit.blackbox import MARGIN, Measured
 
 _NORMS = {1.0: "l1", 2.0: "l2", math.inf: "l-infinity"}
 

@@ -1,0 +1,1 @@
+"""Somebody else's network: loaded, bounded, attacked, and its claim judged."""
