@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from lipbench.layers.sorting import MaxMin as MaxMin
     from lipbench.lipschitz.bracket import bracket as bracket
     from lipbench.planning.plan import plan as plan
-    from lipbench.running import run as run
-    from lipbench.running import run_cell as run_cell
-    from lipbench.running import run_cells as run_cells
+    from lipbench.runs.run import run as run
+    from lipbench.runs.run import run_cell as run_cell
+    from lipbench.runs.run import run_cells as run_cells
 
 __all__ = ["GroupSort", "MaxMin", "attack", "bracket", "plan", "run", "run_cell", "run_cells"]
 
@@ -21,9 +21,9 @@ _HOMES = {
     "attack": "lipbench.adversarial.attack",
     "bracket": "lipbench.lipschitz.bracket",
     "plan": "lipbench.planning.plan",
-    "run": "lipbench.running",
-    "run_cell": "lipbench.running",
-    "run_cells": "lipbench.running",
+    "run": "lipbench.runs.run",
+    "run_cell": "lipbench.runs.run",
+    "run_cells": "lipbench.runs.run",
 }
 
 

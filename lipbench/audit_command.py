@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lipbench.command import Quit, examples, verbose
-from lipbench.exits import ExitCode
+from lipbench.runs.exits import ExitCode
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,8 +15,8 @@ import click
 from lipbench import heap
 from lipbench.audit_command import audit
 from lipbench.command import F, Quit, examples, verbose
-from lipbench.exits import ExitCode
 from lipbench.registry import PluginError, did_you_mean
+from lipbench.runs.exits import ExitCode
 from lipbench.streams import Unbroken
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def run(
     Several runs may share a folder.
     """
     settings = _read(config, only)
-    from lipbench.running import run as start
+    from lipbench.runs.run import run as start
 
     code = start(
         settings,

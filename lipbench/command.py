@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lipbench.exits import ExitCode
+from lipbench.runs.exits import ExitCode
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -14,10 +14,10 @@ from lipbench.audit import foreign_network as foreign
 from lipbench.audit.audit import Labelled, audit, labelled
 from lipbench.bound import Lipschitz
 from lipbench.cli import call
-from lipbench.exits import ExitCode
 from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
+from lipbench.runs.exits import ExitCode
 from lipbench.storage.tensors import read_tensors
 
 NETS = '''

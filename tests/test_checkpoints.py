@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import a_trainer, an_entry, same
 
+from lipbench.runs.training_state import read_progress, write_progress
 from lipbench.storage.tensors import Unreadable, is_whole, read_tensors, write_tensors
-from lipbench.training_state import read_progress, write_progress
 
 TENSORS = {
     "weight": torch.tensor([[1.5, -0.0], [torch.inf, torch.nan]]),

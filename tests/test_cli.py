@@ -12,7 +12,7 @@ import pytest
 import lipbench
 from lipbench.cli import call
 from lipbench.data import folder as datafolder
-from lipbench.exits import ExitCode
+from lipbench.runs.exits import ExitCode
 
 DATASET = """
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ import runs
 from runs import places, results
 
 import lipbench
-from lipbench.curves import write_curves
+from lipbench.runs.curves import write_curves
 from lipbench.storage.results import PlannedCell, write_plan
 
 PATH = [0.0, 10.0, 1e-10]

@@ -19,12 +19,12 @@ from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
+from lipbench.runs.training_state import read_progress, write_progress
 from lipbench.training.discrepancy import Discrepancy
 from lipbench.training.optimiser import Optimizer
 from lipbench.training.settings import MethodEntry, TrainingSettings
 from lipbench.training.trainer import Trainer
 from lipbench.training.trial import Trial
-from lipbench.training_state import read_progress, write_progress
 
 
 @dataclass(frozen=True, kw_only=True)

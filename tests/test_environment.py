@@ -49,7 +49,7 @@ def test_nothing_about_files_and_tables_loads_torch():
         "lipbench.tables.latex",
         "lipbench.tables.sources",
         "lipbench.tables.comparison",
-        "lipbench.exits",
+        "lipbench.runs.exits",
         "lipbench.storage.environment",
     ]
     code = "; ".join(f"import {name}" for name in modules)

@@ -1,6 +1,6 @@
 import pytest
 
-from lipbench.exits import ExitCode, summarise
+from lipbench.runs.exits import ExitCode, summarise
 
 
 def test_the_last_line_counts_the_cells_and_names_the_code():

@@ -10,7 +10,7 @@ from runs import config, evaluation, job, places, processes, results, states
 
 import lipbench
 from lipbench.cli import call
-from lipbench.exits import ExitCode
+from lipbench.runs.exits import ExitCode
 from lipbench.tables.table import table_text
 from lipbench.training.optimiser import Optimizer
 

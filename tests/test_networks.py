@@ -5,7 +5,7 @@ import runs
 import torch
 
 import lipbench
-from lipbench.saved_networks import load_network
+from lipbench.runs.saved_networks import load_network
 from lipbench.storage.cell_folder import Status
 
 

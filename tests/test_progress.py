@@ -9,7 +9,7 @@ import runs
 from rich.console import Console
 
 import lipbench
-from lipbench.progress import Lines, Live, Progress, Quiet, named, reporter
+from lipbench.runs.progress import Lines, Live, Progress, Quiet, named, reporter
 
 
 @pytest.fixture(scope="module")

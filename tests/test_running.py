@@ -9,11 +9,11 @@ import runs
 from runs import EVALUATION, PGD, config, evaluation, places, results
 
 import lipbench
-import lipbench.work
+import lipbench.runs.stack_work
 from lipbench.cli import call
 from lipbench.config.problems import ConfigError
-from lipbench.exits import ExitCode
 from lipbench.planning.plan import NothingSelected
+from lipbench.runs.exits import ExitCode
 from lipbench.storage.cell_folder import claim
 from lipbench.storage.files import StorageError
 from lipbench.storage.results import status_table
@@ -192,14 +192,14 @@ def test_a_derived_file_that_was_edited_or_cut_is_written_anew(folder, name, spo
 
 
 def test_results_are_there_before_all_is_done(tmp_path, monkeypatch):
-    work_on, seen = lipbench.work.work_on, []
+    work_on, seen = lipbench.runs.stack_work.work_on, []
 
     def look_and_work(*arguments):
         there = (tmp_path / "results.csv").exists()
         seen.append({row.method for row in results(tmp_path) if row.value} if there else None)
         work_on(*arguments)
 
-    monkeypatch.setattr("lipbench.work.work_on", look_and_work)
+    monkeypatch.setattr("lipbench.runs.stack_work.work_on", look_and_work)
     assert runs.run(config("standard", "clip"), tmp_path) == 0
     assert seen == [None, {"standard"}]
 
@@ -210,7 +210,7 @@ def test_published_results_are_not_touched_by_a_run_that_is_stopped_at_once(tmp_
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lipbench.work.work_on", stop)
+    monkeypatch.setattr("lipbench.runs.stack_work.work_on", stop)
     assert runs.run(config(), tmp_path) == ExitCode.INTERRUPTED
     assert (tmp_path / "results.csv").read_text() == "published"
 
@@ -321,7 +321,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, monk
     def train(*arguments):
         raise AssertionError("it must not come to training")
 
-    monkeypatch.setattr("lipbench.work.work_on", train)
+    monkeypatch.setattr("lipbench.runs.stack_work.work_on", train)
     with pytest.raises(StorageError, match=r"in the way|file.*choose another folder"):
         runs.run(config(), tmp_path / "file" / "run")
 

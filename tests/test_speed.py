@@ -12,8 +12,8 @@ from training import digits
 
 from lipbench.cli import call
 from lipbench.dataset import DataMissing
-from lipbench.exits import ExitCode
 from lipbench.planning.plan import plan
+from lipbench.runs.exits import ExitCode
 from lipbench.speed import report, works
 from lipbench.speed.bench import Bench, Scale
 from lipbench.speed.figure import Figure, Ratio

@@ -4,7 +4,7 @@ import pytest
 import runs
 
 import lipbench
-from lipbench.standing import standing
+from lipbench.runs.cell_state import standing
 from lipbench.storage.cell_folder import Status, claim
 from lipbench.storage.rows import write_rows
 

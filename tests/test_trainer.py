@@ -37,12 +37,12 @@ from lipbench.evaluation.selection import selection_score
 from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.registry import load
+from lipbench.runs.training_state import read_progress, write_progress
 from lipbench.training.discrepancy import Discrepancy
 from lipbench.training.epoch import train_epoch
 from lipbench.training.optimiser import Optimizer
 from lipbench.training.trainer import Refusal, Trainer
 from lipbench.training.trial import Trial
-from lipbench.training_state import read_progress, write_progress
 
 FRAIL = """
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ from lipbench.networks.network import as_network
 from lipbench.planning.cell import Cell
 from lipbench.planning.device import few_threads
 from lipbench.planning.plan import plan
-from lipbench.running import run
+from lipbench.runs.run import run
 from lipbench.speed.bench import Bench
 from lipbench.speed.figure import Figure, Ratio
 from lipbench.speed.stopwatch import Side

@@ -9,12 +9,12 @@ from typing import Any
 
 from lipbench.config.resolved import resolved
 from lipbench.config.settings import Config
-from lipbench.curves import write_curves
-from lipbench.exits import ExitCode, summarise
 from lipbench.planning.cell import Cell
 from lipbench.planning.plan import Plan, plan
-from lipbench.progress import Progress, named, reporter
-from lipbench.standing import standing, state_of
+from lipbench.runs.cell_state import standing, state_of
+from lipbench.runs.curves import write_curves
+from lipbench.runs.exits import ExitCode, summarise
+from lipbench.runs.progress import Progress, named, reporter
 from lipbench.storage.cell_folder import UNSOUND
 from lipbench.storage.environment import env_id, record
 from lipbench.storage.files import clean, probe, update_json, update_text
@@ -54,7 +54,7 @@ def run(
         progress: `auto` shows a line while it works, `quiet` only the last line.
 
     Returns:
-        The exit code, see `lipbench.exits`.
+        The exit code, see `lipbench.runs.exits`.
 
     Raises:
         ConfigError: If the configuration is not valid.
@@ -96,7 +96,7 @@ def run_cells(
     Raises:
         StorageError: If the folder cannot be written.
     """
-    from lipbench.work import work_on
+    from lipbench.runs.stack_work import work_on
 
     folder = Path(out)
     identity = _recorded(folder)
@@ -204,7 +204,7 @@ class _Run:
             else:
                 self.report.cell(cell, found.state, before=True)
         if todo:
-            from lipbench.work import work_on
+            from lipbench.runs.stack_work import work_on
 
             self.identity = self.identity or _recorded(self.folder)
             self._keep_up()

@@ -16,13 +16,14 @@ from lipbench.dataset import DataMissing
 from lipbench.evaluation.attack_outcomes import Attacked, Target
 from lipbench.evaluation.evaluate import EvaluationFailed, Trained, Unfit, evaluate, is_measured
 from lipbench.evaluation.selection import selection_score
-from lipbench.exits import ExitCode
 from lipbench.networks.precision import products
 from lipbench.planning.cell import Cell
 from lipbench.planning.device import device_name, few_threads, resolve
-from lipbench.progress import Progress as Report
-from lipbench.progress import named
-from lipbench.saved_networks import load_network, network_path, save_networks, write_history
+from lipbench.runs.exits import ExitCode
+from lipbench.runs.progress import Progress as Report
+from lipbench.runs.progress import named
+from lipbench.runs.saved_networks import load_network, network_path, save_networks, write_history
+from lipbench.runs.training_state import read_progress, write_progress
 from lipbench.storage.cell_folder import UNSOUND, State, Status, claim
 from lipbench.storage.files import StorageError, quarantine, write_json, write_text
 from lipbench.storage.host import host_id
@@ -31,7 +32,6 @@ from lipbench.storage.tensors import Unreadable, read_tensors
 from lipbench.training.ensemble import Progress, Refusal
 from lipbench.training.trainer import Trainer
 from lipbench.training.trial import Outcome
-from lipbench.training_state import read_progress, write_progress
 
 _SAYS_WHAT = (EvaluationFailed, ExceptionGroup)
 """Errors whose text says already what was raised."""

@@ -1,0 +1,1 @@
+"""Doing the work of a run, and resuming it: claim, train, evaluate, conclude."""
