@@ -27,10 +27,11 @@ class SDPEnforced(Alternating):
     minimise loss(W) subject to W = V, N(V, L²; T) ≥ 0
 
     by the alternating direction method of multipliers: N is the matrix inequality of LipSDP with
-    fixed multipliers T, ρ = L² and L = `constant` (`lipbench.lipschitz.semidefinite.inequality` derives it). A round takes
-    the V with N ≥ 0 that is nearest to W + Y/r. The T are those that LipSDP finds for the network
-    at the end of the warm start, whose constant L_0 is another: they are taken as if all its k
-    layers were scaled by (L/L_0)^(1/k). The authors enforce L = L_0, where that changes nothing.
+    fixed multipliers T, ρ = L² and L = `constant`, which
+    `lipbench.lipschitz.semidefinite.inequality` derives. A round takes the V with N ≥ 0 that is
+    nearest to W + Y/r. The T are those that LipSDP finds for the network at the end of the warm
+    start, whose constant L_0 is another: they are taken as if all its k layers were scaled by
+    (L/L_0)^(1/k). The authors enforce L = L_0, where that changes nothing.
 
     What is guaranteed is the constant of the network that is returned, which has the weights V: it
     is certified in float64 for the weights as they are stored.

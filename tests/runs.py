@@ -98,7 +98,7 @@ def files(folder):
 
 FORKS = """
 import json, os, signal, sys, tempfile, tomllib
-import lipbench.cli, lipbench.training.optimiser, lipbench.runs.stack_work
+import lipbench.cli.main, lipbench.training.optimiser, lipbench.runs.stack_work
 
 tomllib.loads = json.loads  # there is no writer of TOML, and JSON says the same
 lipbench.runs.stack_work.SAVE_EVERY = 0
@@ -131,7 +131,7 @@ def start(job):
         strike(owners[name], name, kind, number, after)
     sys.argv = ["lipbench", *job["arguments"]]
     try:
-        lipbench.cli.main()
+        lipbench.cli.main.main()
     except SystemExit as stop:
         sys.stdout.flush()
         os._exit(stop.code)

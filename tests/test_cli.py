@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lipbench
-from lipbench.cli import call
+from lipbench.cli.main import call
 from lipbench.data import folder as datafolder
 from lipbench.runs.exits import ExitCode
 
@@ -85,7 +85,7 @@ def python(text, **options):
 )
 def test_torch_is_not_imported_by(arguments):
     done = python(
-        "import sys; from lipbench.cli import call\n"
+        "import sys; from lipbench.cli.main import call\n"
         f"call({arguments!r}); sys.exit('torch' in sys.modules)"
     )
     assert done.returncode == 0, done.stderr
@@ -233,7 +233,7 @@ def test_sigterm_exits_143():
         "import lipbench.storage.environment as e\n"
         "e.record = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.argv = ['lipbench', 'env']\n"
-        "from lipbench.cli import main; main()"
+        "from lipbench.cli.main import main; main()"
     )
     assert python(text).returncode == 128 + signal.SIGTERM
 
@@ -246,7 +246,7 @@ def test_a_reader_that_leaves_is_no_error():
         "import lipbench.storage.environment as e, sys\n"
         "e.record = lambda: 'x' * 1000000\n"
         "sys.argv = ['lipbench', 'env']\n"
-        "from lipbench.cli import main; main()"
+        "from lipbench.cli.main import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", text], stdout=writing, stderr=subprocess.PIPE, check=False

@@ -9,7 +9,7 @@ import runs
 from runs import config, evaluation, job, places, processes, results, states
 
 import lipbench
-from lipbench.cli import call
+from lipbench.cli.main import call
 from lipbench.runs.exits import ExitCode
 from lipbench.tables.table import table_text
 from lipbench.training.optimiser import Optimizer

@@ -5,8 +5,8 @@ import json
 import pytest
 from test_registry import FAMILY, METHOD
 
-from lipbench.cli import call
-from lipbench.listing import listing, priced, text
+from lipbench.cli.listing import listing, priced, text
+from lipbench.cli.main import call
 
 
 @pytest.fixture

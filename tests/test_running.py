@@ -10,7 +10,7 @@ from runs import EVALUATION, PGD, config, evaluation, places, results
 
 import lipbench
 import lipbench.runs.stack_work
-from lipbench.cli import call
+from lipbench.cli.main import call
 from lipbench.config.problems import ConfigError
 from lipbench.planning.plan import NothingSelected
 from lipbench.runs.exits import ExitCode

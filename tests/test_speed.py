@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 from training import digits
 
-from lipbench.cli import call
+from lipbench.cli.main import call
 from lipbench.dataset import DataMissing
 from lipbench.planning.plan import plan
 from lipbench.runs.exits import ExitCode
@@ -285,7 +285,7 @@ def test_a_number_that_is_not_finite_is_null_in_json():
 
 def test_help_imports_no_torch():
     text = (
-        "import sys; from lipbench.cli import call\n"
+        "import sys; from lipbench.cli.main import call\n"
         "code = call(['speed', '--help']) or call(['speed', '--only', 'x']) != 2\n"
         "sys.exit(code or 'torch' in sys.modules)"
     )

@@ -6,7 +6,7 @@ import pytest
 import runs
 from runs import config, results, states
 
-from lipbench.cli import call
+from lipbench.cli.main import call
 from lipbench.planning.keys import source_digest
 
 METHOD = '''\

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from lipbench import heap
-from lipbench.audit_command import audit
-from lipbench.command import F, Quit, examples, verbose
+from lipbench.cli import heap
+from lipbench.cli.audit_command import audit
+from lipbench.cli.command import F, Quit, examples, verbose
+from lipbench.cli.output import Unbroken
 from lipbench.registry import PluginError, did_you_mean
 from lipbench.runs.exits import ExitCode
-from lipbench.streams import Unbroken
 
 if TYPE_CHECKING:
     from lipbench.config.settings import Config
@@ -266,7 +266,7 @@ def ls(kind: str, as_json: bool, cost: bool) -> None:
     """List what is installed, and by whom."""
     from dataclasses import asdict
 
-    from lipbench.listing import listing, priced, text
+    from lipbench.cli.listing import listing, priced, text
 
     found = listing(kind)
     if cost:

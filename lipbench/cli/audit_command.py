@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lipbench.command import Quit, examples, verbose
+from lipbench.cli.command import Quit, examples, verbose
 from lipbench.runs.exits import ExitCode
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The command line: arguments become calls, errors become exit codes."""
