@@ -1,4 +1,4 @@
-"""Multipliers that make the l2 bound of `lipbench.lipschitz.semidefinite.certify` small: an interior-point method.
+"""LipSDP by an interior-point method: multipliers that make the certified l2 bound small.
 
 The inequality is linear in ρ and μ, so the smallest ρ is a semidefinite program. Its matrices have
 rank two, one pair of vectors for each neuron, so that Newton's equations of the barrier t·ρ -

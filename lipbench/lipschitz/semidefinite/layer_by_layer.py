@@ -122,7 +122,7 @@ def staged_bound(
 
 
 def staged(chain: Chain, choices: Sequence[Choice]) -> tuple[Float[Tensor, " neurons"], float]:
-    """Return multipliers, as `lipbench.lipschitz.semidefinite.certify` reads them, and the square of the bound.
+    """Return multipliers, in the order of `certify`, and the square of the bound.
 
     Args:
         chain: The network.
