@@ -8,8 +8,8 @@ import pytest
 import torch
 from sketches.perturbed import Occluded, Rounded
 from sketches.residual import Blocks
+from support.training import a_method, a_model, digits, same
 from torch import nn
-from training import a_method, a_model, digits, same
 
 from lipbench.bound import Bound
 from lipbench.method import Method, Strength

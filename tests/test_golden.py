@@ -11,9 +11,9 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-import runs
 import torch
-from training import TINY
+from support import runs
+from support.training import TINY
 
 import lipbench
 from lipbench.method import Method

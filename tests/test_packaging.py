@@ -11,6 +11,7 @@ FOLDERS = {
     "methods": ROOT / "methods",
     "attacks": ROOT / "attacks",
     "bounds": ROOT / "lipbench" / "bounds",
+    "certificates": ROOT / "lipbench" / "certificates",
     "datasets": ROOT / "lipbench" / "datasets",
     "models": ROOT / "lipbench" / "models",
 }
@@ -38,11 +39,15 @@ def test_every_package_is_installed():
 
 
 def test_every_template_is_installed():
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["lipbench"]
-    others = {path for path in (ROOT / "lipbench").iterdir() if path.is_file()} - {
-        *(ROOT / "lipbench").glob("*.py")
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    listed = {
+        path
+        for package, names in patterns.items()
+        for name in names
+        for path in ROOT.joinpath(*package.split(".")).glob(name)
     }
-    assert others == {path for pattern in patterns for path in (ROOT / "lipbench").glob(pattern)}
+    files = {path for path in (ROOT / "lipbench").rglob("*") if path.is_file()}
+    assert listed == {path for path in files if path.suffix not in (".py", ".pyc")}
 
 
 def test_installed_entry_points_are_those_of_the_project():

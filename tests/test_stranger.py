@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import runs
-from runs import config, results, states
+from support import runs
+from support.runs import config, results, states
 
 from lipbench.cli.main import call
 from lipbench.planning.keys import source_digest

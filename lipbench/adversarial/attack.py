@@ -31,8 +31,8 @@ def attack(
 ) -> AttackResult:
     """Return adversarial inputs, and whether and at what distance each one fools the model.
 
-    Errors are those of `lipbench.adversarial.judge.judge`, a PluginError if there is no such attack, and a
-    ValueError for options, norms or epsilons that are not possible.
+    Errors are those of `lipbench.adversarial.judge.judge`, a PluginError if there is no such
+    attack, and a ValueError for options, norms or epsilons that are not possible.
 
     Args:
         model: Maps inputs in pixel units to logits.

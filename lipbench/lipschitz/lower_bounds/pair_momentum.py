@@ -59,7 +59,7 @@ def ascend_with_memory(
         factor: Growth and decay of the step, more than 1.
 
     Returns:
-        The pairs, their memory, and the quotient of each, as `lipbench.lipschitz.lower_bounds.pairs.ascend` returns it.
+        The pairs, their memory, and the quotient of each, as `ascend` of `pairs` returns it.
 
     Source:
         Nesterov (1983), as rewritten by Sutskever, Martens, Dahl, Hinton, On the Importance of

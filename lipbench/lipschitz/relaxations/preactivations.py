@@ -43,7 +43,7 @@ class Parts:
 def closer_slopes(network: Unrolled, domain: Box | None) -> Slopes:
     """Return the least and the largest slope of each neuron between inputs in a domain.
 
-    They hold as those of `lipbench.lipschitz.relaxations.intervals.slopes` do, and lie between them.
+    They hold as those of `intervals.slopes` do, and lie between them.
 
     Raises:
         Refused: If slopes are not bounded.

@@ -25,7 +25,7 @@ def solve(
 ) -> tuple[Weights, float]:
     """Return the weights with N ≥ 0 that minimise ½ Σ‖W - V‖² + price·ρ, and ρ.
 
-    N is written as in `lipbench.lipschitz.semidefinite.inequality`, without a change of coordinates.
+    N is written as in `inequality`, without a change of coordinates.
 
     Args:
         inequality: The constraint.

@@ -2,8 +2,8 @@
 
 The norm is convex in s, so that it is largest at a corner: each slope at one of its ends. The
 corners are searched neuron by neuron. What all corners below a node have at most is known from
-multipliers, as in `lipbench.lipschitz.semidefinite.certify`: with slopes m ± h of the neurons that are free, y = Mv + Ahψ,
-M the matrix whose free slopes are m, and |ψ_j| ≤ |(Bv)_j|. For weights μ > 0 for which
+multipliers, as in `certify`: with slopes m ± h of the neurons that are free, y = Mv + Ahψ, M
+the matrix whose free slopes are m, and |ψ_j| ≤ |(Bv)_j|. For weights μ > 0 for which
 E = 1 - Ahμ⁻¹hA' is positive definite,
 
     ‖y‖² ≤ (Mv)'E⁻¹(Mv) + Σ μ_j ψ_j² ≤ v'(M'E⁻¹M + B'μB)v,

@@ -1,0 +1,202 @@
+"""Enclosures of computed outputs against exact ones, in fractions."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from support.matrices import matrix_of
+from support.written import Written
+from torch import nn
+
+import lipbench
+from lipbench.layers.sandwich import CircularSandwich, SandwichLayer
+from lipbench.lipschitz.relaxations.rounding import Enclosed, _radius, enclose
+from lipbench.networks.network import as_network
+
+
+def fractions(tensor):
+    return [Fraction(number) for number in tensor.flatten().tolist()]
+
+
+def exactly(network, x):
+    """Return the outputs for one sample, computed in fractions from the steps' own tensors."""
+    values = [fractions(x)]
+    for step in network.steps:
+        sources = [values[i] for i in step.inputs]
+        values.append(EXACT[type(step).__name__](step, *sources))
+    return values[network.output]
+
+
+def _linear(step, x):
+    # Entries of the matrix without padding are single weights, and padding copies: both exact.
+    inner = step.mirror if type(step).__name__ == "TransposedConvolution" else step
+    padded = (inner.input_shape[0], *_padded(inner))
+    zeros = torch.zeros(1, *inner.input_shape, dtype=torch.float64)
+    taps = matrix_of(lambda basis: _without_padding(inner)(basis), padded)
+    places = matrix_of(inner.pad, inner.input_shape) if any(map(any, inner.padding)) else None
+    assert inner.pad(zeros).shape[1:] == padded
+    matrix = [[Fraction(0)] * math.prod(inner.input_shape) for _ in taps]
+    for row, line in enumerate(taps.tolist()):
+        for place, tap in enumerate(line):
+            if tap:
+                for column in [place] if places is None else places[place].nonzero().flatten():
+                    matrix[row][int(column)] += Fraction(tap)
+    if inner is not step:
+        matrix = [list(column) for column in zip(*matrix, strict=True)]
+    found = [sum(w * v for w, v in zip(row, x, strict=True)) for row in matrix]
+    if step.bias is None:
+        return found
+    bias = fractions(step.broadcast(step.bias).expand(step.output_shape))
+    return [v + b for v, b in zip(found, bias, strict=True)]
+
+
+def _padded(step):
+    return [n + sum(pair) for n, pair in zip(step.input_shape[1:], step.padding, strict=True)]
+
+
+def _without_padding(step):
+    convolve = {1: nn.functional.conv1d, 2: nn.functional.conv2d}[step.weight.ndim - 2]
+    return lambda x: convolve(x, step.weight, None, step.stride, 0, step.dilation, step.groups)
+
+
+def _pool(step, x):
+    matrix = matrix_of(step, step.input_shape)
+    counts = (matrix > 0).sum(dim=1).tolist()
+    return [
+        sum(v for v, w in zip(x, row, strict=True) if w) / count
+        for row, count in zip(matrix.tolist(), counts, strict=True)
+    ]
+
+
+def _sort(step, x):
+    rest = math.prod(step.input_shape[1:])
+    found = list(x)
+    for first in range(0, len(x), step.group * rest):
+        for place in range(rest):
+            rows = range(first + place, first + step.group * rest, rest)
+            for row, v in zip(rows, sorted((x[r] for r in rows), reverse=True), strict=True):
+                found[row] = v
+    return found
+
+
+def _sandwich(step, x):
+    # Entries of both matrices are single weights.
+    root, hidden = Fraction(math.isqrt(2 * 10**80), 10**40), step.inner.output_shape
+    scale, bias = (fractions(part.expand(hidden)) for part in (step.scale, step.bias))
+    pull = matrix_of(step.inner.apply, step.input_shape).tolist()
+    push = matrix_of(step.outer.adjoint, hidden).tolist()
+    inner = [
+        max(Fraction(0), root * sum(Fraction(w) * v for w, v in zip(row, x, strict=True)) / s + b)
+        for row, s, b in zip(pull, scale, bias, strict=True)
+    ]
+    return [
+        root * sum(Fraction(w) * s * v for w, s, v in zip(row, scale, inner, strict=True))
+        for row in push
+    ]
+
+
+def a_sandwich(layer):
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.5)
+    return layer
+
+
+def scaling(factor):
+    # The map relu(factor·x).
+    layer = SandwichLayer(4, 4, 4).double()
+    with torch.no_grad():
+        layer.outer.weight.copy_(torch.eye(4) * factor / 2**0.5)
+        layer.inner.weight.copy_(torch.eye(4) / 2**0.5)
+    return layer
+
+
+EXACT = {
+    "Sandwich": _sandwich,
+    "Convolution": _linear,
+    "TransposedConvolution": _linear,
+    "Copy": lambda step, x: [
+        sum(v for v, w in zip(x, row, strict=True) if w)
+        for row in matrix_of(step, step.input_shape).tolist()
+    ],
+    "AveragePool": _pool,
+    "GroupSort": _sort,
+    "Rearrange": lambda step, x: x,
+    "Concatenation": lambda step, *sources: [v for source in sources for v in source],
+    "Sum": lambda step, *sources: [
+        sum(
+            Fraction(c).limit_denominator(1000) * v
+            for c, v in zip(step.coefficients, at, strict=True)
+        )
+        + Fraction(step.offset)
+        for at in zip(*sources, strict=True)
+    ],
+}
+
+MODELS = {
+    "transposed": (lambda: nn.ConvTranspose2d(2, 4, 3, 2, 1, 1, groups=2), (2, 2, 3)),
+    "transposed, dilated": (lambda: nn.ConvTranspose1d(2, 2, 2, 1, 0, 1, dilation=2), (2, 4)),
+    "reflected": (lambda: nn.Conv2d(2, 2, 3, padding=2, padding_mode="reflect"), (2, 3, 3)),
+    "replicated": (lambda: nn.Conv1d(2, 2, 2, padding=2, padding_mode="replicate"), (2, 3)),
+    "padding": (lambda: nn.Sequential(nn.ConvTranspose1d(1, 2, 2), nn.ReflectionPad1d(2)), (1, 3)),
+    "sorted": (lambda: nn.Sequential(nn.Conv1d(2, 6, 2), lipbench.GroupSort(3)), (2, 4)),
+    "sums": (lambda: Written(lambda self, x: (1 - x) / 3 + x / 7 - 5 * (x + x / 9)), (4,)),
+    "joined": (lambda: Written(lambda self, x: torch.cat([x / 3, x - 1, x / 7], dim=1)), (4,)),
+    "means": (lambda: Written(lambda self, x: x.mean((2, 3)) / 3), (2, 3, 5)),
+    "sandwiched": (lambda: a_sandwich(SandwichLayer(3, 5, 4)), (3,)),
+    "sandwiched, circular": (
+        lambda: a_sandwich(CircularSandwich((3, 2), (2, 3), (1, 1))),
+        (2, 2, 3),
+    ),
+    "residual": (
+        lambda: nn.Sequential(nn.Conv1d(2, 2, 3, padding=1), Written(lambda self, x: x + x / 3)),
+        (2, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exact_outputs_lie_in_the_enclosure(name):
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    network = as_network(make(), shape)
+    inputs = torch.randn(20, *shape, dtype=torch.float64)
+    found = enclose(network, inputs)
+    worst = Fraction(0)
+    for x, values, radius in zip(inputs, found.values, found.radius, strict=True):
+        exact = exactly(network, x)
+        for truth, near, reach in zip(exact, fractions(values), fractions(radius), strict=True):
+            worst = max(worst, abs(truth - near))
+            assert abs(truth - near) <= reach
+    assert worst > 0
+    assert float(found.radius.max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        (lipbench.MaxMin(), (4,), [2.0, 2.0, 4.0, 4.0]),
+        (lipbench.GroupSort(4), (4,), [4.0] * 4),
+        (nn.ReflectionPad1d(1), (1, 4), [2.0, 1.0, 2.0, 3.0, 4.0, 3.0]),
+        (Written(lambda self, x: -2 * x), (4,), [2.0, 4.0, 6.0, 8.0]),
+        (scaling(3.0), (4,), [3.0, 6.0, 9.0, 12.0]),
+        (
+            Written(lambda self, x: torch.cat([x, 3 * x], 1)),
+            (4,),
+            [1.0, 2.0, 3.0, 4.0, 3.0, 6.0, 9.0, 12.0],
+        ),
+        (Written(lambda self, x: x - x), (4,), [2.0, 4.0, 6.0, 8.0]),
+    ],
+)
+def test_errors_of_the_input_are_passed_on(model, shape, expected):
+    """With inputs that are off by up to 1, 2, 3 and 4, however small their rounding."""
+    network = as_network(model, shape)
+    radius = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64).reshape(1, *shape)
+    known = [Enclosed(values=torch.zeros_like(radius), radius=radius)]
+    for step in network.steps:
+        sources = [known[i] for i in step.inputs]
+        values = step(*[source.values for source in sources])
+        known.append(Enclosed(values=values, radius=_radius(step, *sources)))
+    found = known[network.output].radius.flatten().tolist()
+    assert found == pytest.approx(expected)

@@ -1,0 +1,142 @@
+"""Files of tensors, and training states that are read back; resuming is in test_trainer."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.training import a_trainer, an_entry, same
+
+from lipbench.runs.training_state import read_progress, write_progress
+from lipbench.storage.tensors import Unreadable, is_whole, read_tensors, write_tensors
+
+TENSORS = {
+    "weight": torch.tensor([[1.5, -0.0], [torch.inf, torch.nan]]),
+    "wide": torch.tensor(1 / 3, dtype=torch.float64),
+    "count": torch.tensor([2**62, -1]),
+    "empty": torch.zeros(0, 3),
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+def bits(tensor):
+    return tensor.dtype, tensor.shape, tensor.numpy().tobytes()
+
+
+def test_tensors_come_back_bit_for_bit_with_their_note(path):
+    note = {"name": "chosen", "numbers": [1, 0.1, None], "nested": {"a": True}}
+    write_tensors(path, TENSORS, note)
+    found, said = read_tensors(path)
+    assert {name: bits(value) for name, value in found.items()} == {
+        name: bits(value) for name, value in TENSORS.items()
+    }
+    assert said == note
+
+
+@given(st.floats())
+def test_numbers_of_a_note_come_back_exactly(tmp_path_factory, number):
+    path = tmp_path_factory.mktemp("note") / "file"
+    write_tensors(path, TENSORS, {"number": number})
+    assert repr(read_tensors(path)[1]["number"]) == repr(number)
+
+
+def test_equal_content_is_equal_bytes(path, tmp_path):
+    other = tmp_path / "other"
+    write_tensors(path, TENSORS, {"a": 1})
+    write_tensors(other, dict(reversed(TENSORS.items())), {"a": 1})
+    assert path.read_bytes() == other.read_bytes()
+
+
+def test_views_of_one_memory_and_tensors_with_gradients_are_stored(path):
+    whole = torch.arange(6.0).view(2, 3)
+    tensors = {"row": whole[0], "turned": whole.T, "leaf": torch.ones(2, requires_grad=True)}
+    write_tensors(path, tensors, {})
+    found, _ = read_tensors(path)
+    assert torch.equal(found["turned"], whole.T)
+    assert torch.equal(found["row"], whole[0])
+
+
+def test_a_file_is_replaced(path):
+    write_tensors(path, TENSORS, {"a": 1})
+    write_tensors(path, {"only": torch.ones(1)}, {"a": 2})
+    found, note = read_tensors(path)
+    assert (list(found), note) == (["only"], {"a": 2})
+
+
+def test_a_missing_file_is_named(path):
+    with pytest.raises(Unreadable, match=f"{path} cannot be read"):
+        read_tensors(path)
+    assert not is_whole(path)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(path, length):
+    write_tensors(path, TENSORS, {})
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(Unreadable, match=r"model\.safetensors"):
+        read_tensors(path)
+    assert not is_whole(path)
+
+
+def test_a_changed_bit_is_found(path):
+    write_tensors(path, TENSORS, {})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Unreadable, match="is damaged"):
+        read_tensors(path)
+
+
+def test_a_file_that_somebody_else_wrote_is_refused(path):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.ones(1)}, path)
+    with pytest.raises(Unreadable, match="cannot be read"):
+        read_tensors(path)
+    assert not is_whole(path)
+
+
+def test_a_pickle_is_refused_and_never_run(path):
+    torch.save({"weight": torch.ones(1)}, path)
+    with pytest.raises(Unreadable):
+        read_tensors(path)
+
+
+def stopped(path, stack=("a", "b")):
+    # A stack after its first epoch, as it is in memory and in a file.
+    entry = an_entry("clip", pairs=8, lambda_=0.1, epochs=1, target=None)
+    trainer = a_trainer(entry, seeds=(0, 1), score=lambda model, seed: 0.5)
+    kept = []
+
+    def save(progress):
+        write_progress(path, progress, stack)
+        kept.append(copy.deepcopy(progress.params))
+
+    trainer.run(trainer.begin(), save)
+    return trainer, kept[0]
+
+
+def test_a_training_state_comes_back_in_the_order_it_had(path):
+    """A sum over the parameters is rounded by their order."""
+    trainer, params = stopped(path)
+    found = read_progress(path, trainer.begin(), ("a", "b"))
+    assert list(found.params) == list(params)
+    assert same(found.params, params)
+    assert found.epoch == 1
+    assert [len(choice.candidates) for choice in found.choices] == [1, 1]
+
+
+def test_the_state_of_another_stack_is_not_taken(path):
+    trainer, _ = stopped(path)
+    assert read_progress(path, trainer.begin(), ("a", "c")) is None
+
+
+def test_an_unreadable_state_is_as_none(path):
+    trainer, _ = stopped(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_progress(path, trainer.begin(), ("a", "b")) is None
