@@ -1,12 +1,14 @@
 """Numbers that training gave when they were last looked at.
 
 If they move, results that are stored under the same keys are no longer those that would be
-computed today: raise TRAINING_PROTOCOL in lipbench/cell.py, and store the new numbers by
-`python tests/test_golden.py`.
+computed today: raise TRAINING_PROTOCOL in lipbench/planning/cell.py, and store the new numbers by
+`PYTHONPATH=tests python tests/test_golden.py`.
 """
 
 import json
 import tempfile
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from support import runs
 from support.training import TINY
+from torch import nn
 
 import lipbench
 from lipbench.method import Method
@@ -45,12 +48,30 @@ def methods():
     return [name for name, method in loaded.items() if not hasattr(method, "package")]
 
 
+# Their derivatives jump where a network begins: |WᵀW| of an orthogonal W is kinked at entries that
+# are 0 but for rounding, which differs from processor to processor. They begin elsewhere here.
+KINKED = ("aol", "sandwich", "sll")
+
+
+@contextmanager
+def start_of(name):
+    """Let the weights of a method begin where its derivatives do not depend on rounding."""
+    orthogonal = nn.init.orthogonal_
+    if name in KINKED:
+        nn.init.orthogonal_ = partial(nn.init.normal_, std=0.3)
+    try:
+        yield
+    finally:
+        nn.init.orthogonal_ = orthogonal
+
+
 def trained(name, folder, **training):
     """Return summaries of all tensors of both checkpoints of one small cell, in float64."""
     table = runs.benchmark({"name": name, **ENTRIES.get(name, {})}, evaluation={})
     table["training"] = table["training"] | {"dtype": "float64"} | training
     (cell,) = lipbench.plan(runs.several(table)).cells
-    assert lipbench.run_cell(cell, folder, device="cpu") == "done"
+    with start_of(name):
+        assert lipbench.run_cell(cell, folder, device="cpu") == "done"
     return {
         f"{path.stem}/{key}": summary(value)
         for path in sorted(cell.folder(folder).path.glob("model*.safetensors"))
@@ -72,8 +93,8 @@ def differs(found, stored):
     return [
         name
         for name, (norm, along) in found.items()
-        if abs(norm - stored[name][0]) > TOLERANCE * stored[name][0]
-        or abs(along - stored[name][1]) > TOLERANCE * stored[name][0]
+        if max(abs(norm - stored[name][0]), abs(along - stored[name][1]))
+        > TOLERANCE * stored[name][0]
     ]
 
 

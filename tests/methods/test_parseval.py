@@ -95,7 +95,8 @@ def test_repeated_retractions_approach_orthogonal_rows(beta):
         net, _ = retracted(net, beta=beta)
         defects.append([defect(layer.weight) for layer in net.layers[:-1]])
     for old, new in pairwise(defects):
-        assert all(after < before for before, after in zip(old, new, strict=True))
+        # What has arrived is as far off as rounding leaves it, and falls no further.
+        assert all(after < max(before, 1e-12) for before, after in zip(old, new, strict=True))
     reported = a_method(NAME).report(net, {}, {})["defect"]
     sizes = [min(layer.weight.shape) for layer in net.layers[:-1]]
     squares = [value**2 / size for value, size in zip(defects[-1], sizes, strict=True)]
