@@ -5,7 +5,7 @@ import pytest
 
 FAULTS = """
 import resource, sys
-from lipbench import heap
+from lipbench.cli import heap
 if sys.argv[1] == "keep":
     heap.keep()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -100,7 +100,7 @@ def test_a_process_killed_before_the_rename_leaves_the_old_file_and_a_removable_
         """
         import os, signal, sys
         from pathlib import Path
-        from lipbench import files
+        from lipbench.storage import files
         os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         files.write_text(Path(sys.argv[1]), "new")
         """,

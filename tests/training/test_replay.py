@@ -9,8 +9,9 @@ import torch
 from support.recordings import always, taking
 from support.training import STACKABLE, VARIANTS, a_trainer, an_entry, digits, same
 
+from lipbench.networks.net import Meter
 from lipbench.networks.trees import tree_map
-from lipbench.training.replay import Graph, refill
+from lipbench.training.replay import Graph, Replayer, refill
 
 SIZES = (4, 4, 2, 4, 4)  # the third as the last batch of an epoch
 
