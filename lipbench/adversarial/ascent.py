@@ -1,4 +1,4 @@
-"""Projected ascent on a threat model: the engine of attacks and of adversarial training."""
+"""Projected gradient ascent (PGD) in a threat model, for attacks and adversarial training."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Keep a network and the global random state as they are while foreign code uses them."""
+"""Isolation of foreign attack code: the network and the global random state stay as they are."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What attacks climb: losses whose gradients neither vanish nor follow the scale of the logits.
+"""Losses that attacks maximise: margin, log-odds of an error, scale-free, KL divergence.
 
 Each returns one number per sample, to be maximised, works under vmap, and is defined for two
 classes or more. Attacks step along normalised gradients, so only directions matter.

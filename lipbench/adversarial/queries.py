@@ -1,4 +1,4 @@
-"""What an attack asks a model, sample by sample."""
+"""Query counting: what an attack asks a model, sample by sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which wrong class is nearest to an input."""
+"""The nearest wrong classes by a linearised margin (DeepFool)."""
 
 import torch
 from jaxtyping import Float, Int

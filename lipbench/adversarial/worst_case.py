@@ -1,4 +1,4 @@
-"""The inner maximum of adversarial training: a batch moved to where the network does worst.
+"""Inner maximisation of adversarial training: a batch moved to where the network does worst.
 
 Every sample takes every step, whether it is misclassified or not: pure tensor code, which runs
 inside `torch.func.vmap`. The steps are those of the attacks, see `lipbench.adversarial.ascent`.

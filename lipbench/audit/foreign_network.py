@@ -1,4 +1,4 @@
-"""A network that this project did not train: code by its name, weights from a file."""
+"""A network of somebody else: code by its import path, weights from a file."""
 
 import hashlib
 import importlib

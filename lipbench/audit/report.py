@@ -1,4 +1,4 @@
-"""What an audit found, as text for people and as a report for programs."""
+"""The report of an audit, as text for people and as JSON for programs."""
 
 import math
 from collections.abc import Mapping

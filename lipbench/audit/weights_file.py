@@ -1,4 +1,4 @@
-"""The weights in somebody's file, under the names that the network has for them."""
+"""State dictionaries of others: a file's names of weights matched with those of the network."""
 
 import re
 from collections.abc import Mapping

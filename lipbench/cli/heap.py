@@ -1,4 +1,4 @@
-"""Keep memory that was freed, instead of giving it back and asking for it again."""
+"""Heap trimming switched off: memory that was freed is kept, instead of asked for again."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""What is installed: every plugin of a group, the broken ones too."""
+"""The list of installed plugins of a group, the broken ones too."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

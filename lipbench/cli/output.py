@@ -1,4 +1,4 @@
-"""Output whose reader may leave."""
+"""Output through a pipe that may close (SIGPIPE): the command goes on without its reader."""
 
 import os
 from typing import IO, Any

@@ -1,4 +1,4 @@
-"""Where something stands in a configuration file, and what is wrong there."""
+"""Configuration errors: what is wrong, and on which line of the file."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Ranges that settings must keep, and the sentences that say so."""
+"""Validation rules of settings, and the sentences that refuse what breaks them."""
 
 import math
 

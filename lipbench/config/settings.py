@@ -1,4 +1,4 @@
-"""What a configuration says, as values that cannot change."""
+"""Settings of a benchmark, of its selection and evaluation, as values that cannot change."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Turn tables of a configuration file into dataclasses, without guessing what was meant."""
+"""Strict structuring of tables into dataclasses: unknown keys and wrong types are errors."""
 
 import dataclasses
 import types

@@ -1,4 +1,4 @@
-"""Where the data sets lie, and which of them are there."""
+"""The data folder: where data sets lie, which of them are there, and how they are fetched."""
 
 import os
 import sys

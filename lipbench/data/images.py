@@ -1,4 +1,4 @@
-"""Read the data sets that torchvision keeps in MNIST's format, and check every byte."""
+"""Images in MNIST's file format (IDX), read by torchvision with every byte checked."""
 
 import hashlib
 from collections.abc import Callable, Mapping

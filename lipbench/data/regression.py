@@ -1,4 +1,4 @@
-"""Regressions on an interval."""
+"""One-dimensional regression problems: what such data sets share."""
 
 from abc import abstractmethod
 from dataclasses import dataclass

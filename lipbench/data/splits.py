@@ -1,4 +1,4 @@
-"""A data set on a device, split for training."""
+"""Training, pair, validation and test split of a data set on a device."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What attacks do to the networks of a stack, several networks at a time."""
+"""Outcomes of attacks on the networks of a stack, several networks at a time."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a method claims of the network it trained, held against what was measured of it."""
+"""Claimed Lipschitz constants, held against the bounds that were measured."""
 
 from collections.abc import Iterable
 from dataclasses import replace

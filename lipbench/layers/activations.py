@@ -1,4 +1,4 @@
-"""Slope bounds of elementwise activations.
+"""Slope bounds of elementwise activations: the least and the largest difference quotient.
 
 A curve's slopes lie in [lo, hi] on the whole real line. Ends that are irrational are rounded
 outwards by 1e-9. On an interval they lie where the derivative does, of which it is known where it

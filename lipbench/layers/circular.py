@@ -1,4 +1,4 @@
-"""Convolutions that are periodic on the image, with kernels as large as it is.
+"""Circular convolutions by the Fourier transform, with kernels as large as the image.
 
 In the Fourier basis such a convolution is one matrix for each frequency, its symbol. Functions of
 these matrices give another convolution of this kind; its norm is the largest of theirs.

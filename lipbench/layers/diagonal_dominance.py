@@ -1,4 +1,4 @@
-"""Diagonal matrices above Gram matrices, from sums of absolute values.
+"""Diagonal dominance: rescaling of weights by absolute row sums of Gram matrices (AOL, SLL).
 
 A Hermitian matrix with nonnegative diagonal entries that are at least the sums of the absolute
 values beside them is positive semidefinite. So is diag(t) - WᵀW with t_i = Σ_j |WᵀW|_ij·q_j/q_i

@@ -1,4 +1,4 @@
-"""The derivative of an elementwise function, and where it lies between two arguments."""
+"""Derivatives of elementwise functions, and their range on an interval."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

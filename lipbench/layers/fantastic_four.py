@@ -1,4 +1,4 @@
-"""A bound of the norm of a convolution from four matrices that hold its kernel.
+"""The "fantastic four" bound: a convolution's norm from four reshapings of its kernel.
 
 With taps K[u, v] the matrix of a frequency is Σ K[u, v]·exp(-i(u·ω + v·η)). That is the kernel as
 one matrix, whose rows and columns are outputs and inputs, each with no, one or both axes of taps,

@@ -1,4 +1,4 @@
-"""Matrices with orthonormal rows or columns, made of any matrices.
+"""Orthonormalisation of matrices: Björck's iteration and the polar factor.
 
 Source:
     Björck, Bowie, An Iterative Algorithm for Computing the Best Estimate of an Orthogonal Matrix

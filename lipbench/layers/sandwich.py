@@ -1,4 +1,4 @@
-"""Layers with their activation inside, between linear maps that balance each other."""
+"""Sandwich layers: an activation between linear maps that balance each other."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Activations that sort: they permute their inputs, and keep all that passes through them.
+"""GroupSort and MaxMin: activations that sort, and keep all that passes through them.
 
 Source:
     Anil, Lucas, Grosse, Sorting Out Lipschitz Function Approximation (ICML 2019),

@@ -1,4 +1,4 @@
-"""Activations that are learnt: piecewise linear functions with knots in fixed places."""
+"""Learnt linear splines as activations, with knots in fixed places."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Maps from matrices onto matrices with orthonormal columns, or rows where there are fewer of them.
+"""Stiefel manifold: Cayley transform and matrix exponential onto orthonormal columns (or rows).
 
 All are pure tensor code that runs under `torch.func.vmap`, for real and complex matrices, and map
 the conjugate of a matrix to the conjugate of its image: a real kernel stays real if its symbol is

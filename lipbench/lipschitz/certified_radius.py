@@ -1,4 +1,4 @@
-"""Certified robustness from a classifier's outputs and a global Lipschitz constant.
+"""Certified radius and certified accuracy from logits and a global Lipschitz constant.
 
 The gap z_y - z_j changes by at most the constant of that difference times ‖x' - x‖, so no x' closer
 than the smallest quotient of a gap and its constant is classified otherwise. The constant is at

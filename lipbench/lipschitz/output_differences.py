@@ -1,4 +1,4 @@
-"""Certified constants of the differences between outputs, of which margins are made.
+"""Lipschitz constants of margins: certified, of the differences between outputs.
 
 The difference of two outputs of an L-Lipschitz network has the constant 2^(1-1/p)·L at most. What
 proves L mostly proves less for single pairs of outputs, at the cost of a few small products.

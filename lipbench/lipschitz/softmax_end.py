@@ -1,4 +1,4 @@
-"""What stands before a softmax at the end of a network: its bounds say more than layer norms do."""
+"""A softmax at the end of a network: bounds of what stands before it, times its constant."""
 
 from dataclasses import dataclass, replace
 from functools import reduce

@@ -1,4 +1,4 @@
-"""Checks that numbers which must not cross do not, and that proofs still hold."""
+"""Soundness checks: no lower bound above an upper one, and every proof rechecked."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Training by the alternating direction method of multipliers, under a matrix inequality."""
+"""ADMM: training under LipSDP's matrix inequality, by alternating directions."""
 
 import math
 from abc import abstractmethod

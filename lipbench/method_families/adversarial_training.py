@@ -1,4 +1,4 @@
-"""What methods share that train on inputs moved within a ball."""
+"""Adversarial training: what methods share that train on inputs moved within a ball."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

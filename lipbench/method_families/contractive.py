@@ -1,4 +1,4 @@
-"""What methods share whose networks do not expand l2 distances, whatever their parameters are."""
+"""1-Lipschitz networks by construction: what such methods share."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The l2 constant of a network as a product that training follows while its weights move.
+"""Differentiable l2 constant: a product of layer norms that training follows.
 
 Norms of linear steps come from power iteration on the operators themselves, whose vectors are kept
 from step to step; all other steps have the constants that bounds use. Values lie below the product

@@ -1,4 +1,4 @@
-"""What methods share that train margins within a radius which grows from epoch to epoch."""
+"""Margin training: what methods share whose radius grows from epoch to epoch."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

@@ -1,4 +1,4 @@
-"""Logits that have risen as far as a move of the input allows: what margin training works with.
+"""Margins against a Lipschitz constant: logits raised by what a move of the input allows.
 
 A method that trains with them keeps in its state the share of its radius that is due, and how many
 samples of an epoch's batches passed.

@@ -1,4 +1,4 @@
-"""Graphs on samples: to which others each of them is held."""
+"""Neighbour graphs on samples: nearest neighbours, and random edges."""
 
 import torch
 from jaxtyping import Float, Int

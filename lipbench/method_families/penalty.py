@@ -1,4 +1,4 @@
-"""The norm of a network's parameters, as a penalty."""
+"""Parameter norms as a penalty (weight decay)."""
 
 from collections.abc import Mapping
 

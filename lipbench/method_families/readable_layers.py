@@ -1,4 +1,4 @@
-"""Whether a method that works on the layers of a network can read them."""
+"""Requirements of methods on layers: can they be read, and can they be set."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Residual layers in place of those that keep the shape of what they read."""
+"""1-Lipschitz residual layers in place of those that keep their input's shape."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""How outputs move with inputs, sample by sample, as terms of an objective.
+"""Input gradients and Jacobian products, sample by sample, as terms of an objective.
 
 All functions are pure tensor code, so they run inside `torch.func.vmap`, and their values can be
 differentiated in the weights. They see the network in evaluation mode, where no sample feels the

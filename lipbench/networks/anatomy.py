@@ -1,4 +1,4 @@
-"""How large the network of a model on a data set is."""
+"""The size of a network: numbers per sample, products, weights."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Linear combinations that are written with Python's operators in a forward pass."""
+"""Linear combinations that a forward pass writes with Python's operators."""
 
 import math
 from collections.abc import Callable

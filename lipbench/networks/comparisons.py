@@ -1,4 +1,4 @@
-"""Calls that compare values: the larger of two, and sorting along an axis."""
+"""Maximum, minimum and sort in a forward pass, as steps."""
 
 import operator
 from typing import Any

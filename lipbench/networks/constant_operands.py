@@ -1,4 +1,4 @@
-"""Calls that combine a value with tensors which do not depend on the input."""
+"""Calls that combine a value with constants: tensors that do not depend on the input."""
 
 import math
 import operator

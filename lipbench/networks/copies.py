@@ -1,4 +1,4 @@
-"""Calls that give zeros and copies of entries: parts, permutations, paddings, repetitions."""
+"""Indexing, permutation, padding and repetition in a forward pass, as steps."""
 
 import math
 import operator

@@ -1,4 +1,4 @@
-"""Which functions and methods the network walker understands inside a forward pass."""
+"""The functions and methods that are understood inside a forward pass."""
 
 import math
 import operator

@@ -1,4 +1,4 @@
-"""Several networks of one architecture, asked as one."""
+"""A stack of networks of one architecture, asked as one."""
 
 import copy
 from collections.abc import Callable, Sequence

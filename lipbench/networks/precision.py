@@ -1,4 +1,4 @@
-"""How exactly the products of a network are computed."""
+"""Precision of products: full, tf32 or bf16."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The layers of a chain of modules, one after the other, with the shapes between them."""
+"""Sequential modules: their layers one after the other, with the shapes between them."""
 
 from dataclasses import dataclass
 

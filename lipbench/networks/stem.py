@@ -1,4 +1,4 @@
-"""A network cut behind its first dense layer, for whoever moves its inputs step by step."""
+"""A network cut behind its first dense layer, for inputs that move step by step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

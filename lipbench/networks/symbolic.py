@@ -1,4 +1,4 @@
-"""A forward pass as a graph of calls, read while it runs on an example."""
+"""Symbolic execution: a forward pass as a graph of calls, read while it runs on an example."""
 
 import operator
 from collections.abc import Callable, Mapping

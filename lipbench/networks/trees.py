@@ -1,4 +1,4 @@
-"""Nested dictionaries of tensors: stacked along a trial axis, and stored flat."""
+"""Trees of tensors: nested dictionaries, stacked along a trial axis, and stored flat."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

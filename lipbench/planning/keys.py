@@ -1,4 +1,4 @@
-"""Hashes that decide whether a number is still the one that would be computed today."""
+"""Cache keys: hashes of settings and of plugin source, by which a number is found again."""
 
 import ast
 import hashlib

@@ -1,4 +1,4 @@
-"""How many trials of a benchmark are trained together on a device."""
+"""Stack sizes: how many trials of a benchmark are trained together on a device."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""How a cell stands: its state, whether it was interrupted, whether there is work left."""
+"""The state of a cell: done, interrupted, or with work left."""
 
 from dataclasses import dataclass
 from pathlib import Path

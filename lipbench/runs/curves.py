@@ -1,4 +1,4 @@
-"""The functions that regression cells learnt, as one file to draw from."""
+"""Learnt curves: the functions of regression cells, as one CSV file."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What a run's exit code says."""
+"""Exit codes of a run, and its last line."""
 
 from collections.abc import Mapping
 from enum import IntEnum

@@ -1,4 +1,4 @@
-"""Tell a person how far a run is."""
+"""Progress of a run, as a person sees it."""
 
 import sys
 import time

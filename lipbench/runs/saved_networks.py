@@ -1,4 +1,4 @@
-"""The trained networks of a cell, in its folder."""
+"""Checkpoints of a cell, saved in its folder and loaded again."""
 
 import csv
 import io

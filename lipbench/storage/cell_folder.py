@@ -1,4 +1,4 @@
-"""The folder of one cell: what is in it, what state it is in, and who works on it."""
+"""The folder of a cell: its files, its status, and the lock of who works on it."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, whenever the process or the machine dies."""
+"""Atomic writes: files that are whole or absent, whenever the process or the machine dies."""
 
 import itertools
 import json

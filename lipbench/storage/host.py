@@ -1,4 +1,4 @@
-"""The machine that a result comes from, without its name."""
+"""The identity of a machine, without its name."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Outcomes per sample, kept beside the rows so that methods can be compared image by image."""
+"""Outcomes of single samples beside the rows, so that methods can be compared image by image."""
 
 from pathlib import Path
 

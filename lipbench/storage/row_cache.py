@@ -1,4 +1,4 @@
-"""Files of rows, each parsed once as long as it stays the same."""
+"""A cache of files of rows, each parsed once as long as it stays the same."""
 
 import os
 from pathlib import Path

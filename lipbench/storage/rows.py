@@ -1,4 +1,4 @@
-"""One measured number, and the CSV file of many."""
+"""Rows: one measured number each, and the CSV file of many."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Write files while the caller computes."""
+"""Asynchronous atomic writes: files are written while the caller computes."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which of the measured numbers become the columns of a table."""
+"""Columns of a table: which of the measured numbers become one."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence

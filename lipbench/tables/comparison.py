@@ -1,4 +1,4 @@
-"""Which method is better than all others beyond chance."""
+"""Significance of a difference: which method is better than all others beyond chance."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Names for people: of methods, of attacks, and of the parameters that tell rows apart."""
+"""Display names of methods, of attacks, and of the parameters that tell rows apart."""
 
 import json
 from collections.abc import Mapping, Sequence

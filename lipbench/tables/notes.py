@@ -1,4 +1,4 @@
-"""What a table must say in words: about single methods, and about how to read it."""
+"""Footnotes and legends of a table."""
 
 from collections.abc import Sequence
 from math import inf, isfinite

@@ -1,4 +1,4 @@
-"""How far apart the two sides of a Lipschitz constant are."""
+"""Ratios of upper to lower Lipschitz bound, as rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace

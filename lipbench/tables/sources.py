@@ -1,4 +1,4 @@
-"""Where the rows of a table come from: a run, a folder of runs, or a file of rows."""
+"""Sources of a table's rows: a run, a folder of runs, or a file of rows."""
 
 from collections.abc import Mapping
 from contextlib import suppress

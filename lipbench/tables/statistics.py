@@ -1,4 +1,4 @@
-"""Intervals for the difference of two methods that share seeds and images."""
+"""Confidence intervals of the difference of two methods that share seeds and images."""
 
 from collections.abc import Sequence
 from math import inf, sqrt

@@ -1,4 +1,4 @@
-"""Which epoch's network is the one that a run is judged by."""
+"""Model selection: which epoch's checkpoint a run is judged by."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The trials of one stack, what they share, and how far their training is."""
+"""The trials of one stack: their networks, what they share, and how far they are."""
 
 import math
 from collections.abc import Callable

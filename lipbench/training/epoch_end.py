@@ -1,4 +1,4 @@
-"""What is measured of a stack after each epoch, and what follows from it."""
+"""Measurements after each epoch, and what follows: checkpoints, strengths, ends."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""A function of tensors as the list of operations it came to, without the Python around them."""
+"""Traced steps: a function of tensors as the list of its operations, without Python around it."""
 
 from collections import Counter
 from collections.abc import Callable

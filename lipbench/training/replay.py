@@ -1,4 +1,4 @@
-"""A step that is recorded once and replayed from then on, where that is faster."""
+"""Recorded steps: a CUDA graph or a list of operations, replayed where that is faster."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What a step of each training method costs, measured against plain training."""
+"""The cost of a step of each training method, measured against plain training."""
 
 import statistics
 import time

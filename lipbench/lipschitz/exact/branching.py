@@ -1,4 +1,4 @@
-"""The exact Lipschitz constant of a piecewise linear network, by branch and bound.
+"""LipBaB: exact Lipschitz constants of piecewise linear networks by branch and bound.
 
 Regions are dropped only with a proof that they have no interior; all that counts is decided in
 rational numbers, and norms are rounded outwards.

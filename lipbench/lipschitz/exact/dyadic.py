@@ -1,4 +1,4 @@
-"""Exact arithmetic with what float64 can hold: integers times powers of two."""
+"""Dyadic numbers: exact arithmetic with integers times powers of two, as float64 holds them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Matrices that carry their very numbers through products, beside the rounded ones."""
+"""Exact matrix products: matrices that carry rational numbers beside the rounded ones."""
 
 from dataclasses import dataclass, replace
 

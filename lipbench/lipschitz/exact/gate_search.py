@@ -1,4 +1,4 @@
-"""The largest derivatives on a box, by branch and bound over gates and signs.
+"""LipMIP: the largest derivatives on a box, by branch and bound over gates and signs.
 
 Every part of the search is closed by multipliers of its linear program, or by a proof that it has
 no interior. They are what a value proves: the solver's word counts for nothing, and the lower side

@@ -1,4 +1,4 @@
-"""The gates of a piecewise linear network on a box, and how derivatives pass them.
+"""ReLU gates on a box: open, closed or undecided, and derivatives that pass through them.
 
 A neuron s(z) = left·z + (right - left)·relu(z) has a gate, which is open to the right of 0. The
 derivatives of the outputs pass the same gates: a column of the Jacobian forwards, a row of it

@@ -1,4 +1,4 @@
-"""The lower bound that lies in the proof of an upper one: the steepest point of its search."""
+"""The incumbent of an exact search: the lower bound that lies in the proof of an upper one."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""Linear programs whose optimum is bounded by any multipliers, rounding accounted for.
+"""Linear programs, bounded by weak duality from any multipliers, rounding accounted for.
 
 A solver only proposes multipliers. For any of them, of the right signs, an objective c·w is at most
 y·b plus the largest value of (c - A'y)·w in the box of the variables: all that is computed here.

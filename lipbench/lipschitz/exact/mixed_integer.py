@@ -1,4 +1,4 @@
-"""The largest sum of absolute derivatives on a box as a mixed-integer program, relaxed.
+"""Mixed-integer program of the sum of absolute derivatives on a box, and its relaxation.
 
 Gates and signs are its integers. Those that are not decided may be anything between 0 and 1.
 

@@ -1,4 +1,4 @@
-"""Whether a polyhedron has an interior, with a proof in rational numbers either way.
+"""Feasibility of a polyhedron's interior, with a proof in rational numbers either way.
 
 A linear program, which computes in floats, only proposes. An interior is proved by a point in it.
 That there is none is proved by multipliers y ≥ 0, not all 0, with y'A = 0 and y'b ≤ 0: then Ax < b

@@ -1,4 +1,4 @@
-"""Lists of numbers, and points in rational numbers, as the tensors that a proof consists of."""
+"""Proofs as tensors: lists of numbers, and points in rational numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""The largest norm of a matrix whose slopes lie between two ends, from all of its corners.
+"""Vertex enumeration: the largest norm of a matrix over all corners of a box of slopes.
 
 The matrix of a network is affine in the slope of each neuron, and a norm of it is convex in each:
 over a box of slopes the largest norm is that of a corner. No corner is left out, so nothing is

@@ -1,4 +1,4 @@
-"""Inputs at which a network is about to answer otherwise."""
+"""Points near the decision boundary, where a network is about to answer otherwise."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The directions that a network expands most at points, and pairs of points along them."""
+"""Leading singular directions of Jacobians at points, and pairs of points along them."""
 
 import torch
 from jaxtyping import Float

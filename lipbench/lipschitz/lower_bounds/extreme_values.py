@@ -1,4 +1,4 @@
-"""Where a distribution ends, of which only maxima of samples are known."""
+"""Extreme value theory: the end point of a distribution, estimated from maxima of samples."""
 
 import warnings
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The Jacobians of a network at points, as products with vectors and never as matrices."""
+"""Jacobian-vector products of a network at points, and power iteration on them."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The linear pieces of a network in floats, and the way from one to steeper ones beside it.
+"""Linear regions of a network in floats, and the way from one to steeper neighbours.
 
 What is found here is proposed only: whoever needs a proof evaluates the points again.
 """

@@ -1,4 +1,4 @@
-"""Pair ascents that remember their earlier steps: Nesterov's momentum, and Adam.
+"""Pair ascent with momentum: Nesterov's, and Adam.
 
 Pure tensor code, like `lipbench.lipschitz.lower_bounds.pairs`.
 """

@@ -1,4 +1,4 @@
-"""Pairs of inputs turn and move to where a function expands them more."""
+"""Steps of pair ascent: power iteration turns pairs, gradient steps move them."""
 
 from dataclasses import replace
 

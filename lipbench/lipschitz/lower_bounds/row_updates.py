@@ -1,4 +1,4 @@
-"""Rows that move along the rows of a matrix, where some stay: the step of a pair ascent."""
+"""In-place row updates as a torch operation: the step of a pair ascent, where some rows stay."""
 
 import itertools
 from typing import Any

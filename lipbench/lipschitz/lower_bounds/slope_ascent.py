@@ -1,4 +1,4 @@
-"""Points climb to where a network is steep.
+"""Gradient ascent on the norm of the Jacobian: points climb to where a network is steep.
 
 The slope of a piecewise linear network does not change with the input, but at its kinks, so that
 its gradient is 0 and shows no way up. It has one if each derivative s' of a neuron's function is

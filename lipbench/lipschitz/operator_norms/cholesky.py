@@ -1,4 +1,4 @@
-"""Upper bounds of a convolution's l2 norm that are its exact norm up to rounding.
+"""Cholesky proof of a convolution's l2 norm: an upper bound, exact up to rounding.
 
 ‖W‖ ≤ s holds exactly if s²I - WᵀW has no negative eigenvalue, and a Cholesky factorisation decides
 that. Image row after image row the matrix has a band, so that its factors are cheap. Whoever

@@ -1,4 +1,4 @@
-"""The constant of a network, composed from those of its steps."""
+"""Composition of Lipschitz constants: that of a network from those of its steps."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Convolutions as the matrices that their kernels are when they are flattened."""
+"""Kernel matrices: a convolution as the dense layer of its flattened kernel."""
 
 from lipbench.networks.steps import Convolution, Dense, Linear
 

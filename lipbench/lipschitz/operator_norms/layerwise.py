@@ -1,4 +1,4 @@
-"""Bounds that are products, with a norm of their own for linear layers."""
+"""Product bounds with another norm for linear layers."""
 
 from collections.abc import Callable
 from dataclasses import replace

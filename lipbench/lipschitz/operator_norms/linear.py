@@ -1,4 +1,4 @@
-"""Certified operator norms of linear steps, and values that approach them from below.
+"""Operator norms of linear steps: certified upper bounds, and power iteration from below.
 
 Upper bounds are float64 and allow for rounding: a computed singular value or sum of absolute
 values is multiplied by 1 + 1e-12·n, n the longest sum in it, which is thousands of times what

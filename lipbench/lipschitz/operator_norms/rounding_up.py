@@ -1,4 +1,4 @@
-"""Arithmetic of numbers that are not negative, whose results are never below the exact ones."""
+"""Directed rounding: sums and products of non-negative numbers, never below the exact ones."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The l2 norm of a convolution from its symbol on a grid of frequencies.
+"""The Fourier symbol of a convolution: its l2 norm, from a grid of frequencies.
 
 A convolution with period N is block diagonal in the Fourier basis, with one small matrix per
 frequency: its symbol F(w), the sum of K[u] exp(-i u·w) over taps u. A zero-padded convolution is

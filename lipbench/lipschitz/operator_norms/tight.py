@@ -1,4 +1,4 @@
-"""Products of layer norms that are exact up to a tolerance: proposed, proved, and checked again."""
+"""Tight layer norms: their products, proposed, proved, and checked again."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The l2 norm of a convolution on an endless grid, from samples of its symbol.
+"""LipBound: the l2 norm of a convolution on an endless grid, from samples of its symbol.
 
 What may lie between the samples is a factor: a polynomial of degree d in each of D variables, known
 at S points per period and variable, is nowhere larger than (1 - 2d/S)^(-D/2) times its largest

@@ -1,4 +1,4 @@
-"""Numbers that are affine in others, as matrices that know their own rounding."""
+"""Affine maps and matrices that carry a bound of their own rounding."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

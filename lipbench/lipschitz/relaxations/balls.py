@@ -1,4 +1,4 @@
-"""Certified Lipschitz constants around each sample by itself.
+"""Local Lipschitz constants: certified on the ball around each sample.
 
 On a small ball a network is nearly linear: its derivatives hardly move, and what they can be there
 is far less than what they can be anywhere. A margin is certified by the constants of its own

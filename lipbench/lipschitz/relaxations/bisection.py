@@ -1,4 +1,4 @@
-"""Bounds of the derivatives on parts of a box, which is bisected where they are largest.
+"""Bisection of a box: derivatives bounded on its parts, halved where they are largest.
 
 A line between two inputs of a box crosses parts of it, one after the other, and no piece of it
 expands by more than the largest constant of all parts. On a small part a network is nearly linear:

@@ -1,4 +1,4 @@
-"""A network of dense layers, one after the other, with neurons between them."""
+"""Feed-forward chains: dense layers one after the other, and the slopes between them."""
 
 import math
 from dataclasses import dataclass

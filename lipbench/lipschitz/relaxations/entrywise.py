@@ -1,4 +1,4 @@
-"""The norm of a matrix of which only the largest absolute values are known."""
+"""Norms of matrices of which only the largest absolute entries are known."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Where neurons can be while the inputs lie in a box, and what slopes they have there.
+"""Interval bound propagation: where pre-activations lie on a box, and which slopes they have.
 
 Interval arithmetic in float64, rounded outwards. On all of space nothing is known of where a neuron
 is, and its slopes are those that it can have at all.

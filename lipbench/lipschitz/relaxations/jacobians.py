@@ -1,4 +1,4 @@
-"""Norms of all matrices that a network's slopes can make up, by linear relaxation.
+"""Norms of all Jacobians on a domain, by linear relaxation.
 
 Between any two inputs the outputs change by W D W ... D W times the change of the inputs, where
 each D is a diagonal of slopes that neurons have between them. Row by row, from the outputs

@@ -1,4 +1,4 @@
-"""Krivine's certificate that a polynomial on a cube is nowhere larger than a number.
+"""Krivine's certificate: a bound of a polynomial on a cube.
 
 Products of factors 1 + x and 1 - x of different variables are non-negative on the cube. So if
 P + Σ c·product = Q with weights c ≥ 0, then P ≤ Q there, and Q is at most its constant plus the

@@ -1,4 +1,4 @@
-"""Bounds by linear relaxation: of numbers between lines, followed back to where they come from.
+"""Linear relaxation (CROWN): lines around activations, propagated backwards.
 
 A block's numbers t are functions, entry by entry, of p = Σ W t' + c, which reads the start and
 earlier blocks. Where each lies between two lines in p, a weighted sum of them is at most a weighted

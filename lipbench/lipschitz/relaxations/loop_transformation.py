@@ -1,4 +1,4 @@
-"""A network as one matrix around neurons that do not expand distances.
+"""Loop transformation: a network as one matrix around neurons that do not expand distances.
 
 A neuron with slopes in [m - h, m + h] is m·z + h·ψ(z), where ψ changes by no more than z does. With
 the linear share multiplied out, all pre-activations z and outputs y are rows of one matrix G that

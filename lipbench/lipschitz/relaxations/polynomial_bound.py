@@ -1,4 +1,4 @@
-"""Lipschitz constants from Krivine's certificates: proposed, certified, and checked again.
+"""LiPopt: Lipschitz constants from Krivine's certificates, proposed, certified, checked again.
 
 In the norm infinity a constant is the largest sum of absolute derivatives of one output, in the
 norm 1 that of one input. In l2 both are taken, with weights p > 0 for outputs and q > 0 for inputs:

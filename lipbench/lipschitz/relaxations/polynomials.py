@@ -1,4 +1,4 @@
-"""The derivatives of a network as polynomials of the slopes that its neurons can have.
+"""Derivatives of a network as polynomials in the slopes of its neurons.
 
 Along any two inputs, Δy = J·Δx, where J sums the products of weights and slopes along all paths.
 With centred neurons slopes are numbers in [-1, 1], of which a path has one for each neuron on it. A

@@ -1,4 +1,4 @@
-"""What neurons read while the inputs lie in a box, more closely than intervals tell.
+"""Pre-activation bounds (CROWN): where neurons are on a box, closer than intervals tell.
 
 Their slopes there follow, and can follow for parts of the box on which some neurons read numbers of
 one sign.

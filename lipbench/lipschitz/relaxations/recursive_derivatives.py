@@ -1,4 +1,4 @@
-"""Where derivatives lie, each by a recursion of its own through all layers before it.
+"""RecurJac: bounds of derivatives, each by a recursion through all layers before it.
 
 The derivatives of what a block of neurons reads are sums of w·s·Y, with s the slope of an earlier
 neuron and Y the derivative of what it reads. Interval arithmetic bounds each term by itself. Here

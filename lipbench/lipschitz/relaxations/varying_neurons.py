@@ -1,4 +1,4 @@
-"""The product of layer norms, of which only the neurons count that may vary on a domain.
+"""Local product bound: layer norms without the neurons that cannot vary on a domain.
 
 A neuron with slopes of absolute value c at most is √c·ψ(√c·z), where ψ changes by no more than its
 argument. So a network without branches has at most the constant ‖W_{l+1}C_l‖·…·‖C_1W_1‖, where C_k

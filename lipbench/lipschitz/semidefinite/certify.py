@@ -1,4 +1,4 @@
-"""The kernel that turns multipliers, whoever proposed them, into a certified l2 bound.
+"""Certification kernel of LipSDP: any multipliers become a certified l2 bound.
 
 Along any two inputs, Δψ_j² ≤ Δz_j² for every neuron. So if numbers μ_j > 0 and ρ > 0 make
 ρ‖x‖² + Σ μ_j (ψ_j² - z_j²) - ‖y‖² non-negative for all vectors (x, ψ), with z and y the rows of the

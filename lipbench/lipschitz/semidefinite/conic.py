@@ -1,4 +1,4 @@
-"""The constraint of `lipbench.lipschitz.semidefinite.inequality` in the hands of a general solver.
+"""LipSDP's constraint on weights, given to a general conic solver (cvxpy and Clarabel).
 
 It takes the extra `sdp`: cvxpy and Clarabel. Like any solver it only proposes.
 """

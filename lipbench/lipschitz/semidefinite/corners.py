@@ -1,4 +1,4 @@
-"""The largest norm of A·diag(s)·B over all slopes s between two ends.
+"""The largest norm of A·diag(s)·B over a box of slopes s, by search of its corners.
 
 The norm is convex in s, so that it is largest at a corner: each slope at one of its ends. The
 corners are searched neuron by neuron. What all corners below a node have at most is known from

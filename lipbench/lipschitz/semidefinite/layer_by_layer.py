@@ -1,4 +1,4 @@
-"""Multipliers layer by layer: those of each layer are the best for what the next one reads.
+"""ECLipsE: multipliers layer by layer, each layer's the best for what the next one reads.
 
 Multipliers of earlier layers prove that what a layer reads, of inputs no longer than 1, lies in an
 ellipsoid: it is R·v for a ‖v‖ ≤ 1. With W the next layer, and slopes m ± h of the neurons between

@@ -1,4 +1,4 @@
-"""Certified l2 bounds from multipliers: proposed, certified, and checked again."""
+"""LipSDP: certified l2 bounds from multipliers, proposed, certified, and checked again."""
 
 import math
 

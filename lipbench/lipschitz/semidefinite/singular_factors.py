@@ -1,4 +1,4 @@
-"""A chain of layers as a product of factors, each around the neurons between two layers.
+"""SeqLip: a chain of layers as a product of factors, each around the neurons of one layer.
 
 Write each W = L·R, as its singular value decomposition U·S·V' allows: L = U·S^½ and R = S^½·V', for
 the first layer L = U·S and R = V', for the last L = U and R = S·V'. Then
