@@ -98,10 +98,10 @@ def files(folder):
 
 FORKS = """
 import json, os, signal, sys, tempfile, tomllib
-import lipbench.cli.main, lipbench.training.optimiser, lipbench.runs.stack_work
+import lipbench.cli.main, lipbench.training.optimiser, lipbench.runs.stack_training
 
 tomllib.loads = json.loads  # there is no writer of TOML, and JSON says the same
-lipbench.runs.stack_work.SAVE_EVERY = 0
+lipbench.runs.stack_training.SAVE_EVERY = 0
 # A shell starts what it puts into the background with interrupts ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 KINDS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "KILL": signal.SIGKILL}

@@ -1,0 +1,128 @@
+"""The evaluation of a trained stack, cell by cell."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+from lipbench.data.loading import load
+from lipbench.data.splits import Data
+from lipbench.evaluation.attack_outcomes import Attacked, Target
+from lipbench.evaluation.evaluate import Trained, Unfit, Verdict, evaluate, is_measured
+from lipbench.planning.cell import Cell
+from lipbench.planning.device import device_name
+from lipbench.runs.conclusion import Conclusion, ends_the_run, failure
+from lipbench.runs.saved_networks import load_network
+from lipbench.runs.stack import Stack
+from lipbench.storage.cell_folder import UNSOUND, Status
+from lipbench.storage.tensors import Unreadable
+
+
+def evaluate_stack(stack: Stack) -> Iterator[tuple[Cell, Conclusion]]:
+    """Measure what is missing of each trained cell, and yield how that ended, one by one.
+
+    Cells that nobody asks for are left alone, unless they were trained just now.
+
+    Yields:
+        Each cell that was evaluated, with its conclusion, which is still to be written.
+
+    Raises:
+        StorageError: If a file cannot be written; all else becomes a conclusion.
+        SystemExit: If the process is to end.
+    """
+    networks = _Networks(stack)
+    for cell in stack.siblings:
+        status = stack.status(cell)
+        is_wanted = status.state == "running" or cell.key in stack.wanted
+        if not status.checkpoints or not is_wanted:
+            continue
+        if status.state == "done" and _is_complete(stack, cell):
+            stack.report.cell(cell, "done", before=True)
+        else:
+            yield cell, _evaluate(stack, cell, status, networks)
+
+
+def _is_complete(stack: Stack, cell: Cell) -> bool:
+    return all(is_measured(stack.folder(cell), evaluation) for evaluation in cell.evaluations)
+
+
+def _evaluate(stack: Stack, cell: Cell, status: Status, networks: "_Networks") -> Conclusion:
+    """Measure a cell, which runs meanwhile.
+
+    Returns:
+        How that ended.
+
+    Raises:
+        StorageError: If a file cannot be written; all else becomes the conclusion.
+        SystemExit: If the process is to end.
+    """
+    began = time.monotonic()
+    stack.folder(cell).write_status(replace(status, state="running", pid=os.getpid()))
+    try:
+        verdict = _verdict(stack, cell, networks)
+    except Unfit as error:
+        return Conclusion(state=error.state, message=str(error))
+    except (Exception, SystemExit) as error:
+        if ends_the_run(error):
+            raise
+        return failure(error)
+    return _conclusion(verdict, began)
+
+
+def _verdict(stack: Stack, cell: Cell, networks: "_Networks") -> Verdict:
+    data = load(cell.benchmark.dataset, stack.device, stack.dtype)
+    attacked = networks.attacked(data)
+    place = device_name(stack.device)
+    own = networks.of(cell)
+    return evaluate(cell, stack.folder(cell), own, data, attacked, place, stack.env_id, stack.read)
+
+
+def _conclusion(verdict: Verdict, began: float) -> Conclusion:
+    problems, errors = verdict.contradictions, verdict.errors
+    if problems:
+        return Conclusion(state="failed", message="; ".join(problems), flags=(UNSOUND,))
+    if errors:
+        text = "; ".join(map(str, errors))
+        return failure(errors[0] if len(errors) == 1 else ExceptionGroup(text, errors))
+    return Conclusion(state="done", spent=time.monotonic() - began)
+
+
+class _Networks:
+    """The networks of a stack, each read once, and what attacks do to them."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._found: dict[str, list[Trained]] = {}
+        self._attacked: Attacked | None = None
+
+    def of(self, cell: Cell) -> list[Trained]:
+        """Return the checkpoints of a cell.
+
+        Raises:
+            Unreadable: If a file is absent or damaged.
+        """
+        if cell.key not in self._found:
+            folder, status = self._stack.folder(cell), self._stack.status(cell)
+            self._found[cell.key] = [
+                load_network(cell, folder, name, facts, self._stack.device)
+                for name, facts in status.checkpoints.items()
+            ]
+        return self._found[cell.key]
+
+    def attacked(self, data: Data) -> Attacked:
+        """Return what attacks do to all networks of the stack, of which none is asked for yet."""
+        if self._attacked is None:
+            self._attacked = Attacked(self._targets(), data)
+        return self._attacked
+
+    def _targets(self) -> list[Target]:
+        targets = []
+        for cell in self._stack.siblings:
+            # Another cell's damage is that cell's failure.
+            with suppress(Unreadable):
+                targets += [
+                    Target(cell=cell, checkpoint=one.name, module=one.module)
+                    for one in self.of(cell)
+                ]
+        return targets
