@@ -12,7 +12,8 @@ from lipbench.bound import Lipschitz, Side
 from lipbench.data.splits import Data
 from lipbench.evaluation.attack_outcomes import Attacked
 from lipbench.evaluation.claims import CLAIMED, claim_in, claim_of, refutations
-from lipbench.evaluation.measures import CONSTANT_SHARE, Measured, Subject, measure
+from lipbench.evaluation.measurement import Measured, Subject
+from lipbench.evaluation.measures import measure
 from lipbench.fields import key as field_key
 from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
@@ -26,6 +27,8 @@ from lipbench.storage.rows import Read, Row, RowsDamaged, format_rows, read_rows
 from lipbench.storage.tensors import Unreadable, is_whole, packed, read_tensors
 from lipbench.storage.writer import Writer
 
+CONSTANT_SHARE = 0.99
+"""A classifier that gives one answer this often has learnt nothing, whatever its accuracy."""
 _COLLAPSED = "collapsed to one class"
 """Flag of all rows of a network that is not the chosen one, and no classifier any more."""
 

@@ -15,7 +15,8 @@ import torch
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
 from lipbench.evaluation.attack_outcomes import Attacked, Target
-from lipbench.evaluation.measures import Subject, measure
+from lipbench.evaluation.measurement import Subject
+from lipbench.evaluation.measures import measure
 from lipbench.evaluation.selection import selection_score
 from lipbench.networks.net import Net, Skeleton
 from lipbench.networks.network import as_network

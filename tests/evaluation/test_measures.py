@@ -13,7 +13,7 @@ from support.written import Written
 
 import lipbench
 from lipbench.data.splits import split
-from lipbench.evaluation.measures import _input_scale
+from lipbench.evaluation.input_scale import input_scale
 from lipbench.layers.normalise import Normalise
 from lipbench.networks.network import as_network
 from lipbench.storage.rows import read_rows
@@ -285,5 +285,5 @@ def test_a_normalisation_that_a_branch_goes_round_is_no_change_of_units():
     layers = {"normalise": Normalise([0.5], [0.25]), "layer": torch.nn.Linear(3, 3)}
     behind = Written(lambda self, x: self.layer(self.normalise(x)), **layers)
     beside = Written(lambda self, x: self.layer(self.normalise(x)) + x, **layers)
-    scales = [_input_scale(as_network(model, (1, 3))) for model in (behind, beside)]
+    scales = [input_scale(as_network(model, (1, 3))) for model in (behind, beside)]
     assert scales == [0.25, None]
