@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lipbench.adversarial.ascent import Ascent, Objective, ascend, random_start, steepest
 from lipbench.adversarial.losses import lead, scale_free_error_odds
-from lipbench.adversarial.queries import numbers, on_rows
+from lipbench.adversarial.problem import Problem
+from lipbench.adversarial.queries import numbers
 from lipbench.adversarial.rivals import nearest_rivals
 from lipbench.adversary import Attack, Classifier
 from lipbench.norm import Norm
@@ -75,50 +76,46 @@ class PGD(Attack):
         rng: torch.Generator,
     ) -> Float[Tensor, "batch *shape"]:
         """Return the first misclassified point met for each sample, else where an ascent ended."""
+        problem = Problem(model=model, inputs=inputs, labels=labels, threat=threat)
         worst = Ascent(inputs.clone(), torch.full_like(inputs.flatten(1)[:, 0], -torch.inf))
         rivals: Tensor | None = None
         for number, (start, loss) in enumerate(product(range(self.starts), self.losses)):
             left = worst.survivors
             if not len(left):
                 break
-            part = on_rows(model, left), inputs[left], labels[left], threat.only(left)
+            part = problem.only(left)
             if loss == "margin" and rivals is None:
                 # Of those that the losses before have left: it takes as many passes as classes.
-                found = nearest_rivals(*part[:3], threat.norm)
-                rivals = labels.new_zeros(len(labels), found.shape[1])
-                rivals[left] = found
-            first = inputs[left]
+                rivals = _rivals(part, left, len(problem))
+            first = part.inputs
             if start > 0:
-                first = random_start(first, part[3], numbers(part[0], rng, number))
-            climb = _objective(loss, labels[left], rivals, left, start)
-            worst.keep(left, self._climb(*part, first, climb))
+                first = random_start(first, part.threat, numbers(part.model, rng, number))
+            rival = None if rivals is None else rivals[left, start % rivals.shape[1]]
+            worst.keep(left, self._climb(part, first, _objective(loss, part.labels, rival)))
         return worst.points
 
-    def _climb(
-        self,
-        model: Classifier,
-        inputs: Tensor,
-        labels: Tensor,
-        threat: Threat,
-        first: Tensor,
-        objective: Objective,
-    ) -> Ascent:
+    def _climb(self, problem: Problem, first: Tensor, objective: Objective) -> Ascent:
         return ascend(
-            model,
+            problem.model,
             first,
-            inputs,
-            labels,
-            threat,
+            problem.inputs,
+            problem.labels,
+            problem.threat,
             objective,
-            lambda gradient: steepest(gradient, threat.norm),
+            lambda gradient: steepest(gradient, problem.threat.norm),
             [self.rel_step * (1 - step / self.steps) for step in range(self.steps)],
         )
 
 
-def _objective(
-    loss: Loss, labels: Tensor, rivals: Tensor | None, left: Tensor, start: int
-) -> Objective:
-    if loss == "cross_entropy" or rivals is None:
+def _rivals(part: Problem, rows: Tensor, samples: int) -> Tensor:
+    """Return the wrong classes of all `samples`, the nearest first; known for `rows` alone."""
+    found = nearest_rivals(part.model, part.inputs, part.labels, part.threat.norm)
+    rivals = part.labels.new_zeros(samples, found.shape[1])
+    rivals[rows] = found
+    return rivals
+
+
+def _objective(loss: Loss, labels: Tensor, rival: Tensor | None) -> Objective:
+    if loss == "cross_entropy" or rival is None:
         return lambda logits, rows: scale_free_error_odds(logits, labels[rows])
-    rival = rivals[left, start % rivals.shape[1]]
     return lambda logits, rows: lead(logits, labels[rows], rival[rows])

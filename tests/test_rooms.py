@@ -33,7 +33,9 @@ ROOMS = {
         "network steps net network_stack trees stem sequential precision anatomy modes",
     ),
     "data": Room("", "splits loading folder images regression"),
-    "adversarial": Room("networks data", "attack judge ascent losses worst_case queries rivals"),
+    "adversarial": Room(
+        "networks data", "attack judge problem ascent losses worst_case queries rivals"
+    ),
     "lipschitz": Room(
         "networks lipschitz.operator_norms lipschitz.relaxations lipschitz.semidefinite "
         "lipschitz.exact lipschitz.lower_bounds",
