@@ -1,26 +1,23 @@
 """GloRo nets: globally robust training."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from lipbench.method import Scalars, State, Strength, Summary
-from lipbench.method_families import differentiable_constant as followed
+from lipbench.method import Scalars, Strength
 from lipbench.method_families import margins
-from lipbench.method_families.margin_training import MarginTraining
-from lipbench.networks.net import Net
+from lipbench.method_families.margin_training import GlobalMarginTraining
 
 if TYPE_CHECKING:
-    from lipbench.data.splits import Batch, Data
+    from lipbench.data.splits import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class GloRo(MarginTraining):
+class GloRo(GlobalMarginTraining):
     """Punish the odds of a class ⊥ that stands for all others within epsilon of a sample.
 
     With j the predicted class, the logit of ⊥ is the largest z_i + epsilon·K·‖w_i - w_j‖ of all
@@ -51,8 +48,6 @@ class GloRo(MarginTraining):
     lambda_: float = 1.0
     """Weight of ⊥: 1 is plain cross entropy over the classes and ⊥; the authors' larger networks
     have 1.5 and more."""
-    iterations: int = 1
-    """Steps of power iteration per training step; they converge after each epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,32 +62,21 @@ class GloRo(MarginTraining):
         """Return the cost of a step in steps of standard training."""
         return 2.8
 
-    def refuses(self, model: nn.Module, data: "Data") -> str | None:
-        """Return why there are no margins, or no constant to hold them against, or None."""
-        reason = super().refuses(model, data)
-        return reason or followed.why_not(model, data.dataset.input_shape)
+    def radius(self, h: Scalars) -> Float[Tensor, ""]:
+        """Return epsilon."""
+        return h["epsilon"]
 
-    def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
-        """Return converged power vectors, the share of epsilon that is due, and empty counts."""
-        return {**followed.start(net.steps, rng), **self.due(net.layers[-1].weight)}
-
-    def loss(
-        self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
-    ) -> tuple[Float[Tensor, ""], State]:
-        """Return the objective, and the state with the vectors moved on."""
-        outputs, buffers = net.train(batch.inputs)
-        network = replace(net, buffers=buffers).steps
-        gaps, vectors = followed.gaps(network, state, self.iterations)
+    def objective(
+        self,
+        outputs: Float[Tensor, "batch classes"],
+        batch: "Batch",
+        gaps: Float[Tensor, "classes classes"],
+        radius: Float[Tensor, ""],
+        h: Scalars,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]:
+        """Return cross entropy with the odds of ⊥, and the rises against the predicted class."""
         predicted = outputs.argmax(dim=1)
-        rises = h["epsilon"] * state["share"] * margins.of_rows(gaps, predicted)
+        rises = radius * margins.of_rows(gaps, predicted)
         bottom = margins.bottom(outputs, predicted, rises)
         odds = F.softplus(bottom - outputs.logsumexp(dim=1))
-        value = batch.loss(outputs) + h["lambda_"] * odds.mean()
-        # A sample that is wrong is not safe, whatever rises.
-        certified = margins.safe(outputs.detach(), batch.targets, rises.detach())
-        counts = margins.counted(state, certified)
-        return value, {**state, **vectors, **counts, "buffers": buffers}
-
-    def end_epoch(self, net: Net, summary: Summary, state: State, h: Scalars) -> State:
-        """Return the state with converged vectors, and the share of epsilon in the next epoch."""
-        return super().end_epoch(net, summary, state, h) | followed.converged(net.steps, state)
+        return batch.loss(outputs) + h["lambda_"] * odds.mean(), rises

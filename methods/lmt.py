@@ -1,25 +1,23 @@
 """LMT: Lipschitz-margin training."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from lipbench.method import Scalars, State, Strength, Summary
-from lipbench.method_families import differentiable_constant as followed
+from lipbench.method import Scalars, Strength
 from lipbench.method_families import margins
-from lipbench.method_families.margin_training import MarginTraining
-from lipbench.networks.net import Net
+from lipbench.method_families.margin_training import GlobalMarginTraining
 
 if TYPE_CHECKING:
-    from lipbench.data.splits import Batch, Data
+    from lipbench.data.splits import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMT(MarginTraining):
+class LMT(GlobalMarginTraining):
     """Take cross entropy where all wrong logits have risen as far as a move of length c allows.
 
     With `form` "rows" the logit j ≠ y rises by c·K·‖w_j - w_y‖: w are the rows of the last layer
@@ -55,8 +53,6 @@ class LMT(MarginTraining):
     of 160 epochs for SVHN."""
     first: float = 0.001
     """Share of c in the first epoch, if it grows."""
-    iterations: int = 1
-    """Steps of power iteration per training step; they converge after each epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,33 +64,29 @@ class LMT(MarginTraining):
         """Return the cost of a step in steps of standard training."""
         return 2.4
 
-    def refuses(self, model: nn.Module, data: "Data") -> str | None:
-        """Return why there are no margins, or no constant to hold them against, or None."""
-        reason = super().refuses(model, data)
-        return reason or followed.why_not(model, data.dataset.input_shape)
+    @property
+    def by_rows(self) -> bool:
+        """Return whether the rows of the last layer bound the gap of two logits."""
+        return self.form == "rows"
 
-    def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
-        """Return converged power vectors, the share of c that is due, and empty counts."""
-        return {**followed.start(net.steps, rng), **self.due(net.layers[-1].weight)}
+    def radius(self, h: Scalars) -> Float[Tensor, ""]:
+        """Return c."""
+        return h["c"]
 
-    def loss(
-        self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
-    ) -> tuple[Float[Tensor, ""], State]:
-        """Return the cross entropy of the logits that have risen, and the vectors moved on."""
-        outputs, buffers = net.train(batch.inputs)
-        network = replace(net, buffers=buffers).steps
-        by_rows = self.form == "rows"
-        gaps, vectors = followed.gaps(network, state, self.iterations, by_rows=by_rows)
-        rises = h["c"] * state["share"] * margins.of_rows(gaps, batch.targets)
-        certified = margins.safe(outputs.detach(), batch.targets, rises.detach())
+    def objective(
+        self,
+        outputs: Float[Tensor, "batch classes"],
+        batch: "Batch",
+        gaps: Float[Tensor, "classes classes"],
+        radius: Float[Tensor, ""],
+        h: Scalars,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]:
+        """Return the cross entropy of the logits that have risen, and by how much they can."""
+        rises = radius * margins.of_rows(gaps, batch.targets)
+        taken = rises
         if self.limited:
-            rises = _limit(outputs.detach(), batch.targets, rises.detach()) * rises
-        counts = margins.counted(state, certified)
-        return batch.loss(outputs + rises), {**state, **vectors, **counts, "buffers": buffers}
-
-    def end_epoch(self, net: Net, summary: Summary, state: State, h: Scalars) -> State:
-        """Return the state with converged vectors, and the share of c in the next epoch."""
-        return super().end_epoch(net, summary, state, h) | followed.converged(net.steps, state)
+            taken = _limit(outputs.detach(), batch.targets, rises.detach()) * rises
+        return batch.loss(outputs + taken), rises
 
 
 def _limit(
