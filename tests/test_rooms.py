@@ -49,7 +49,8 @@ ROOMS = {
     "lipschitz.relaxations": Room(
         "networks layers",
         "neuron_blocks loop_transformation intervals affine rounding chain entrywise balls "
-        "bisection jacobians jacobian_cases recursive_derivatives polynomial_bound varying_neurons",
+        "bisection jacobians jacobian_cases recursive_derivatives polynomial_bound varying_neurons "
+        "decisions",
     ),
     "lipschitz.semidefinite": Room(
         "networks lipschitz.relaxations lipschitz.operator_norms",

@@ -17,9 +17,9 @@ from fractions import Fraction
 from itertools import count
 
 from lipbench.bound import EXACT_WITHIN
-from lipbench.lipschitz.exact.decisions import Decision
 from lipbench.lipschitz.exact.polyhedra import Empty, Interior
 from lipbench.lipschitz.exact.regions import Region, Regions
+from lipbench.lipschitz.relaxations.decisions import Decision
 
 SAME = EXACT_WITHIN / 2
 """Relative distance of the two sides at which a value counts as exact."""

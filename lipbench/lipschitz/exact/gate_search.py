@@ -21,13 +21,13 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.exact.branching import SAME
-from lipbench.lipschitz.exact.decisions import Decision, cover
 from lipbench.lipschitz.exact.gates import Gates
 from lipbench.lipschitz.exact.mixed_integer import Mixed
 from lipbench.lipschitz.exact.polyhedra import Empty, Interior
 from lipbench.lipschitz.exact.proof_tensors import joined, packed, split, unpacked
 from lipbench.lipschitz.exact.regions import Region, Regions
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points
+from lipbench.lipschitz.relaxations.decisions import Decision, cover
 from lipbench.lipschitz.relaxations.entrywise import boxed_norm
 from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
 from lipbench.networks.network import Network

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lipbench.lipschitz.exact.decisions import Decision
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
+from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.intervals import Interval, combined
 from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
 from lipbench.lipschitz.relaxations.rounding import UNIT

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lipbench.lipschitz.exact.decisions import Decision
 from lipbench.lipschitz.exact.gates import Gates, columns, joined, transposed
 from lipbench.lipschitz.exact.linear_programs import Program
 from lipbench.lipschitz.relaxations.affine import Matrix
+from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.intervals import Interval
 from lipbench.lipschitz.relaxations.rounding import UNIT
 

@@ -23,10 +23,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lipbench.lipschitz.exact.branching import SAME, Explored
-from lipbench.lipschitz.exact.decisions import Decision
 from lipbench.lipschitz.exact.polyhedra import Empty, Inequality, Interior, holds
 from lipbench.lipschitz.exact.regions import Region, Regions
 from lipbench.lipschitz.exact.vertices import Corners, all_corners_fit
+from lipbench.lipschitz.relaxations.decisions import Decision
 
 Point = tuple[Fraction, ...]
 _SAMPLES = 50_000

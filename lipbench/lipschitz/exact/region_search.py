@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.exact.branching import SAME, Explored, covered, explore
-from lipbench.lipschitz.exact.decisions import Decision
 from lipbench.lipschitz.exact.exact_matrix import Carried
 from lipbench.lipschitz.exact.patterns import explore_patterns, fits, proved
 from lipbench.lipschitz.exact.polyhedra import Empty
@@ -19,6 +18,7 @@ from lipbench.lipschitz.exact.proof_tensors import joined, packed, split, unpack
 from lipbench.lipschitz.exact.regions import Regions
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded
 from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
+from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Scale, Sum

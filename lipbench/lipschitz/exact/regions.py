@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipbench.lipschitz.exact.decisions import Decision
 from lipbench.lipschitz.exact.dyadic import Dyadic
 from lipbench.lipschitz.exact.exact_matrix import plain, very
 from lipbench.lipschitz.exact.polyhedra import (
@@ -27,6 +26,7 @@ from lipbench.lipschitz.exact.polyhedra import (
 )
 from lipbench.lipschitz.exact.vertices import corners_fit, largest_norm
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
+from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.loop_transformation import Centred, centre
 from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
 from lipbench.lipschitz.semidefinite.certify import certify

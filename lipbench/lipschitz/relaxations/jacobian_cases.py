@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lipbench.bound import Lipschitz
-from lipbench.lipschitz.relaxations.jacobians import Case, Decision, Jacobians
+from lipbench.lipschitz.relaxations.decisions import Decision, cover
+from lipbench.lipschitz.relaxations.jacobians import Case, Jacobians
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -94,19 +95,9 @@ def _make_up_all(cases: Sequence[Case], jacobians: Jacobians) -> bool:
     if sorted(paths) != [case.start for case in jacobians.whole]:
         return False
     decidable = set(jacobians.is_decidable.nonzero().flatten().tolist())
-    left = [(own, 0) for own in paths.values()]
-    while left:
-        group, depth = left.pop()
-        if len(group) == 1 and len(group[0]) == depth:
-            continue
-        if any(len(path) == depth for path in group):
-            return False
-        sides = {(path[depth]) for path in group}
-        neuron = group[0][depth][0]
-        if neuron not in decidable or sides != {(neuron, False), (neuron, True)}:
-            return False
-        left += [([path for path in group if path[depth] == side], depth + 1) for side in sides]
-    return True
+    if not {neuron for case in cases for neuron, _ in case.path} <= decidable:
+        return False
+    return all(cover(own, len(jacobians.is_decidable)) for own in paths.values())
 
 
 def _packed(cases: Sequence[Case]) -> Tensor:

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
+from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.intervals import Interval, derivatives
 from lipbench.lipschitz.relaxations.linear_relaxation import Lines, Relaxation, above, below
 from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, widths
@@ -35,15 +36,13 @@ _TOGETHER = 32
 _OVERHEAD = 200
 """How many products of numbers take as long as all else that is done with a weight."""
 
-Decision = tuple[int, bool]
-"""A neuron, and whether it is right of 0."""
-
 
 class Case(NamedTuple):
     """A row or a column of all matrices for which some neurons are on known sides."""
 
     start: int
     path: tuple[Decision, ...] = ()
+    """Neurons, and whether they are right of 0."""
 
 
 class Bounds(NamedTuple):

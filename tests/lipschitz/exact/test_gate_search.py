@@ -26,7 +26,6 @@ from support.nets import (
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.lipschitz.exact.decisions import cover
 from lipbench.lipschitz.exact.gates import Gates
 from lipbench.lipschitz.exact.mixed_integer import Mixed
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
@@ -407,26 +406,6 @@ def exact():
 def test_a_proof_that_is_spoilt_is_found_out(how, exact):
     network, value = exact
     assert recheck(network, SPOILT[how](value)), how
-
-
-@pytest.mark.parametrize(
-    ("paths", "whole"),
-    [
-        ([()], True),
-        ([((2, True),), ((2, False),)], True),
-        ([((2, True), (0, True)), ((2, True), (0, False)), ((2, False),)], True),
-        ([], False),
-        ([(), ()], False),
-        ([((2, True),)], False),
-        ([((2, True),), ((2, True),), ((2, False),)], False),
-        ([((2, True),), ((2, False),), ()], False),
-        ([((2, True),), ((1, False),)], False),
-        ([((3, True),), ((3, False),)], False),
-        ([((-1, True),), ((-1, False),)], False),
-    ],
-)
-def test_parts_are_all_there_if_each_question_has_both_answers(paths, whole):
-    assert cover(paths, 3) is whole
 
 
 def test_a_region_that_is_not_empty_is_not_called_so():
