@@ -57,7 +57,7 @@ def explore(regions: Regions, nodes: int, starts: Iterable[tuple[Fraction, ...]]
     search = _Search(regions)
     for point in starts:
         search.visit(point)
-    search.consider(regions.whole(), math.inf)
+    search.consider(regions.root(), math.inf)
     for _ in range(nodes):
         if not search.queue or search.upper <= search.lower * (1 + SAME / 2):
             break
@@ -85,7 +85,7 @@ def covered(
     """
     proofs = dict(empty)
     leaves = {*closed, *proofs}
-    left: list[tuple[Region, ...]] = [(regions.whole(),)]
+    left: list[tuple[Region, ...]] = [(regions.root(),)]
     while left:
         *around, region = left.pop()
         if region.path in leaves:
@@ -124,7 +124,7 @@ class _Search:
 
     def visit(self, point: tuple[Fraction, ...]) -> None:
         """Raise the lower bound to the slope at a point, if that is larger."""
-        region = self.regions.around(point)
+        region = self.regions.region_at(point)
         if region is not None:
             self._raise(self.regions.least(region), point)
 

@@ -95,7 +95,7 @@ def switching_problem(network: Network, value: Lipschitz) -> str:
     if not all(part.proved(gates, regions) <= value.value * _SLACK for part in parts):
         return "its parts do not prove that no sum is larger"
     if regions is not None and value.side == "exact" and value.value > 0:
-        region = regions.around(joined(value.proof["point"]))
+        region = regions.region_at(joined(value.proof["point"]))
         if region is None or regions.least(region) * (1 + 2 * SAME) < value.value:
             return "the slope at its point is smaller"
     return ""
@@ -125,7 +125,11 @@ class _Part:
         mixed = self.mixed(gates)
         if self.empty is not None:
             assert regions is not None
-            region = None if len(mixed.undecided) else regions.along(mixed.sides(None).tolist())
+            region = (
+                None
+                if len(mixed.undecided)
+                else regions.region_of_sides(mixed.sides(None).tolist())
+            )
             if region is not None and regions.excludes(region, self.empty):
                 return 0.0
         return mixed.program().bound(self.duals) if len(self.duals) else mixed.bounds.total
@@ -183,7 +187,7 @@ class _Search:
         """Return whether a region has the same norm, and its point can be stored."""
         if self.regions is None or self.upper > self.lower * (1 + SAME):
             return False
-        return self.upper == 0 or self.regions.around(joined(split(self.point))) is not None
+        return self.upper == 0 or self.regions.region_at(joined(split(self.point))) is not None
 
     def proof(self) -> dict[str, Tensor]:
         """Return all parts, which cover the box."""
@@ -268,7 +272,7 @@ class _Search:
             return None
         key = tuple(sides.tolist())
         if key not in self._seen:
-            self._seen[key] = self.regions.settled(self.regions.along(key))
+            self._seen[key] = self.regions.with_proof(self.regions.region_of_sides(key))
         region = self._seen[key]
         if (
             isinstance(region.proof, Interior)

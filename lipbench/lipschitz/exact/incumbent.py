@@ -55,7 +55,7 @@ def _in_region(
         regions = Regions(unroll(network), value.norm, value.domain)
     except Refused:
         return None
-    region = regions.around(exact)
+    region = regions.region_at(exact)
     if region is None:
         return None
     _, directions = operator_norms(regions.matrix(region).unsqueeze(0), value.norm)

@@ -85,7 +85,7 @@ def proved(
             return False
         start = max(start for start in regions.starts if start <= path[-1][0])
         cuts[path[:start]].append((path[start:], proof))
-    left = [regions.whole()]
+    left = [regions.root()]
     while left:
         choice = _Choice(regions, left.pop())
         for signs, proof in cuts.get(choice.region.path, ()):
@@ -162,14 +162,14 @@ class _Choice:
         """Return the inputs with these signs."""
         signs = self.signs(code)
         inequalities = self.inequalities(signs)
-        return self.regions.beyond(self.region, dict(signs), inequalities, proof)
+        return self.regions.part_with_signs(self.region, dict(signs), inequalities, proof)
 
     def excludes(self, signs: Sequence[Decision], proof: Empty) -> bool:
         """Return whether a proof shows that no inputs of the region have these signs."""
         own = {neuron for neuron, _ in signs}
         if len(own) < len(signs) or not own <= set(self.neurons):
             return False
-        return self.regions.contradict(self.inequalities(signs), proof)
+        return self.regions.cannot_all_hold(self.inequalities(signs), proof)
 
     def at(self, points: Float[Tensor, "points inputs"]) -> Int[Tensor, " points"]:
         """Return the choice at each point, where rounding decides right."""
@@ -224,13 +224,13 @@ class _Search:
 
     def visit(self, point: Point) -> None:
         """Raise the lower bound to the slope at a point, if that is larger."""
-        region = self.regions.around(point)
+        region = self.regions.region_at(point)
         if region is not None:
             self._raise(self.regions.least(region), point)
 
     def run(self) -> None:
         """Search until nothing is left that is larger than what was found."""
-        whole = self.regions.whole()
+        whole = self.regions.root()
         root = _Choice(self.regions, whole)
         count = min(_SAMPLES, _NUMBERS // self.regions.network.inputs)
         points = self.regions.sampled(count, _SCALE, torch.Generator().manual_seed(0))

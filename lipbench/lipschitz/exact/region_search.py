@@ -71,7 +71,7 @@ def enumerated_bound(
     is_exact = found.is_exact
     if is_exact and found.upper > 0:
         # What is stored of the point must do.
-        region = regions.around(joined(point))
+        region = regions.region_at(joined(point))
         is_exact = region is not None
     return Lipschitz(
         value=found.upper,
@@ -94,7 +94,7 @@ def enumerated_problem(network: Network, value: Lipschitz) -> str:
     if not (covered(regions, limit, closed, empty) if closed else proved(regions, limit, empty)):
         return "its regions do not prove that no slope is larger"
     if value.side == "exact" and value.value > 0:
-        region = regions.around(joined(proof["point"]))
+        region = regions.region_at(joined(proof["point"]))
         if region is None or regions.least(region) * (1 + 2 * SAME) < value.value:
             return "the slope at its point is smaller"
     return ""
@@ -137,7 +137,7 @@ def _climbed(
 def _raised(found: Explored, regions: Regions, points: Tensor) -> Explored:
     """Return what a search found with a steeper point, if one of these is."""
     for point in _exactly(points):
-        region = regions.around(point)
+        region = regions.region_at(point)
         if region is not None and regions.least(region) > found.lower:
             found = replace(found, lower=regions.least(region), point=point)
     return found

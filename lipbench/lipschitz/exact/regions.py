@@ -36,6 +36,8 @@ from lipbench.refused import Refused
 from lipbench.threat import Box
 
 Proof = Interior | Empty | None
+_Reads = tuple[dict[int, Dyadic], Dyadic]
+"""Matrices by source, and a column that is added."""
 _SLACK = 1e-14
 """Share of a norm, for each row or column, that entries rounded once and its own rounding are off.
 
@@ -87,20 +89,20 @@ class Regions:
         self._output = _exact(network.output, "the output")
         self.network = network = plain(network)
         self._influence = _influence(centre(network))
-        self._box = () if domain is None else tuple(_faces(network.inputs, domain))
+        self._box = () if domain is None else tuple(_box_faces(network.inputs, domain))
 
-    def whole(self) -> Region:
-        """Return the domain."""
+    def root(self) -> Region:
+        """Return the domain, in which nothing is decided."""
         size = self.network.inputs
         first = Dyadic.of(torch.eye(size, size + 1, dtype=torch.float64))
-        return self._settled((), self._box, (first,), interior(self._box, size, self._box))
+        return self._region((), self._box, (first,), interior(self._box, size, self._box))
 
     def children(self, region: Region) -> Iterator[Region]:
         """Yield the two halves of a region, split by the neuron that is likely to matter most.
 
         A neuron that does not depend on the input splits nothing: any side of it will do.
         """
-        neuron = self._next(region)
+        neuron = self._next_neuron(region)
         for right, face in self._faces(region, neuron):
             proof = region.proof
             if face is not None and not (
@@ -112,28 +114,67 @@ class Regions:
 
     def halves(self, region: Region) -> Iterator[Region]:
         """Yield what `children` does, without proofs about their interiors."""
-        neuron = self._next(region)
+        neuron = self._next_neuron(region)
         for right, face in self._faces(region, neuron):
             yield self._child(region, (neuron, right), face, None)
 
-    def excludes(self, region: Region, proof: Empty) -> bool:
-        """Return whether a proof shows that a region has no interior."""
-        return self.contradict(region.inequalities, proof)
+    def region_at(self, point: Sequence[Fraction]) -> Region | None:
+        """Return the decided region that holds a point, None if the point is on a face of it."""
+        region = self.root()
+        if not holds(region.inequalities, point):
+            return None
+        while not region.is_leaf:
+            neuron = self._next_neuron(region)
+            sides = [
+                (right, face)
+                for right, face in self._faces(region, neuron)
+                if face is None or holds([face], point)
+            ]
+            if not sides:
+                return None
+            region = self._child(region, (neuron, sides[0][0]), sides[0][1], None)
+        return region
 
-    def contradict(self, inequalities: Sequence[Inequality], proof: Empty) -> bool:
-        """Return whether a proof shows that inequalities cannot all hold in the domain."""
-        if not all(0 <= number < len(inequalities) for number in proof.support):
-            return False
-        if len(proof.weights) != len(proof.support) or not all(map(math.isfinite, proof.weights)):
-            return False
-        faces = [inequalities[number] for number in proof.support]
-        return excludes(faces, proof.weights, self._box)
+    def region_of_sides(self, sides: Sequence[bool]) -> Region:
+        """Return the decided region whose neurons are on these sides.
 
-    def has_sharp_bound(self, region: Region) -> bool:
-        """Return whether there is a better bound of a region than the first one."""
-        if region.is_leaf:
-            return False
-        return self.norm == 2.0 or corners_fit(self.network, self._undecided(region))
+        Args:
+            sides: Whether each neuron is right of 0; of one that splits nothing it does not matter.
+        """
+        region = self.root()
+        while not region.is_leaf:
+            neuron = self._next_neuron(region)
+            halves = {half.path[-1]: half for half in self.halves(region)}
+            region = halves.get((neuron, sides[neuron])) or halves[neuron, True]
+        return region
+
+    def part_with_signs(
+        self,
+        region: Region,
+        signs: Mapping[int, bool],
+        inequalities: tuple[Inequality, ...],
+        proof: Proof,
+    ) -> Region:
+        """Return the part of a region where the neurons of the next block have these signs.
+
+        Args:
+            region: The region.
+            signs: Whether a neuron is right of 0; for those left out it does not matter.
+            inequalities: What holds there.
+            proof: That it has an interior, if that is known.
+        """
+        start, end = self.starts[len(region.known) - 1 : len(region.known) + 1]
+        sides = ((neuron, signs.get(neuron, True)) for neuron in range(start, end))
+        return self._block_decided(region, (*region.path, *sides), inequalities, proof)
+
+    def faces_ahead(self, region: Region) -> list[tuple[Inequality, Inequality] | None]:
+        """Return where each neuron of the next block is left of 0, and where right of it.
+
+        None stands for a neuron that does not depend on the input.
+        """
+        assert region.ahead is not None
+        rows = [Inequality(row) if any(row[:-1]) else None for row in region.ahead.numerators]
+        return [None if face is None else (face, face.reverse) for face in rows]
 
     def bound(self, region: Region, sharp: bool = False) -> float:
         """Return an upper bound of the constant on a region, rounding accounted for.
@@ -155,6 +196,12 @@ class Regions:
                 return certify(centred, found.multipliers, found.square)[0]
         return min(centred.reach(self.norm)[-1], centred.entrywise(self.norm))
 
+    def has_sharp_bound(self, region: Region) -> bool:
+        """Return whether there is a better bound of a region than the first one."""
+        if region.is_leaf:
+            return False
+        return self.norm == 2.0 or corners_fit(self.network, self._undecided(region))
+
     def least(self, region: Region) -> float:
         """Return the norm of the matrix of a decided region, rounded down."""
         matrix = self.matrix(region)
@@ -162,42 +209,23 @@ class Regions:
 
     def matrix(self, region: Region) -> Tensor:
         """Return the matrix of a decided region, its entries rounded once."""
-        whole = self._affine(self._output, region.known)
-        unit = 1 << whole.exponent
-        rows = [[float(Fraction(int(x), unit)) for x in row[:-1]] for row in whole.numerators]
+        output = self._affine(self._output, region.known)
+        unit = 1 << output.exponent
+        rows = [[float(Fraction(int(x), unit)) for x in row[:-1]] for row in output.numerators]
         return torch.tensor(rows, dtype=torch.float64)
 
-    def around(self, point: Sequence[Fraction]) -> Region | None:
-        """Return the decided region that holds a point, None if the point is on a face of it."""
-        region = self.whole()
-        if not holds(region.inequalities, point):
-            return None
-        while not region.is_leaf:
-            neuron = self._next(region)
-            sides = [
-                (right, face)
-                for right, face in self._faces(region, neuron)
-                if face is None or holds([face], point)
-            ]
-            if not sides:
-                return None
-            region = self._child(region, (neuron, sides[0][0]), sides[0][1], None)
-        return region
+    def slopes(self, region: Region) -> list[tuple[Tensor, Tensor]]:
+        """Return the least and the largest slope of each block's neurons in a region."""
+        blocks = self.network.blocks
+        sides = [block.sides or (block.lo, block.hi) for block in blocks]
+        lo, hi = (torch.cat([getattr(block, end) for block in blocks]) for end in ("lo", "hi"))
+        left, right = (torch.cat([pair[place] for pair in sides]) for place in (0, 1))
+        for neuron, side in region.path:
+            lo[neuron] = hi[neuron] = (right if side else left)[neuron]
+        sizes = [len(block) for block in self.network.blocks]
+        return list(zip(lo.split(sizes), hi.split(sizes), strict=True))
 
-    def along(self, sides: Sequence[bool]) -> Region:
-        """Return the decided region whose neurons are on these sides.
-
-        Args:
-            sides: Whether each neuron is right of 0; of one that splits nothing it does not matter.
-        """
-        region = self.whole()
-        while not region.is_leaf:
-            neuron = self._next(region)
-            halves = {half.path[-1]: half for half in self.halves(region)}
-            region = halves.get((neuron, sides[neuron])) or halves[neuron, True]
-        return region
-
-    def settled(self, region: Region) -> Region:
+    def with_proof(self, region: Region) -> Region:
         """Return the region with a proof that it has an interior, or none, if one is found."""
         return replace(region, proof=self.interior(region.inequalities))
 
@@ -210,33 +238,18 @@ class Regions:
         """
         return interior(inequalities, self.network.inputs, self._box, anywhere=anywhere)
 
-    def faces_ahead(self, region: Region) -> list[tuple[Inequality, Inequality] | None]:
-        """Return where each neuron of the next block is left of 0, and where right of it.
+    def excludes(self, region: Region, proof: Empty) -> bool:
+        """Return whether a proof shows that a region has no interior."""
+        return self.cannot_all_hold(region.inequalities, proof)
 
-        None stands for a neuron that does not depend on the input.
-        """
-        assert region.ahead is not None
-        rows = [Inequality(row) if any(row[:-1]) else None for row in region.ahead.numerators]
-        return [None if face is None else (face, face.reverse) for face in rows]
-
-    def beyond(
-        self,
-        region: Region,
-        signs: Mapping[int, bool],
-        inequalities: tuple[Inequality, ...],
-        proof: Proof,
-    ) -> Region:
-        """Return the part of a region where the neurons of the next block have these signs.
-
-        Args:
-            region: The region.
-            signs: Whether a neuron is right of 0; for those left out it does not matter.
-            inequalities: What holds there.
-            proof: That it has an interior, if that is known.
-        """
-        start, end = self.starts[len(region.known) - 1 : len(region.known) + 1]
-        sides = ((neuron, signs.get(neuron, True)) for neuron in range(start, end))
-        return self._beyond(region, (*region.path, *sides), inequalities, proof)
+    def cannot_all_hold(self, inequalities: Sequence[Inequality], proof: Empty) -> bool:
+        """Return whether a proof shows that inequalities cannot all hold in the domain."""
+        if not all(0 <= number < len(inequalities) for number in proof.support):
+            return False
+        if len(proof.weights) != len(proof.support) or not all(map(math.isfinite, proof.weights)):
+            return False
+        faces = [inequalities[number] for number in proof.support]
+        return excludes(faces, proof.weights, self._box)
 
     def sampled(self, number: int, scale: float, rng: torch.Generator) -> Tensor:
         """Return random points of the domain, normal ones times `scale` where it has no ends."""
@@ -246,7 +259,7 @@ class Regions:
         low, high = self._domain
         return low + (high - low) * torch.rand(size, generator=rng, dtype=torch.float64)
 
-    def _next(self, region: Region) -> int:
+    def _next_neuron(self, region: Region) -> int:
         """Return the undecided neuron of the next block with the longest gradient."""
         assert region.ahead is not None
         gradients = region.ahead.numerators[:, :-1]
@@ -262,6 +275,10 @@ class Regions:
         return max(left, key=matters)
 
     def _faces(self, region: Region, neuron: int) -> Iterator[tuple[bool, Inequality | None]]:
+        """Yield the sides of a neuron of the next block, and what holds on each of them.
+
+        A neuron that does not depend on the input has one side only, which asks for nothing (None).
+        """
         assert region.ahead is not None
         row = region.ahead.numerators[neuron - self.starts[len(region.known) - 1]]
         if any(row[:-1]):
@@ -274,13 +291,14 @@ class Regions:
     def _child(
         self, region: Region, decision: Decision, face: Inequality | None, proof: Proof
     ) -> Region:
+        """Return the part of a region with one more neuron decided."""
         path = (*region.path, decision)
         faces = region.inequalities if face is None else (*region.inequalities, face)
         if len(path) < self.starts[len(region.known)]:
             return replace(region, path=path, inequalities=faces, proof=proof)
-        return self._beyond(region, path, faces, proof)
+        return self._block_decided(region, path, faces, proof)
 
-    def _beyond(
+    def _block_decided(
         self,
         region: Region,
         path: tuple[Decision, ...],
@@ -296,21 +314,23 @@ class Regions:
             right = sides[start + place] if any(row[:-1]) else row[-1] > 0
             slopes.append(self._sides[number][right].entry(place))
         neurons = region.ahead.scaled(Dyadic.column(slopes))
-        return self._settled(path, faces, (*region.known, neurons), proof)
+        return self._region(path, faces, (*region.known, neurons), proof)
 
-    def _settled(
+    def _region(
         self,
         path: tuple[Decision, ...],
         inequalities: tuple[Inequality, ...],
         known: tuple[Dyadic, ...],
         proof: Proof,
     ) -> Region:
+        """Return a region, with the pre-activations of its next block."""
         number, ahead = len(known) - 1, None
         if number < len(self._reads):
             ahead = self._affine(self._reads[number], known)
         return Region(path=path, inequalities=inequalities, known=known, ahead=ahead, proof=proof)
 
-    def _affine(self, reads: "Reads", known: Sequence[Dyadic]) -> Dyadic:
+    def _affine(self, reads: _Reads, known: Sequence[Dyadic]) -> Dyadic:
+        """Return what a block, or the output, reads as an affine function of the input."""
         parts, offset = reads
         column = np.zeros((len(offset.numerators), self.network.inputs + 1), dtype=object)
         column[:, -1] = offset.numerators[:, 0]
@@ -320,25 +340,17 @@ class Regions:
         return total
 
     def _undecided(self, region: Region) -> int:
+        """Return how many neurons may have several slopes in a region."""
         return sum(int((lo < hi).sum()) for lo, hi in self.slopes(region))
 
-    def slopes(self, region: Region) -> list[tuple[Tensor, Tensor]]:
-        """Return the least and the largest slope of each block's neurons in a region."""
-        blocks = self.network.blocks
-        sides = [block.sides or (block.lo, block.hi) for block in blocks]
-        lo, hi = (torch.cat([getattr(block, end) for block in blocks]) for end in ("lo", "hi"))
-        left, right = (torch.cat([pair[place] for pair in sides]) for place in (0, 1))
-        for neuron, side in region.path:
-            lo[neuron] = hi[neuron] = (right if side else left)[neuron]
-        sizes = [len(block) for block in self.network.blocks]
-        return list(zip(lo.split(sizes), hi.split(sizes), strict=True))
 
+def _exact(affine: Affine, name: str) -> _Reads:
+    """Return an affine map in rational numbers.
 
-Reads = tuple[dict[int, Dyadic], Dyadic]
-"""Matrices by source, and a column that is added."""
+    Raises:
+        Refused: If it is known up to rounding only.
+    """
 
-
-def _exact(affine: Affine, name: str) -> Reads:
     def known(part: Matrix) -> Dyadic:
         found = very(part)
         if found is None:
@@ -349,7 +361,7 @@ def _exact(affine: Affine, name: str) -> Reads:
     return matrices, known(affine.offset)
 
 
-def _faces(dimension: int, domain: Box) -> Iterator[Inequality]:
+def _box_faces(dimension: int, domain: Box) -> Iterator[Inequality]:
     """Yield the faces of a box, exactly."""
     (lo, below), (hi, above) = (float(end).as_integer_ratio() for end in domain)
     for place in range(dimension):
