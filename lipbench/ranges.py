@@ -1,7 +1,16 @@
-"""Ranges that fields must keep: rules, and the sentences that refuse what breaks them."""
+"""Ranges that fields must keep: rules, and the sentences that refuse what breaks them.
+
+A value that is not a number is in no range.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 Rule = tuple[bool, str]
 """Whether it holds, and what to say if not; the sentence begins with the key."""
+
+_Limits = ParamSpec("_Limits")
 
 
 def require(*rules: Rule) -> None:
@@ -13,3 +22,50 @@ def require(*rules: Rule) -> None:
     broken = [text for holds, text in rules if not holds]
     if broken:
         raise ValueError("\n".join(broken))
+
+
+def at_least(key: str, value: float, least: float) -> Rule:
+    """Return the rule least ≤ value; infinity keeps it."""
+    return value >= least, f"{key} must be at least {least}, got {value}"
+
+
+def finite_at_least(key: str, value: float, least: float) -> Rule:
+    """Return the rule least ≤ value < ∞."""
+    return least <= value < math.inf, f"{key} must be at least {least} and finite, got {value}"
+
+
+def positive(key: str, value: float) -> Rule:
+    """Return the rule 0 < value; infinity keeps it."""
+    return value > 0, f"{key} must be positive, got {value}"
+
+
+def finite_positive(key: str, value: float) -> Rule:
+    """Return the rule 0 < value < ∞."""
+    return 0 < value < math.inf, f"{key} must be positive and finite, got {value}"
+
+
+def between(
+    key: str,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    without_low: bool = False,
+    without_high: bool = False,
+) -> Rule:
+    """Return the rule that a value lies in an interval, with its ends unless told otherwise."""
+    above = low < value if without_low else low <= value
+    below = value < high if without_high else value <= high
+    left, right = "(" if without_low else "[", ")" if without_high else "]"
+    return above and below, f"{key} must be in {left}{low}, {high}{right}, got {value}"
+
+
+def optional(
+    rule: Callable[Concatenate[str, float, _Limits], Rule],
+    key: str,
+    value: float | None,
+    *limits: _Limits.args,
+    **more_limits: _Limits.kwargs,
+) -> Rule:
+    """Return a rule such as `at_least` for a value that may be None, which keeps every rule."""
+    return (True, "") if value is None else rule(key, value, *limits, **more_limits)
