@@ -1,13 +1,57 @@
 """Images in MNIST's file format (IDX), read by torchvision with every byte checked."""
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from lipbench.dataset import DataMissing, Raw
+from lipbench.dataset import DataMissing, Dataset, Raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class MNISTLike(Dataset):
+    """70,000 grey pictures of 28x28 pixels in ten classes, 10,000 of them for tests."""
+
+    input_shape: ClassVar[tuple[int, ...]] = (1, 28, 28)
+    published_outputs: ClassVar[int] = 10
+    published_name: ClassVar[str]
+    """Torchvision's name, and that of the folder that it keeps the files in."""
+    digests: ClassVar[Mapping[str, str]]
+    """SHA-256 of the four unpacked files, by their names."""
+
+    @property
+    @abstractmethod
+    def loader(self) -> Callable[..., Any]:
+        """Return torchvision's class, imported only when it is asked for."""
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of the four unpacked files, joined."""
+        return "-".join(self.digests.values())
+
+    def missing(self, folder: Path) -> tuple[Path, ...]:
+        """Return those of the four unpacked files that are not under `folder`."""
+        return files(self.published_name, folder, self.digests)
+
+    def fetch(self, folder: Path, progress: Callable[[str], None]) -> None:
+        """Unpack or download the files.
+
+        Raises:
+            DataMissing: If they cannot be had.
+        """
+        fetch(self.loader, self.published_name, folder, self.digests, progress)
+
+    def read(self, folder: Path) -> Raw:
+        """Return the images and labels under `folder`.
+
+        Raises:
+            DataMissing: If a file is absent or damaged.
+        """
+        return read(self.loader, self.published_name, folder, self.digests)
 
 
 def files(name: str, folder: Path, digests: Mapping[str, str]) -> tuple[Path, ...]:

@@ -49,9 +49,9 @@ class Regression(Dataset):
     def mean(self, x: np.ndarray) -> np.ndarray:
         """Return what targets are on average."""
 
-    @abstractmethod
     def noisy(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return targets as they are trained on."""
+        """Return targets as they are trained on: by default the mean plus Gaussian noise."""
+        return self.mean(x) + self.noise * rng.standard_normal(len(x))
 
     @property
     def digest(self) -> str:
@@ -79,6 +79,19 @@ class Regression(Dataset):
 
     def _grid(self) -> np.ndarray:
         return np.linspace(*self.box, self.published_test_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvenlySpaced(Regression):
+    """Training points that are evenly spaced from 0 to 10, both ends among them."""
+
+    box: ClassVar[tuple[float, float]] = (0.0, 10.0)
+    published_test_size: ClassVar[int] = 1001
+    fewest: ClassVar[int] = 2
+
+    def points(self, rng: np.random.Generator) -> np.ndarray:
+        """Return evenly spaced points of [0, 10]."""
+        return np.linspace(*self.box, self.samples)
 
 
 def _column(values: np.ndarray) -> np.ndarray:

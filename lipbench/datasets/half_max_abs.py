@@ -47,7 +47,3 @@ class HalfMaxAbs(Regression):
     def mean(self, x: np.ndarray) -> np.ndarray:
         """Return ½·max(|x| - 3, 0)."""
         return np.maximum(np.abs(x) - 3, 0) / 2
-
-    def noisy(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the function plus Gaussian noise."""
-        return self.mean(x) + self.noise * rng.standard_normal(len(x))

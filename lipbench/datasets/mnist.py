@@ -1,12 +1,10 @@
 """MNIST."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from lipbench.data import images as torchvision_images
-from lipbench.dataset import Dataset, Raw
+from lipbench.data.images import MNISTLike
 
 _DIGESTS = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -17,41 +15,19 @@ _DIGESTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNIST(Dataset):
+class MNIST(MNISTLike):
     """70,000 handwritten digits of 28x28 pixels, 10,000 of them for tests.
 
     Source:
         LeCun, Cortes and Burges, The MNIST Database of Handwritten Digits (1998).
     """
 
-    input_shape: ClassVar[tuple[int, ...]] = (1, 28, 28)
-    published_outputs: ClassVar[int] = 10
+    published_name: ClassVar[str] = "MNIST"
+    digests: ClassVar[Mapping[str, str]] = _DIGESTS
 
     @property
-    def digest(self) -> str:
-        """Return the SHA-256 of the four unpacked files, joined."""
-        return "-".join(_DIGESTS.values())
-
-    def missing(self, folder: Path) -> tuple[Path, ...]:
-        """Return those of the four unpacked files that are not under `folder`."""
-        return torchvision_images.files("MNIST", folder, _DIGESTS)
-
-    def fetch(self, folder: Path, progress: Callable[[str], None]) -> None:
-        """Unpack or download the files.
-
-        Raises:
-            DataMissing: If they cannot be had.
-        """
+    def loader(self) -> Callable[..., Any]:
+        """Return torchvision's class."""
         from torchvision.datasets import MNIST as Loader
 
-        torchvision_images.fetch(Loader, "MNIST", folder, _DIGESTS, progress)
-
-    def read(self, folder: Path) -> Raw:
-        """Return the images and labels under `folder`.
-
-        Raises:
-            DataMissing: If a file is absent or damaged.
-        """
-        from torchvision.datasets import MNIST as Loader
-
-        return torchvision_images.read(Loader, "MNIST", folder, _DIGESTS)
+        return Loader

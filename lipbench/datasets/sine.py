@@ -5,11 +5,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from lipbench.data.regression import Regression
+from lipbench.data.regression import EvenlySpaced
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sine(Regression):
+class Sine(EvenlySpaced):
     """Samples of sin(x) plus uniform noise, at evenly spaced points of [0, 10].
 
     The noise is uniform on [0, noise), so that its mean is not 0: the test set is
@@ -25,15 +25,8 @@ class Sine(Regression):
     noise: float = 1.0
     """Width of the uniform noise on the training targets."""
 
-    box: ClassVar[tuple[float, float]] = (0.0, 10.0)
-    published_test_size: ClassVar[int] = 1001
-    fewest: ClassVar[int] = 2
     recipe: ClassVar[str] = "sine recipe 1"
     number: ClassVar[int] = 2
-
-    def points(self, rng: np.random.Generator) -> np.ndarray:
-        """Return evenly spaced points of [0, 10]."""
-        return np.linspace(*self.box, self.samples)
 
     def mean(self, x: np.ndarray) -> np.ndarray:
         """Return sin(x) and the mean of the noise."""

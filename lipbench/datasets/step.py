@@ -5,14 +5,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from lipbench.data.regression import Regression
+from lipbench.data.regression import EvenlySpaced
 
 # In steps of the authors' 100 points: those of numbers 10 to 14 and 70 to 79 are 1.
 _JUMPS = np.array([9.5, 14.5, 69.5, 79.5]) * (10 / 99)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(Regression):
+class Step(EvenlySpaced):
     """A function that is 0 or 1, at evenly spaced points of [0, 10], without noise.
 
     It is 1 at 5 and at 10 of the authors' 100 points, close to [1, 1.4] and [7.1, 8], so that a
@@ -28,20 +28,9 @@ class Step(Regression):
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the training targets; the authors have none."""
 
-    box: ClassVar[tuple[float, float]] = (0.0, 10.0)
-    published_test_size: ClassVar[int] = 1001
-    fewest: ClassVar[int] = 2
     recipe: ClassVar[str] = "step recipe 1"
     number: ClassVar[int] = 3
-
-    def points(self, rng: np.random.Generator) -> np.ndarray:
-        """Return evenly spaced points of [0, 10]."""
-        return np.linspace(*self.box, self.samples)
 
     def mean(self, x: np.ndarray) -> np.ndarray:
         """Return 1 where x lies behind an odd number of jumps, else 0."""
         return np.searchsorted(_JUMPS, x) % 2.0
-
-    def noisy(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the function plus Gaussian noise."""
-        return self.mean(x) + self.noise * rng.standard_normal(len(x))

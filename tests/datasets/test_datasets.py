@@ -108,6 +108,11 @@ def test_the_digest_of_a_published_set_names_all_its_files(name):
     assert len(set(parts)) == 4
 
 
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_published_set_is_read_with_its_own_loader(name):
+    assert a_dataset(name).loader.__name__ == IMAGES[name]
+
+
 @WITH_IMAGES
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_published_images_are_60000_and_10000_of_28x28_pixels(name, tmp_path):
