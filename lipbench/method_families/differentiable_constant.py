@@ -34,6 +34,7 @@ from lipbench.networks.steps import (
     Slope,
     Step,
     Sum,
+    refuse_kind,
 )
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -204,11 +205,15 @@ def _own(step: Step) -> Tensor | float:
         return step.constant
     if isinstance(step, Scale):
         return step.factor.abs().amax()
-    return 1.0
+    if isinstance(step, Rearrange | Sum | Concatenation):
+        return 1.0
+    refuse_kind(step, "has no constant that gradients can follow", __name__)
 
 
 @singledispatch
 def _behind(step: Step, own: Tensor | float, before: list[Tensor | float]) -> Tensor | float:
+    if len(before) != 1:
+        refuse_kind(step, "merges values", __name__)
     return own * before[0]
 
 

@@ -38,6 +38,7 @@ from lipbench.networks.steps import (
     Shape,
     Slope,
     Step,
+    refuse_kind,
 )
 from lipbench.norm import Norm
 
@@ -182,13 +183,15 @@ class _Ball:
             half = factor * (self.hi - self.lo) / 2
             self.values, self.reach = step(self.values), self.reach * factor.amax()
             self.lo, self.hi = self.values - half, self.values + half
-        else:
+        elif isinstance(step, Rearrange):
             shape = self.values.shape[0], *step.output_shape
             names = (
                 ("values", "lo", "hi", "roots") if self._open is None else ("values", "lo", "hi")
             )
             for one in names:
                 setattr(self, one, getattr(self, one).reshape(shape))
+        else:
+            refuse_kind(step, "has no local rule", __name__)
 
     def close(self, roots: Tensor | None) -> None:
         """Take the norm of the linear step that waits for the slopes behind it."""

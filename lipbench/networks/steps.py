@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from lipbench.layers.elementwise import Derivative, Elementwise, Sides
 from lipbench.layers.sorting import sort_groups
+from lipbench.refused import Refused
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -45,6 +47,21 @@ class Step(ABC):
     @abstractmethod
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
         """Return the result of the step."""
+
+
+def refuse_kind(step: Step, lack: str, place: str) -> NoReturn:
+    """Refuse a step of a kind that has no rule where one is needed.
+
+    Args:
+        step: The step.
+        lack: What it has not or is not, as the rest of a sentence.
+        place: The module in which the rule would stand.
+
+    Raises:
+        Refused: Always.
+    """
+    kind = type(step).__name__
+    raise Refused(f"step {step.name!r} ({kind}) {lack}: {place} has no rule for this kind.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

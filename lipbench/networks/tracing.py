@@ -50,7 +50,7 @@ def trace(module: nn.Module, input_shape: Shape, name: str = "") -> Trace:
         example = _example(module, input_shape)
         if not _is_leaf(module):
             return _Reading(module, example, name).result()
-        _refuse_without_rule(module, name)
+        _refuse_refuse_kind(module, name)
         output_shape = _output_shape(module, example, name)
         site = Site(name=name, input_shapes=(input_shape,), output_shape=output_shape)
         return _read_layer(module, site)
@@ -101,7 +101,7 @@ def _unfit(example: Tensor, error: Exception) -> Refused:
     return Refused(f"the network does not take inputs of shape {shape}: {said}")
 
 
-def _refuse_without_rule(layer: nn.Module, name: str) -> None:
+def _refuse_refuse_kind(layer: nn.Module, name: str) -> None:
     if layer._forward_hooks or layer._forward_pre_hooks:
         raise refuse(layer, name, "its forward hooks may change the function.")
     if not is_primitive(layer) and not _explains(layer):
@@ -198,7 +198,7 @@ class _Reading:
         order = list(self.graph.nodes)
         (output,) = order[-1].args
         if isinstance(output, fx.Node) and output.op == "call_module":
-            _refuse_without_rule(*self._layer(output))
+            _refuse_refuse_kind(*self._layer(output))
         if not isinstance(output, fx.Node) or output not in self.moving & self.shapes.keys():
             raise refuse(self.module, self.name, "its forward does not return one tensor.")
         for node in what_it_takes(order[-1:], order):
@@ -271,10 +271,10 @@ class _Reading:
         except NoRule as error:
             for source in node.all_input_nodes:  # what they give may have none, and be the reason
                 if source.op == "call_module":
-                    _refuse_without_rule(*self._layer(source))
-            raise self._without_rule(node, error) from error
+                    _refuse_refuse_kind(*self._layer(source))
+            raise self._refuse_kind(node, error) from error
 
-    def _without_rule(self, node: fx.Node, error: NoRule) -> Refused:
+    def _refuse_kind(self, node: fx.Node, error: NoRule) -> Refused:
         called = getattr(node.target, "__name__", node.target)
         reason = f", which has no rule: {error}" if str(error) else ", which has no rule"
         return self._refusal(node, f"its forward calls {called!r}{reason}")
@@ -286,7 +286,7 @@ class _Reading:
 
     def _read_module(self, node: fx.Node) -> None:
         layer, name = self._layer(node)
-        _refuse_without_rule(layer, name)
+        _refuse_refuse_kind(layer, name)
         if len(node.args) != 1 or node.kwargs or node.all_input_nodes != list(node.args):
             raise refuse(layer, name, "it is not called with one tensor.")
         (source,) = node.all_input_nodes
@@ -307,7 +307,7 @@ class _Reading:
         try:
             placed = call.place(self._site(node, self._path(node), call.sources))
         except NoRule as error:
-            raise self._without_rule(node, error) from error
+            raise self._refuse_kind(node, error) from error
         inputs = tuple(self.values[source] for source in call.sources)
         for read in placed if isinstance(placed, list) else [placed]:
             self.nodes.append(Node(read=read, inputs=inputs))

@@ -21,7 +21,24 @@ from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
 from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
 from lipbench.networks.network import Network
-from lipbench.networks.steps import Scale, Sum
+from lipbench.networks.steps import (
+    AveragePool,
+    Concatenation,
+    Contraction,
+    ConvContraction,
+    Copy,
+    GroupSort,
+    Linear,
+    MaxPool,
+    Rearrange,
+    Sandwich,
+    Scale,
+    Slope,
+    Softmax,
+    Step,
+    Sum,
+    refuse_kind,
+)
 from lipbench.norm import Norm
 from lipbench.threat import Box
 
@@ -145,11 +162,21 @@ def _raised(found: Explored, regions: Regions, points: Tensor) -> Explored:
 
 def _has_scales(network: Network) -> bool:
     """Return whether a step holds factors that may be rounded: any but 1, 2, 1/2 and so on."""
-    factors = [
-        factor for step in network.steps if isinstance(step, Sum) for factor in step.coefficients
-    ]
-    rounded = any(abs(math.frexp(factor)[0]) != 0.5 for factor in factors)
-    return rounded or any(isinstance(step, Scale) for step in network.steps)
+    return any(map(_has_scale, network.steps))
+
+
+def _has_scale(step: Step) -> bool:
+    if isinstance(step, Sum):
+        return any(abs(math.frexp(factor)[0]) != 0.5 for factor in step.coefficients)
+    if isinstance(step, (*_PLAIN, Scale)):
+        return isinstance(step, Scale)
+    refuse_kind(step, "holds factors that may be rounded", __name__)
+
+
+_PLAIN = (
+    *(Linear, Slope, Rearrange, MaxPool, AveragePool, Copy, Concatenation, GroupSort, Softmax),
+    *(Contraction, ConvContraction, Sandwich),
+)
 
 
 def _rounded(

@@ -6,9 +6,8 @@ from functools import reduce, singledispatch
 
 from lipbench.lipschitz.operator_norms.rounding_up import plus, raised, times
 from lipbench.networks.network import Network
-from lipbench.networks.steps import Concatenation, Step, Sum
+from lipbench.networks.steps import Concatenation, Step, Sum, refuse_kind
 from lipbench.norm import Norm
-from lipbench.refused import Refused
 
 _ROUNDING = 1 + 1e-12
 
@@ -34,7 +33,7 @@ def composed(network: Network, constants: Sequence[float], norm: Norm) -> float:
 @singledispatch
 def _behind(step: Step, own: float, before: list[float], norm: Norm) -> float:
     if len(before) != 1:
-        raise Refused(f"step {step.name!r} ({type(step).__name__}) merges values without a rule.")
+        refuse_kind(step, "merges values", __name__)
     return times(before[0], own)
 
 

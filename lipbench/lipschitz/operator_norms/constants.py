@@ -25,6 +25,7 @@ from lipbench.networks.steps import (
     Softmax,
     Step,
     Sum,
+    refuse_kind,
 )
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -41,7 +42,7 @@ def constant(step: Step, norm: Norm) -> float:
     Raises:
         Refused: If the kind of step has no rule in this norm.
     """
-    raise Refused(f"step {step.name!r} ({type(step).__name__}) has no constant in norm {norm}.")
+    refuse_kind(step, f"has no constant in norm {norm}", __name__)
 
 
 @constant.register(Linear)
@@ -166,9 +167,8 @@ def _(step: Contraction, norm: Norm) -> float:
 
 @constant.register(ConvContraction)
 def _(step: ConvContraction, norm: Norm) -> float:
-    dual = {1.0: Norm(math.inf), math.inf: Norm(1.0)}.get(float(norm), norm)
     # The norm of a transpose is that of the matrix in the dual norm.
-    there, back = upper_norm(step.operator, norm), upper_norm(step.operator, dual)
+    there, back = upper_norm(step.operator, norm), upper_norm(step.operator, norm.dual())
     triangle = (1 + 2 * there * back) * _ROUNDING
     return triangle if norm != 2.0 else min(triangle, _residual(there**2 * _ROUNDING))
 
@@ -182,8 +182,7 @@ def _residual(eigenvalue: float) -> float:
 @constant.register(Sandwich)
 def _(step: Sandwich, norm: Norm) -> float:
     # The layer's docstring has the proof that the squared norm of [A B] is a constant in l2.
-    transposed = {1.0: Norm(math.inf), math.inf: Norm(1)}.get(float(norm), norm)
-    triangle = upper_norm(step.push, transposed) * upper_norm(step.pull, norm) * _ROUNDING
+    triangle = upper_norm(step.push, norm.dual()) * upper_norm(step.pull, norm) * _ROUNDING
     return triangle if norm != 2.0 else min(triangle, upper_norm(step.both, norm) ** 2 * _ROUNDING)
 
 

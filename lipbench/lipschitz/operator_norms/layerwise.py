@@ -9,7 +9,13 @@ from lipbench.bound import Lipschitz
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.networks.network import Network
-from lipbench.networks.steps import Convolution, Linear, TransposedConvolution
+from lipbench.networks.steps import (
+    Convolution,
+    Dense,
+    Linear,
+    TransposedConvolution,
+    refuse_kind,
+)
 from lipbench.norm import Norm
 from lipbench.threat import Box
 
@@ -43,10 +49,16 @@ def layerwise(
 
 
 def convolution(step: Linear) -> Convolution | None:
-    """Return the convolution whose norm a step has, None if it is a matrix."""
+    """Return the convolution whose norm a step has, None if it is a matrix.
+
+    Raises:
+        Refused: If it is neither.
+    """
     if isinstance(step, TransposedConvolution):
         return step.mirror
-    return step if isinstance(step, Convolution) else None
+    if isinstance(step, Convolution | Dense):
+        return step if isinstance(step, Convolution) else None
+    refuse_kind(step, "is neither a matrix nor a convolution", __name__)
 
 
 def _float64(step: Linear) -> Linear:

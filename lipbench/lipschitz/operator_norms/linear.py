@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.lipschitz.operator_norms.symbol import largest_symbol_norm
-from lipbench.networks.steps import Convolution, Dense, Linear, TransposedConvolution
+from lipbench.networks.steps import Convolution, Dense, Linear, TransposedConvolution, refuse_kind
 from lipbench.norm import Norm
 
 
@@ -137,7 +137,9 @@ def _spectral(step: Linear) -> float:
         return largest_symbol_norm(step.mirror)  # A matrix and its transpose have one norm.
     if isinstance(step, Convolution):
         return largest_symbol_norm(step)
-    return float(torch.linalg.matrix_norm(step.weight, ord=2))
+    if isinstance(step, Dense):
+        return float(torch.linalg.matrix_norm(step.weight, ord=2))
+    refuse_kind(step, "has no norm in l2", __name__)
 
 
 def _slack(terms: int) -> float:

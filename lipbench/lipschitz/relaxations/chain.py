@@ -1,24 +1,28 @@
 """Feed-forward chains: dense layers one after the other, and the slopes between them."""
 
-import math
 from dataclasses import dataclass
 
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.intervals import slopes
 from lipbench.lipschitz.relaxations.loop_transformation import Slopes
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, widths
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
-    Contraction,
-    ConvContraction,
-    GroupSort,
-    MaxPool,
+    AveragePool,
+    Concatenation,
+    Copy,
+    Linear,
+    Rearrange,
     Sandwich,
+    Scale,
     Slope,
-    Softmax,
+    Sum,
 )
 from lipbench.refused import Refused
 from lipbench.threat import Box
+
+_NEURONS = (Slope, Sandwich)
+_BETWEEN = (Linear, AveragePool, Scale, Rearrange, Copy, Sum, Concatenation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,22 +75,13 @@ def refusal(network: Network, most_neurons: int) -> str | None:
     if not network.is_chain:
         return "the network branches; this bound needs a chain."
     for step in network.steps:
-        if isinstance(step, MaxPool | GroupSort | Softmax | Contraction | ConvContraction):
+        if not isinstance(step, (*_NEURONS, *_BETWEEN)):
             kind = type(step).__name__
             return f"step {step.name!r} ({kind}) is no layer of neurons between two dense ones."
-    count = max(widths(network), default=0)
+    count = max(widths(network)[1:-1], default=0)
     if count <= most_neurons:
         return None
     return f"a layer has {count} neurons, more than the {most_neurons} of most_neurons."
-
-
-def widths(network: Network) -> list[int]:
-    """Return how many neurons each layer of a chain has, without its matrices."""
-    return [
-        math.prod((step.inner if isinstance(step, Sandwich) else step).output_shape)
-        for step in network.steps
-        if isinstance(step, Slope | Sandwich)
-    ]
 
 
 def _product(left: Matrix, right: Matrix) -> Matrix:

@@ -27,6 +27,7 @@ from lipbench.networks.steps import (
     ConvContraction,
     Convolution,
     Copy,
+    Dense,
     GroupSort,
     Linear,
     MaxPool,
@@ -34,8 +35,11 @@ from lipbench.networks.steps import (
     Sandwich,
     Scale,
     Slope,
+    Softmax,
     Step,
     Sum,
+    TransposedConvolution,
+    refuse_kind,
 )
 from lipbench.refused import Refused
 
@@ -127,22 +131,35 @@ def neurons(network: Network) -> int:
 
 
 def widths(network: Network) -> tuple[int, ...]:
-    """Return the numbers of inputs, about those of each step's neurons, and that of outputs."""
-    counts = [math.prod(network.input_shape)]
-    for step in network.steps:
-        if isinstance(step, Slope):
-            counts.append(math.prod(step.output_shape))
-        elif isinstance(step, MaxPool):
-            counts.append(math.prod(step.output_shape) * (math.prod(step.window) - 1))
-        elif isinstance(step, GroupSort):
-            counts.append(math.prod(step.output_shape) * (step.group - 1) // 2)
-        elif isinstance(step, Contraction):
-            counts.append(len(step.diagonal))
-        elif isinstance(step, ConvContraction):
-            counts.append(math.prod(step.operator.output_shape))
-        elif isinstance(step, Sandwich):
-            counts.append(math.prod(step.inner.output_shape))
-    return (*counts, math.prod(network.output_shape))
+    """Return the numbers of inputs, about those of each step's neurons, and that of outputs.
+
+    Raises:
+        Refused: If a step is of a kind that has no rule.
+    """
+    counts = [_count(step) for step in network.steps if not isinstance(step, _WITHOUT_NEURONS)]
+    return (math.prod(network.input_shape), *counts, math.prod(network.output_shape))
+
+
+_WITHOUT_NEURONS = (
+    *(Linear, AveragePool, Scale, Rearrange, Copy, Sum, Concatenation),
+    Softmax,  # which is not unrolled at all
+)
+
+
+def _count(step: Step) -> int:
+    if isinstance(step, Slope):
+        return math.prod(step.output_shape)
+    if isinstance(step, MaxPool):
+        return math.prod(step.output_shape) * (math.prod(step.window) - 1)
+    if isinstance(step, GroupSort):
+        return math.prod(step.output_shape) * (step.group - 1) // 2
+    if isinstance(step, Contraction):
+        return len(step.diagonal)
+    if isinstance(step, ConvContraction):
+        return math.prod(step.operator.output_shape)
+    if isinstance(step, Sandwich):
+        return math.prod(step.inner.output_shape)
+    refuse_kind(step, "has no number of neurons", __name__)
 
 
 class _Unroller:
@@ -198,7 +215,12 @@ class _Unroller:
 
 @singledispatch
 def _unrolled(step: Step, unroller: _Unroller, *values: Affine) -> Affine:
-    raise Refused(f"step {step.name!r} ({type(step).__name__}) is not read neuron by neuron.")
+    refuse_kind(step, "is not read neuron by neuron", __name__)
+
+
+@_unrolled.register(Softmax)
+def _(step: Softmax, unroller: _Unroller, value: Affine) -> Affine:
+    raise Refused(f"step {step.name!r} (Softmax) is not read neuron by neuron.")
 
 
 @_unrolled.register(Linear)
@@ -216,9 +238,13 @@ def _(step: Linear, unroller: _Unroller, value: Affine) -> Affine:
 
 
 def _sums_weights(step: Linear) -> bool:
-    # Borders that repeat what is inside may read one entry through several weights.
-    if not isinstance(step, Convolution) or step.padding_mode == "zeros":
+    if isinstance(step, Dense | TransposedConvolution):
         return False
+    if not isinstance(step, Convolution):
+        refuse_kind(step, "is not read neuron by neuron", __name__)
+    if step.padding_mode == "zeros":
+        return False
+    # Borders that repeat what is inside may read one entry through several weights.
     counting = replace(step, weight=torch.ones_like(step.weight))
     units = torch.eye(math.prod(step.input_shape), dtype=step.weight.dtype)
     return bool((counting.apply(units.reshape(-1, *step.input_shape)) > 1).any())

@@ -32,8 +32,8 @@ from lipbench.networks.steps import (
     Softmax,
     Step,
     Sum,
+    refuse_kind,
 )
-from lipbench.refused import Refused
 
 UNIT = torch.finfo(torch.float64).eps
 """Twice the unit roundoff of float64: half of it is room for rounding of the analysis itself."""
@@ -67,7 +67,7 @@ def enclose(network: Network, inputs: Float[Tensor, "batch *shape"]) -> Enclosed
 
 @singledispatch
 def _radius(step: Step, *sources: Enclosed) -> Tensor:
-    raise Refused(f"step {step.name!r} ({type(step).__name__}) has no analysis of its rounding.")
+    refuse_kind(step, "has no analysis of its rounding", __name__)
 
 
 @_radius.register(Linear)
@@ -155,8 +155,7 @@ def _(step: Contraction, source: Enclosed) -> Tensor:
         source.values.abs() @ weight + step.bias.abs()
     )
     hidden = step.function(inner).abs()
-    # s has slopes in [0, 1]; its own evaluation is that of any elementwise function.
-    spread = (spread * (1 + UNIT) + _FUNCTION * (1 + inner.abs() + hidden)) / step.diagonal
+    spread = _of_neurons(spread, inner, hidden) / step.diagonal
     own = 2 * terms * UNIT * (hidden / step.diagonal) @ weight.T + UNIT * source.values.abs()
     return source.radius * (1 + UNIT) + 2 * spread @ weight.T * (1 + terms * UNIT) + own
 
@@ -166,8 +165,7 @@ def _(step: ConvContraction, source: Enclosed) -> Tensor:
     operator, absolute = step.operator, step.operator.absolute()
     inner = operator(source.values)
     hidden = step.function(inner).abs()
-    # s has slopes in [0, 1]; its own evaluation is that of any elementwise function.
-    spread = _radius(operator, source) * (1 + UNIT) + _FUNCTION * (1 + inner.abs() + hidden)
+    spread = _of_neurons(_radius(operator, source), inner, hidden)
     terms = operator.weight[:, 0].numel() + 2
     own = 2 * terms * UNIT * absolute.adjoint(hidden) + UNIT * source.values.abs()
     back = 2 * absolute.adjoint(spread) * (1 + terms * UNIT)
@@ -183,6 +181,11 @@ def _(step: Sandwich, source: Enclosed) -> Tensor:
     spread = pull.apply(source.radius) * (1 + terms)
     spread = spread + terms * (pull.apply(source.values.abs()) + step.bias.abs())
     hidden = step.function(inner).abs()
-    # s has slopes in [0, 1]; its own evaluation is that of any elementwise function.
-    spread = spread * (1 + UNIT) + _FUNCTION * (1 + inner.abs() + hidden)
+    spread = _of_neurons(spread, inner, hidden)
     return push.adjoint(spread) * (1 + terms) + terms * push.adjoint(hidden)
+
+
+def _of_neurons(spread: Tensor, inner: Tensor, hidden: Tensor) -> Tensor:
+    """Return how far |s(z)| may be off where z is off by `spread`, for slopes in [0, 1]."""
+    # The evaluation of s is that of any elementwise function.
+    return spread * (1 + UNIT) + _FUNCTION * (1 + inner.abs() + hidden)

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.affine import Matrix
-from lipbench.lipschitz.relaxations.chain import Chain, widths
+from lipbench.lipschitz.relaxations.chain import Chain
 from lipbench.lipschitz.relaxations.loop_transformation import Centred, centre
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
 from lipbench.lipschitz.semidefinite.interior_point import propose
 from lipbench.lipschitz.semidefinite.lipsdp import certified
 from lipbench.networks.network import Network
@@ -180,7 +180,7 @@ def solve(stage: Stage, tolerance: float, iterations: int) -> Float[Tensor, " ne
 
 def staged_cost(network: Network, iterations: int) -> float:
     """Return roughly the seconds that the stages take one core."""
-    counts = widths(network)
+    counts = widths(network)[1:-1]
     stages = min(iterations, _STEPS) / _STEPS * sum((2 * count) ** 3 for count in counts)
     seconds = 5e-3 + _SECONDS_PER_CUBE * (stages + sum(counts) ** 3 / 4)
     return seconds + 1e-7 * sum(layer.weight.numel() for layer in network.layers)

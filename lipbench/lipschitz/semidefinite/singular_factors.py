@@ -25,8 +25,8 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.affine import Matrix
-from lipbench.lipschitz.relaxations.chain import Chain, widths
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.chain import Chain
+from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.lipschitz.semidefinite.corners import largest_norm
 from lipbench.networks.network import Network
@@ -73,7 +73,7 @@ def refactored(network: Network, value: Lipschitz) -> float:
 def factored_cost(network: Network, nodes: int) -> float:
     """Return roughly the seconds that the factors take one core, if no search ends before."""
     seconds = 5e-3 + 1e-7 * sum(layer.weight.numel() for layer in network.layers)
-    for count in widths(network):
+    for count in widths(network)[1:-1]:
         seen = min(nodes, 2 ** min(count + 1, 60))
         seconds += 2e-2 + 3e-8 * (2 * count) ** 3 + seen * (1e-5 + 4e-10 * count**3)
     return seconds
