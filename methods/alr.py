@@ -15,6 +15,7 @@ from lipbench.lipschitz.lower_bounds.pairs import Pairs, quotients
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, positive, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data
@@ -61,17 +62,17 @@ class ALR(Method):
     """Steps of power iteration; 0 leaves the direction random."""
 
     def __post_init__(self) -> None:
-        for field in ("lambda_", "bound"):
-            if not getattr(self, field) >= 0:
-                value = getattr(self, field)
-                raise ValueError(f"{field.rstrip('_')} must be at least 0, got {value}.")
-        for field in ("least", "xi"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}.")
-        if not self.most >= self.least:
-            raise ValueError(f"most must be at least least = {self.least}, got {self.most}.")
-        if self.ip < 0:
-            raise ValueError(f"ip must be at least 0, got {self.ip}.")
+        require(
+            at_least("lambda", self.lambda_, 0),
+            at_least("bound", self.bound, 0),
+            positive("least", self.least),
+            positive("xi", self.xi),
+            (
+                self.most >= self.least,
+                f"most must be at least least = {self.least}, got {self.most}",
+            ),
+            at_least("ip", self.ip, 0),
+        )
 
     @property
     def cost(self) -> float:

@@ -10,6 +10,7 @@ from lipbench.layers.orthogonal import orthonormalised, polar
 from lipbench.method import Params
 from lipbench.method_families.contractive import Contractive, start_orthogonal
 from lipbench.networks.sequential import Part
+from lipbench.ranges import Rule, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,12 @@ class Bjorck(Contractive):
     """Steps of the iteration in training, 20 as in the authors' code. 10 cost half, bring singular
     values from a tenth of the largest up to within 1e-3 of 1, and do not decide what is saved."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            at_least("iterations", self.iterations, 1),
+        )
 
     @property
     def cost(self) -> float:

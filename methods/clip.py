@@ -12,6 +12,7 @@ from lipbench.lipschitz.lower_bounds.pairs import Pairs, ascend, climb, quotient
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.penalty import parameter_penalty
 from lipbench.networks.net import Net
+from lipbench.ranges import Rule, at_least, between, optional, positive, require
 from lipbench.threat import Box
 
 if TYPE_CHECKING:
@@ -73,33 +74,37 @@ class CLIP(Method):
     """Keep the pairs in the box of valid inputs; the paper does not."""
 
     def __post_init__(self) -> None:
-        for field in ("lambda_", "mu"):
-            if not getattr(self, field) >= 0:
-                value = getattr(self, field)
-                raise ValueError(f"{field.rstrip('_')} must be at least 0, got {value}.")
-        for field in ("tau", "noise"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}.")
-        for field in ("topk", "pairs", "refresh"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} must be at least 1, got {value}.")
-        if not self.factor > 1:
-            raise ValueError(f"factor must be more than 1, got {self.factor}.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}.")
-        if self.project_pairs and self.update == "free":
-            raise ValueError("project_pairs cannot be had with update = 'free': leave one out.")
-        if self.ascent != "gradient" and self.update in ("free", "fixed"):
-            raise ValueError(
+        require(
+            at_least("lambda", self.lambda_, 0),
+            at_least("mu", self.mu, 0),
+            positive("tau", self.tau),
+            positive("noise", self.noise),
+            at_least("topk", self.topk, 1),
+            optional(at_least, "pairs", self.pairs, 1),
+            at_least("refresh", self.refresh, 1),
+            (self.factor > 1, f"factor must be more than 1, got {self.factor}"),
+            between("momentum", self.momentum, 0, 1, without_high=True),
+            *self._combinations(),
+        )
+
+    def _combinations(self) -> tuple[Rule, ...]:
+        free, remembers = self.update == "free", self.ascent != "gradient"
+        return (
+            (
+                not (self.project_pairs and free),
+                "project_pairs cannot be had with update = 'free': leave one out",
+            ),
+            (
+                not (remembers and self.update in ("free", "fixed")),
                 f"ascent = {self.ascent!r} cannot be had with update = {self.update!r}: "
-                "set update to 'accept' or 'plain'."
-            )
-        if self.redraw == "step" and (self.update == "free" or self.ascent != "gradient"):
-            raise ValueError(
+                "set update to 'accept' or 'plain'",
+            ),
+            (
+                not (self.redraw == "step" and (free or remembers)),
                 "redraw = 'step' cannot be had with update = 'free' or an ascent that remembers "
-                f"earlier steps, got update = {self.update!r} and ascent = {self.ascent!r}."
-            )
+                f"earlier steps, got update = {self.update!r} and ascent = {self.ascent!r}",
+            ),
+        )
 
     @property
     def ascends(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from lipbench.method_families.residual import ContractiveResidual, operator
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
+from lipbench.ranges import Rule, at_least
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data
@@ -42,10 +43,12 @@ class CPL(ContractiveResidual):
     iterations: int = 1
     """Steps of power iteration per training step."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            at_least("iterations", self.iterations, 1),
+        )
 
     @property
     def cost(self) -> float:

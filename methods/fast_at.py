@@ -13,6 +13,7 @@ from lipbench.data.splits import Batch
 from lipbench.method import Params, Scalars, State, Strength, Summary
 from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
+from lipbench.ranges import Rule, at_least, positive
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data
@@ -59,13 +60,14 @@ class FastTraining(AdversarialTraining):
     stop: bool = True
     """Whether training that failed goes back to the network before and stays there."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("rel_step", "drop"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}.")
-        if self.probe < 0:
-            raise ValueError(f"probe must be at least 0, got {self.probe}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            positive("rel_step", self.rel_step),
+            positive("drop", self.drop),
+            at_least("probe", self.probe, 0),
+        )
 
     @property
     def cost(self) -> float:

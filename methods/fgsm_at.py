@@ -11,6 +11,7 @@ from lipbench.method import Scalars, State
 from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
+from lipbench.ranges import Rule, between
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch
@@ -41,10 +42,12 @@ class FGSMTraining(AdversarialTraining):
     clean: float = 0.5
     """Weight of the loss at the samples themselves, alpha in the paper."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.clean <= 1:
-            raise ValueError(f"clean must be between 0 and 1, got {self.clean}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            between("clean", self.clean, 0, 1),
+        )
 
     @property
     def cost(self) -> float:

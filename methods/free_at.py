@@ -11,6 +11,7 @@ from lipbench.adversarial.ascent import ascent_step, steepest
 from lipbench.method import Scalars, State, Strength
 from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
+from lipbench.ranges import Rule, at_least, positive
 from lipbench.threat import Threat
 
 if TYPE_CHECKING:
@@ -49,12 +50,13 @@ class FreeTraining(AdversarialTraining):
     rel_step: float = 1.0
     """Length of a step of delta in units of epsilon, 1 as in the paper."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.replays < 1:
-            raise ValueError(f"replays must be at least 1, got {self.replays}.")
-        if not self.rel_step > 0:
-            raise ValueError(f"rel_step must be positive, got {self.rel_step}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            at_least("replays", self.replays, 1),
+            positive("rel_step", self.rel_step),
+        )
 
     @property
     def ascends(self) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """GloRo nets: globally robust training."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 from lipbench.method import Scalars, Strength
 from lipbench.method_families import margins
 from lipbench.method_families.margin_training import GlobalMarginTraining
+from lipbench.ranges import Rule, finite_at_least
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch
@@ -49,13 +49,13 @@ class GloRo(GlobalMarginTraining):
     """Weight of ⊥: 1 is plain cross entropy over the classes and ⊥; the authors' larger networks
     have 1.5 and more."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("epsilon", "lambda_"):
-            value = getattr(self, field)
-            if not 0 <= value < math.inf:
-                name = field.rstrip("_")
-                raise ValueError(f"{name} must be at least 0 and finite, got {value}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            finite_at_least("epsilon", self.epsilon, 0),
+            finite_at_least("lambda", self.lambda_, 0),
+        )
 
     @property
     def cost(self) -> float:

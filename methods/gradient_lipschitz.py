@@ -12,6 +12,7 @@ from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.sensitivity import lengths, squared_slopes
 from lipbench.networks.net import Net
+from lipbench.ranges import at_least, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data
@@ -54,12 +55,11 @@ class GradientLipschitz(Method):
     """Steepest samples that come along from step to step."""
 
     def __post_init__(self) -> None:
-        for field in ("lambda_", "bound"):
-            if not getattr(self, field) >= 0:
-                value = getattr(self, field)
-                raise ValueError(f"{field.rstrip('_')} must be at least 0, got {value}.")
-        if self.kept < 0:
-            raise ValueError(f"kept must be at least 0, got {self.kept}.")
+        require(
+            at_least("lambda", self.lambda_, 0),
+            at_least("bound", self.bound, 0),
+            at_least("kept", self.kept, 0),
+        )
 
     @property
     def cost(self) -> float:

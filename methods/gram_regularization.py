@@ -11,6 +11,7 @@ from lipbench.lipschitz.operator_norms.gram import gram_norm
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.readable_layers import illegible
 from lipbench.networks.net import Net
+from lipbench.ranges import at_least, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -50,9 +51,11 @@ class GramRegularization(Method):
     """Norm up to which a layer costs nothing."""
 
     def __post_init__(self) -> None:
-        for field in ("r", "threshold", "iterations"):
-            if not getattr(self, field) >= 0:
-                raise ValueError(f"{field} must be at least 0, got {getattr(self, field)}.")
+        require(
+            at_least("r", self.r, 0),
+            at_least("threshold", self.threshold, 0),
+            at_least("iterations", self.iterations, 0),
+        )
 
     @property
     def cost(self) -> float:

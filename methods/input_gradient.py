@@ -10,6 +10,7 @@ from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.sensitivity import squared_slopes
 from lipbench.networks.net import Net
+from lipbench.ranges import at_least, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,7 @@ class InputGradient(Method):
     """Weight of the mean squared slope; where the discrepancy principle starts."""
 
     def __post_init__(self) -> None:
-        if not self.lambda_ >= 0:
-            raise ValueError(f"lambda must be at least 0, got {self.lambda_}.")
+        require(at_least("lambda", self.lambda_, 0))
 
     @property
     def cost(self) -> float:

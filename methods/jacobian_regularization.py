@@ -11,6 +11,7 @@ from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.sensitivity import pulled_squares
 from lipbench.networks.net import Net
+from lipbench.ranges import at_least, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,13 @@ class JacobianRegularization(Method):
     as there are outputs."""
 
     def __post_init__(self) -> None:
-        if not self.lambda_ >= 0:
-            raise ValueError(f"lambda must be at least 0, got {self.lambda_}.")
-        if self.projections < 1 and self.projections != -1:
-            raise ValueError(f"projections must be at least 1, or -1, got {self.projections}.")
+        require(
+            at_least("lambda", self.lambda_, 0),
+            (
+                self.projections >= 1 or self.projections == -1,
+                f"projections must be at least 1, or -1, got {self.projections}",
+            ),
+        )
 
     @property
     def cost(self) -> float:

@@ -1,6 +1,5 @@
 """Laplacian smoothing: a Lipschitz constraint on the edges of a graph, by dual ascent."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -12,6 +11,7 @@ from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.neighbour_graph import anyone, nearest
 from lipbench.networks.net import Net
+from lipbench.ranges import at_least, finite_at_least, finite_positive, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Data
@@ -58,16 +58,15 @@ class LaplacianSmoothing(Method):
     """Training samples, drawn once, among which the nearest are looked for; None takes all."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.bound < math.inf:
-            raise ValueError(f"bound must be positive and finite, got {self.bound}.")
-        if not 0 <= self.step < math.inf:
-            raise ValueError(f"step must be finite and at least 0, got {self.step}.")
-        if self.neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, got {self.neighbours}.")
-        if self.among is not None and self.among <= self.neighbours:
-            raise ValueError(
-                f"among must be more than neighbours = {self.neighbours}, got {self.among}."
-            )
+        require(
+            finite_positive("bound", self.bound),
+            finite_at_least("step", self.step, 0),
+            at_least("neighbours", self.neighbours, 1),
+            (
+                self.among is None or self.among > self.neighbours,
+                f"among must be more than neighbours = {self.neighbours}, got {self.among}",
+            ),
+        )
 
     @property
     def cost(self) -> float:

@@ -18,6 +18,7 @@ from lipbench.networks.net import Net
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear, Scale
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, positive, require
 from lipbench.refused import Refused
 
 if TYPE_CHECKING:
@@ -64,13 +65,11 @@ class LCC(Method):
     """Steps of power iteration per training step, for norm 2."""
 
     def __post_init__(self) -> None:
-        for field in ("lambda_", "lambda_bn"):
-            if not getattr(self, field) > 0:
-                raise ValueError(
-                    f"{field.rstrip('_')} must be positive, got {getattr(self, field)}."
-                )
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
+        require(
+            positive("lambda", self.lambda_),
+            positive("lambda_bn", self.lambda_bn),
+            at_least("iterations", self.iterations, 1),
+        )
 
     @property
     def cost(self) -> float:

@@ -13,6 +13,7 @@ from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.readable_layers import illegible, read
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Linear
+from lipbench.ranges import at_least, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -57,10 +58,10 @@ class LipBoundRegularization(Method):
     """Norm of dense layers: what the formula gives, or their exact l2 norm."""
 
     def __post_init__(self) -> None:
-        if not self.lambda_ >= 0:
-            raise ValueError(f"lambda must be at least 0, got {self.lambda_}.")
-        if self.samples < 2:
-            raise ValueError(f"samples must be at least 2, got {self.samples}.")
+        require(
+            at_least("lambda", self.lambda_, 0),
+            at_least("samples", self.samples, 2),
+        )
 
     @property
     def cost(self) -> float:

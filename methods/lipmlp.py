@@ -16,6 +16,7 @@ from lipbench.method_families.readable_layers import illegible, read
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Dense, Linear
 from lipbench.norm import Norm
+from lipbench.ranges import finite_at_least, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -46,8 +47,7 @@ class LipMLP(Method):
     """Weight of the product; where the discrepancy principle starts."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < math.inf:
-            raise ValueError(f"alpha must be at least 0 and finite, got {self.alpha}.")
+        require(finite_at_least("alpha", self.alpha, 0))
 
     @property
     def cost(self) -> float:

@@ -1,6 +1,5 @@
 """Learnt activations of controlled Lipschitz constant."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +12,7 @@ from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.learnt_splines import activation_widths, with_splines
 from lipbench.method_families.penalty import parameter_penalty
 from lipbench.networks.net import Net
+from lipbench.ranges import at_least, finite_positive, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -61,14 +61,15 @@ class LipschitzActivation(Method):
     """One function for each layer, instead of one for each neuron, or channel of a convolution."""
 
     def __post_init__(self) -> None:
-        for field in ("lambda_", "mu"):
-            if not getattr(self, field) >= 0:
-                value = getattr(self, field)
-                raise ValueError(f"{field.rstrip('_')} must be at least 0, got {value}.")
-        if self.knots < 3 or self.knots % 2 == 0:
-            raise ValueError(f"knots must be odd and at least 3, got {self.knots}.")
-        if not 0 < self.reach < math.inf:
-            raise ValueError(f"reach must be positive and finite, got {self.reach}.")
+        require(
+            at_least("lambda", self.lambda_, 0),
+            at_least("mu", self.mu, 0),
+            (
+                self.knots >= 3 and self.knots % 2 != 0,
+                f"knots must be odd and at least 3, got {self.knots}",
+            ),
+            finite_positive("reach", self.reach),
+        )
 
     @property
     def cost(self) -> float:

@@ -1,6 +1,5 @@
 """LMT: Lipschitz-margin training."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from lipbench.method import Scalars, Strength
 from lipbench.method_families import margins
 from lipbench.method_families.margin_training import GlobalMarginTraining
+from lipbench.ranges import Rule, finite_at_least
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch
@@ -54,10 +54,12 @@ class LMT(GlobalMarginTraining):
     first: float = 0.001
     """Share of c in the first epoch, if it grows."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.c < math.inf:
-            raise ValueError(f"c must be at least 0 and finite, got {self.c}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            finite_at_least("c", self.c, 0),
+        )
 
     @property
     def cost(self) -> float:

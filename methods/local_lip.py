@@ -1,6 +1,5 @@
 """Local-Lip: margins against a Lipschitz constant around each sample."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,6 +14,7 @@ from lipbench.method_families import differentiable_local_constant as vicinity
 from lipbench.method_families import margins
 from lipbench.method_families.margin_training import MarginTraining
 from lipbench.networks.net import Net
+from lipbench.ranges import Rule, at_least, between, finite_at_least
 from lipbench.refused import Refused
 
 if TYPE_CHECKING:
@@ -63,14 +63,14 @@ class LocalLip(MarginTraining):
     largest: int = 2**27
     """Most numbers that the vectors of all training samples may be; each step copies them."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.epsilon < math.inf:
-            raise ValueError(f"epsilon must be at least 0 and finite, got {self.epsilon}.")
-        if not 0 <= self.kappa <= 1:
-            raise ValueError(f"kappa must be in [0, 1], got {self.kappa}.")
-        if self.largest < 1:
-            raise ValueError(f"largest must be at least 1, got {self.largest}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            finite_at_least("epsilon", self.epsilon, 0),
+            between("kappa", self.kappa, 0, 1),
+            at_least("largest", self.largest, 1),
+        )
 
     @property
     def cost(self) -> float:

@@ -12,6 +12,7 @@ from lipbench.method import Method, Params, Scalars, State
 from lipbench.method_families.readable_layers import illegible, read
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Convolution, Dense, Linear
+from lipbench.ranges import between, finite_at_least, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -56,14 +57,11 @@ class Parseval(Method):
     """Whether a flattened kernel counts times √k, or as it is."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < 1:
-            raise ValueError(f"beta must be at least 0 and less than 1, got {self.beta}.")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share must be positive and at most 1, got {self.share}.")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"weight_decay must be at least 0 and finite, got {self.weight_decay}."
-            )
+        require(
+            between("beta", self.beta, 0, 1, without_high=True),
+            between("share", self.share, 0, 1, without_low=True),
+            finite_at_least("weight_decay", self.weight_decay, 0),
+        )
 
     @property
     def cost(self) -> float:

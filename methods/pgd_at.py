@@ -11,6 +11,7 @@ from lipbench.adversarial.worst_case import climb, error, placed, unit_offsets
 from lipbench.method import Scalars, State, Strength
 from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
+from lipbench.ranges import Rule, at_least, positive
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch
@@ -44,12 +45,13 @@ class PGDTraining(AdversarialTraining):
     rel_step: float = 1 / 30
     """Length of a step in units of epsilon: 0.01 at epsilon 0.3."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}.")
-        if not self.rel_step > 0:
-            raise ValueError(f"rel_step must be positive, got {self.rel_step}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            at_least("steps", self.steps, 1),
+            positive("rel_step", self.rel_step),
+        )
 
     @property
     def cost(self) -> float:

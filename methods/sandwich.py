@@ -15,6 +15,7 @@ from lipbench.method import Params
 from lipbench.method_families.contractive import Contractive, start_orthogonal
 from lipbench.method_families.periodic import misfit, periodic
 from lipbench.networks.sequential import Part
+from lipbench.ranges import Rule, finite_positive
 
 _START = math.sqrt(2) - 1
 """The singular values of V at first, with which half of all squares is in A and half in B."""
@@ -51,12 +52,16 @@ class Sandwich(Contractive):
     activation: Literal["maxmin", "relu", "keep"] = "relu"
     """What stands inside the layers: "relu", as only functions of single numbers may."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.gamma < math.inf:
-            raise ValueError(f"gamma must be positive and finite, got {self.gamma}.")
-        if self.activation != "relu":
-            raise ValueError(f"activation must be 'relu' in sandwich, got {self.activation!r}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            finite_positive("gamma", self.gamma),
+            (
+                self.activation == "relu",
+                f"activation must be 'relu' in sandwich, got {self.activation!r}",
+            ),
+        )
 
     @property
     def cost(self) -> float:

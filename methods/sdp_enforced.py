@@ -15,6 +15,7 @@ from lipbench.method import Claim, Scalars, Strength
 from lipbench.method_families.admm import Alternating, Kept
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
+from lipbench.ranges import Rule, finite_positive
 
 _ROOM = 1e-6
 """Share by which the constant is missed on purpose, so that a bound's tolerance is below it."""
@@ -49,10 +50,12 @@ class SDPEnforced(Alternating):
     constant: float = 1.0
     """L, in outputs per pixel unit."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.constant < math.inf:
-            raise ValueError(f"constant must be positive and finite, got {self.constant}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            finite_positive("constant", self.constant),
+        )
 
     def level(self, h: Scalars) -> float:
         """Return L."""

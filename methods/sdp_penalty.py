@@ -6,6 +6,7 @@ from typing import ClassVar
 from lipbench.lipschitz.semidefinite.inequality import Inequality, Layers, Multipliers, Weights
 from lipbench.method import Scalars, Strength
 from lipbench.method_families.admm import Alternating, Kept
+from lipbench.ranges import Rule, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,12 @@ class SDPPenalty(Alternating):
     mu: float = 8e-4
     """Weight of the square of the constant, in losses per (outputs per pixel unit)²."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.mu >= 0:
-            raise ValueError(f"mu must be at least 0, got {self.mu}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            at_least("mu", self.mu, 0),
+        )
 
     def solution(
         self, layers: Layers, kept: Kept, targets: Weights, h: Scalars

@@ -14,6 +14,7 @@ from lipbench.method import Params
 from lipbench.method_families.contractive import Contractive
 from lipbench.method_families.periodic import misfit, periodic
 from lipbench.networks.sequential import Part
+from lipbench.ranges import Rule, at_least
 
 _REACH = 2.1
 """The bound of ‖V‖ in convolutions: 0.7·3, the authors' factor for kernels of size 3."""
@@ -53,17 +54,17 @@ class SOC(Contractive):
     """What the inputs or outputs of a dense layer, whichever are fewer, may be at most: the time of
     a step grows with their cube, to about 20 seconds of one core for 1,000."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.terms < 1:
-            raise ValueError(f"terms must be at least 1, got {self.terms}.")
-        if self.final_terms < self.terms:
-            raise ValueError(
-                f"final_terms must be at least terms ({self.terms}), got {self.final_terms}."
-            )
-
-        if self.most_width < 1:
-            raise ValueError(f"most_width must be at least 1, got {self.most_width}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            at_least("terms", self.terms, 1),
+            (
+                self.final_terms >= self.terms,
+                f"final_terms must be at least terms ({self.terms}), got {self.final_terms}",
+            ),
+            at_least("most_width", self.most_width, 1),
+        )
 
     @property
     def cost(self) -> float:

@@ -1,6 +1,5 @@
 """Spectral normalisation."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -17,6 +16,7 @@ from lipbench.networks.net import Net
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution, Linear, Slope
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, finite_positive, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -53,13 +53,11 @@ class SpectralNorm(Method):
     """Steps of power iteration per training step."""
 
     def __post_init__(self) -> None:
-        for field in ("layer_bound", "last_layer_bound"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(
-                    f"{field} must be positive and finite, got {getattr(self, field)}."
-                )
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
+        require(
+            finite_positive("layer_bound", self.layer_bound),
+            finite_positive("last_layer_bound", self.last_layer_bound),
+            at_least("iterations", self.iterations, 1),
+        )
 
     @property
     def cost(self) -> float:

@@ -13,6 +13,7 @@ from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.readable_layers import illegible
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Convolution, Dense, Linear
+from lipbench.ranges import at_least, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -49,10 +50,10 @@ class SpectralRegularization(Method):
     """Steps of power iteration per training step."""
 
     def __post_init__(self) -> None:
-        if not self.lambda_ >= 0:
-            raise ValueError(f"lambda must be at least 0, got {self.lambda_}.")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
+        require(
+            at_least("lambda", self.lambda_, 0),
+            at_least("iterations", self.iterations, 1),
+        )
 
     @property
     def cost(self) -> float:

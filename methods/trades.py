@@ -12,6 +12,7 @@ from lipbench.adversarial.worst_case import climb, train_on_both
 from lipbench.method import Scalars, State, Strength
 from lipbench.method_families.adversarial_training import AdversarialTraining
 from lipbench.networks.net import Net
+from lipbench.ranges import Rule, at_least, positive
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -48,15 +49,15 @@ class TRADES(AdversarialTraining):
     noise: float = 0.001
     """Standard deviation of the noise that the ascent starts from, in pixel units."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.beta >= 0:
-            raise ValueError(f"beta must be at least 0, got {self.beta}.")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}.")
-        for field in ("rel_step", "noise"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}.")
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            at_least("beta", self.beta, 0),
+            at_least("steps", self.steps, 1),
+            positive("rel_step", self.rel_step),
+            positive("noise", self.noise),
+        )
 
     @property
     def cost(self) -> float:

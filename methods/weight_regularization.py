@@ -10,6 +10,7 @@ from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.penalty import parameter_penalty
 from lipbench.networks.net import Net
+from lipbench.ranges import at_least, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,7 @@ class WeightRegularization(Method):
     """Whether biases count as parameters."""
 
     def __post_init__(self) -> None:
-        if not self.mu >= 0:
-            raise ValueError(f"mu must be at least 0, got {self.mu}.")
+        require(at_least("mu", self.mu, 0))
 
     def loss(
         self, net: Net, batch: Batch, state: State, draw: dict[str, Tensor], h: Scalars

@@ -14,6 +14,7 @@ from lipbench.lipschitz.semidefinite.inequality import Inequality, Layers, Multi
 from lipbench.method import Method, Params, Scalars, State, Summary
 from lipbench.method_families.penalty import parameter_penalty
 from lipbench.networks.net import Net
+from lipbench.ranges import Rule, at_least, between, finite_positive, require
 from lipbench.refused import Refused
 
 if TYPE_CHECKING:
@@ -54,18 +55,18 @@ class Alternating(Method):
     more columns than it has rows, and the last no more rows than columns."""
 
     def __post_init__(self) -> None:
-        for field in ("r", "tolerance"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(
-                    f"{field} must be positive and finite, got {getattr(self, field)}."
-                )
-        for field in ("rounds", "most_weights"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")
-        if not 0 <= self.warm_start <= 1:
-            raise ValueError(f"warm_start must lie between 0 and 1, got {self.warm_start}.")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}.")
+        require(*self.ranges())
+
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep; a subclass adds its own."""
+        return (
+            finite_positive("r", self.r),
+            finite_positive("tolerance", self.tolerance),
+            at_least("rounds", self.rounds, 1),
+            at_least("most_weights", self.most_weights, 1),
+            between("warm_start", self.warm_start, 0, 1),
+            at_least("weight_decay", self.weight_decay, 0),
+        )
 
     @property
     def cost(self) -> float:

@@ -10,6 +10,7 @@ from lipbench.adversarial.worst_case import LARGEST, around, check_threat, rampe
 from lipbench.method import Method, Scalars, State
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
+from lipbench.ranges import Rule, at_least, require
 from lipbench.threat import Threat
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ class AdversarialTraining(Method):
 
     def __post_init__(self) -> None:
         check_threat(self.norm, self.epsilon)
-        if self.ramp < 0:
-            raise ValueError(f"ramp must be at least 0, got {self.ramp}.")
+        require(*self.ranges())
+
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep; a subclass adds its own."""
+        return (at_least("ramp", self.ramp, 0),)
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return the share of epsilon that is in force."""

@@ -18,6 +18,7 @@ from lipbench.networks.network import walk
 from lipbench.networks.sequential import Part, parts
 from lipbench.networks.steps import AveragePool, MaxPool, Scale, Slope
 from lipbench.norm import Norm
+from lipbench.ranges import Rule, finite_at_least, finite_positive, require
 from lipbench.refused import Refused
 
 if TYPE_CHECKING:
@@ -61,10 +62,14 @@ class Contractive(Method):
     """What stands between layers: sorted pairs of channels, ReLU, or what the model has."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.offset < math.inf:
-            raise ValueError(f"offset must be at least 0 and finite, got {self.offset}.")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}.")
+        require(*self.ranges())
+
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep; a subclass adds its own."""
+        return (
+            finite_at_least("offset", self.offset, 0),
+            finite_positive("temperature", self.temperature),
+        )
 
     def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
         """Return what replaces a dense or convolutional layer, with its initial V.

@@ -16,6 +16,7 @@ from lipbench.method import Params, Scalars, State
 from lipbench.method_families.contractive import Contractive
 from lipbench.networks.net import Net
 from lipbench.networks.sequential import Part
+from lipbench.ranges import Rule
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -65,13 +66,19 @@ class Borrowed(Contractive):
     """Which of the library's layers: the part of the name after the colon."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.variant:
             object.__setattr__(self, "variant", self.kinds[0])
-        if self.variant not in self.kinds:
-            raise ValueError(
-                f"{self.extra}:{self.variant} is not offered; there are {', '.join(self.kinds)}."
-            )
+        super().__post_init__()
+
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep."""
+        return (
+            *super().ranges(),
+            (
+                self.variant in self.kinds,
+                f"{self.extra}:{self.variant} is not offered; there are {', '.join(self.kinds)}",
+            ),
+        )
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from lipbench.method import Method, Scalars, State, Summary
 from lipbench.method_families import differentiable_constant as followed
 from lipbench.method_families import margins
 from lipbench.networks.net import Net
+from lipbench.ranges import Rule, at_least, between, require
 
 if TYPE_CHECKING:
     from lipbench.data.splits import Batch, Data
@@ -35,12 +36,15 @@ class MarginTraining(Method):
     """Steps of power iteration per training step."""
 
     def __post_init__(self) -> None:
-        for field in ("ramp", "first"):
-            value = getattr(self, field)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{field} must be in [0, 1], got {value}.")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
+        require(*self.ranges())
+
+    def ranges(self) -> tuple[Rule, ...]:
+        """Return the rules that the fields must keep; a subclass adds its own."""
+        return (
+            between("ramp", self.ramp, 0, 1),
+            between("first", self.first, 0, 1),
+            at_least("iterations", self.iterations, 1),
+        )
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why there are no margins, or None."""

@@ -116,7 +116,7 @@ def test_a_regression_is_trained_or_refused_with_the_way_out(name):
         ("drop", 0.0, "drop must be positive, got 0"),
         ("beta", -1.0, "beta must be at least 0, got -1"),
         ("probe", -1, "probe must be at least 0, got -1"),
-        ("clean", 1.5, "clean must be between 0 and 1, got 1.5"),
+        ("clean", 1.5, r"clean must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_a_number_out_of_range_is_refused(name, field, value, message):

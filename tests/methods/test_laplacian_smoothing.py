@@ -107,7 +107,7 @@ def test_too_few_samples_are_refused():
     [
         ({"bound": 0.0}, r"bound must be positive and finite, got 0\.0"),
         ({"bound": math.inf}, "bound must be positive and finite, got inf"),
-        ({"step": -1.0}, r"step must be finite and at least 0, got -1\.0"),
+        ({"step": -1.0}, r"step must be at least 0 and finite, got -1\.0"),
         ({"neighbours": 0}, "neighbours must be at least 1, got 0"),
         ({"among": 4}, "among must be more than neighbours = 4, got 4"),
     ],

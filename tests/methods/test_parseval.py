@@ -175,8 +175,8 @@ def test_what_it_has_no_rule_for_is_refused_by_name(layer, reason):
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("beta", 1.0, r"beta must be at least 0 and less than 1, got 1\.0"),
-        ("share", 0.0, r"share must be positive and at most 1, got 0\.0"),
+        ("beta", 1.0, r"beta must be in \[0, 1\), got 1\.0"),
+        ("share", 0.0, r"share must be in \(0, 1\], got 0\.0"),
         ("weight_decay", -1.0, r"weight_decay must be at least 0 and finite, got -1\.0"),
     ],
 )

@@ -301,7 +301,7 @@ def test_a_solver_that_is_not_installed_is_refused_with_the_way_out(monkeypatch)
         ("sdp_penalty", "tolerance", math.nan, "positive and finite"),
         ("sdp_penalty", "rounds", 0, "at least 1"),
         ("sdp_penalty", "most_weights", 0, "at least 1"),
-        ("sdp_enforced", "warm_start", 1.5, "between 0 and 1"),
+        ("sdp_enforced", "warm_start", 1.5, r"in \[0, 1\]"),
         ("sdp_enforced", "weight_decay", -0.1, "at least 0"),
     ],
 )
