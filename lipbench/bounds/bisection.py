@@ -10,6 +10,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.bisection import bisected_bound, products
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
 _SECONDS_PER_PRODUCT = 2e-9
@@ -41,12 +42,11 @@ class Bisection(Bound):
     norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, math.inf)))
 
     def __post_init__(self) -> None:
-        if self.parts < 1:
-            raise ValueError(f"parts must be at least 1, got {self.parts}.")
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance must be at least 0, got {self.tolerance}.")
-        if self.most_inputs < 1:
-            raise ValueError(f"most_inputs must be at least 1, got {self.most_inputs}.")
+        require(
+            at_least("parts", self.parts, 1),
+            at_least("tolerance", self.tolerance, 0),
+            at_least("most_inputs", self.most_inputs, 1),
+        )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why there is no box, or one of too many inputs, or None."""

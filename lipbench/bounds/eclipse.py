@@ -10,6 +10,7 @@ from lipbench.lipschitz.relaxations.chain import refusal
 from lipbench.lipschitz.semidefinite.layer_by_layer import staged_bound, staged_cost
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, between, require
 from lipbench.threat import Box
 
 
@@ -37,11 +38,11 @@ class ECLipsE(Bound):
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2)})
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "most_neurons"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance must lie between 0 and 1, got {self.tolerance}.")
+        require(
+            at_least("iterations", self.iterations, 1),
+            at_least("most_neurons", self.most_neurons, 1),
+            between("tolerance", self.tolerance, 0, 1, without_low=True, without_high=True),
+        )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why there are no stages, or too wide ones."""

@@ -11,6 +11,7 @@ from lipbench.lipschitz.operator_norms.layerwise import layerwise
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
 
@@ -32,8 +33,7 @@ class Gram(Bound):
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2)})
 
     def __post_init__(self) -> None:
-        if self.iterations < 0:
-            raise ValueError(f"iterations must be at least 0, got {self.iterations}.")
+        require(at_least("iterations", self.iterations, 0))
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the products take."""

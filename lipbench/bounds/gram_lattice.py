@@ -13,6 +13,7 @@ from lipbench.lipschitz.operator_norms.symbol import repetition
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution, Linear
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
 
@@ -36,8 +37,7 @@ class GramLattice(Bound):
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2)})
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
+        require(at_least("iterations", self.iterations, 1))
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return which kernel grows too large, or None."""

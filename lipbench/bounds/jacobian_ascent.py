@@ -15,6 +15,7 @@ from lipbench.lipschitz.lower_bounds.slope_ascent import climb
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
 from lipbench.networks.network import Network
 from lipbench.norm import Norm, steepest
+from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
 _SECONDS_PER_PRODUCT = 3e-10
@@ -62,13 +63,13 @@ class JacobianAscent(Bound):
         Raises:
             ValueError: If there is no point or no climber, or a negative number of steps.
         """
-        least = {"points": 1, "climbers": 1, "iterations": 0, "attack": 0, "steps": 0}
-        for name, number in least.items():
-            found = getattr(self, name)
-            if found < number:
-                raise ValueError(
-                    f"{name} of jacobian_ascent must be at least {number}, got {found}."
-                )
+        require(
+            at_least("points of jacobian_ascent", self.points, 1),
+            at_least("climbers of jacobian_ascent", self.climbers, 1),
+            at_least("iterations of jacobian_ascent", self.iterations, 0),
+            at_least("attack of jacobian_ascent", self.attack, 0),
+            at_least("steps of jacobian_ascent", self.steps, 0),
+        )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why not even one point fits the products, or None."""

@@ -10,6 +10,7 @@ from lipbench.lipschitz.relaxations.jacobian_cases import jacobian_bound
 from lipbench.lipschitz.relaxations.jacobians import jacobian_work
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, positive, require
 from lipbench.threat import Box
 
 _SECONDS_PER_PRODUCT = 2e-10
@@ -40,10 +41,10 @@ class JacobianBound(Bound):
     norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
 
     def __post_init__(self) -> None:
-        if self.nodes < 0:
-            raise ValueError(f"nodes must be at least 0, got {self.nodes}.")
-        if not self.most_products > 0:
-            raise ValueError(f"most_products must be positive, got {self.most_products}.")
+        require(
+            at_least("nodes", self.nodes, 0),
+            positive("most_products", self.most_products),
+        )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why the network is too large, or None."""

@@ -11,6 +11,7 @@ from lipbench.lipschitz.exact.gate_search import switching_bound
 from lipbench.lipschitz.relaxations.neuron_blocks import neurons
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, require
 from lipbench.refused import Refused
 from lipbench.threat import Box
 
@@ -44,10 +45,11 @@ class LipMIP(Bound):
         Raises:
             ValueError: If a budget is negative.
         """
-        for name in ("nodes", "most_neurons", "most_inputs"):
-            number = getattr(self, name)
-            if number < 0:
-                raise ValueError(f"{name} must be at least 0, got {number}.")
+        require(
+            at_least("nodes", self.nodes, 0),
+            at_least("most_neurons", self.most_neurons, 0),
+            at_least("most_inputs", self.most_inputs, 0),
+        )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why there is no box, or too many neurons, or None."""

@@ -9,6 +9,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.polynomial_bound import planned_terms, positive_bound
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, optional, require
 from lipbench.refused import Refused
 from lipbench.threat import Box
 
@@ -40,10 +41,10 @@ class LiPopt(Bound):
     norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
 
     def __post_init__(self) -> None:
-        if self.degree is not None and self.degree < 1:
-            raise ValueError(f"degree must be at least 1, or None, got {self.degree}.")
-        if self.most_terms < 1:
-            raise ValueError(f"most_terms must be at least 1, got {self.most_terms}.")
+        require(
+            optional(at_least, "degree", self.degree, 1),
+            at_least("most_terms", self.most_terms, 1),
+        )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why the network has too many products or no rule, or None."""

@@ -10,6 +10,7 @@ from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
 from lipbench.lipschitz.relaxations.recursive_derivatives import products, recursive_norm, work
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
 
@@ -34,8 +35,7 @@ class RecurJac(Bound):
     norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
 
     def __post_init__(self) -> None:
-        if self.most_products < 1:
-            raise ValueError(f"most_products must be at least 1, got {self.most_products}.")
+        require(at_least("most_products", self.most_products, 1))
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why the recursion takes too long, or None."""

@@ -14,6 +14,7 @@ from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points
 from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
 _BEST = 4
@@ -48,12 +49,10 @@ class RegionAscent(Bound):
         Raises:
             ValueError: If there is no point to begin with, or a negative number of programs.
         """
-        if self.points < 1:
-            raise ValueError(f"points of region_ascent must be at least 1, got {self.points}.")
-        if self.programs < 0:
-            raise ValueError(
-                f"programs of region_ascent must not be negative, got {self.programs}."
-            )
+        require(
+            at_least("points of region_ascent", self.points, 1),
+            at_least("programs of region_ascent", self.programs, 0),
+        )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why the network has too many neurons, or None."""

@@ -10,6 +10,7 @@ from lipbench.lipschitz.relaxations.chain import refusal
 from lipbench.lipschitz.semidefinite.singular_factors import factored_bound, factored_cost
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
 
@@ -36,9 +37,10 @@ class SeqLip(Bound):
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2)})
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "most_neurons"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        require(
+            at_least("nodes", self.nodes, 1),
+            at_least("most_neurons", self.most_neurons, 1),
+        )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why there are no factors, or too wide ones."""

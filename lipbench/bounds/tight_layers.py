@@ -11,6 +11,7 @@ from lipbench.lipschitz.operator_norms.layerwise import convolution
 from lipbench.lipschitz.operator_norms.tight import tight_bound
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
+from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
 
@@ -37,10 +38,10 @@ class TightLayers(Bound):
     norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2)})
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance must be at least 0, got {self.tolerance}.")
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}.")
+        require(
+            at_least("tolerance", self.tolerance, 0),
+            at_least("iterations", self.iterations, 1),
+        )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return which convolution is too large, or None."""

@@ -236,5 +236,5 @@ def test_budgets_fit_a_time_and_are_checked():
     assert ascent().within(network, L2, None, 0.0) is None
     with pytest.raises(ValueError, match="points of region_ascent must be at least 1, got 0"):
         ascent(points=0)
-    with pytest.raises(ValueError, match="programs of region_ascent must not be negative, got -1"):
+    with pytest.raises(ValueError, match="programs of region_ascent must be at least 0, got -1"):
         ascent(programs=-1)

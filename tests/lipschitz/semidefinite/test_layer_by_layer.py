@@ -271,7 +271,7 @@ def test_what_is_no_chain_or_too_wide_is_refused():
     [
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"most_neurons": 0}, "most_neurons must be at least 1, got 0"),
-        ({"tolerance": 0.0}, "tolerance must lie between 0 and 1, got 0.0"),
+        ({"tolerance": 0.0}, r"tolerance must be in \(0, 1\), got 0.0"),
     ],
 )
 def test_fields_that_make_no_sense_are_named(options, message):
