@@ -15,6 +15,7 @@ from lipbench.adversarial.queries import numbers
 from lipbench.adversarial.rivals import nearest_rivals
 from lipbench.adversary import Attack, Classifier
 from lipbench.norm import Norm
+from lipbench.ranges import positive, require
 from lipbench.threat import Threat
 
 Loss = Literal["margin", "cross_entropy"]
@@ -53,14 +54,16 @@ class PGD(Attack):
         Raises:
             ValueError: If a number is not positive or no loss, or an unknown one, is named.
         """
-        for name in ("steps", "starts", "rel_step"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} of pgd must be positive, got {getattr(self, name)}.")
-        if not self.losses or not set(self.losses) <= set(get_args(Loss)):
-            raise ValueError(
+        require(
+            positive("steps of pgd", self.steps),
+            positive("starts of pgd", self.starts),
+            positive("rel_step of pgd", self.rel_step),
+            (
+                bool(self.losses) and set(self.losses) <= set(get_args(Loss)),
                 f"losses of pgd must be some of {', '.join(get_args(Loss))}, "
-                f"got {list(self.losses)}."
-            )
+                f"got {list(self.losses)}",
+            ),
+        )
 
     @property
     def cost(self) -> float:

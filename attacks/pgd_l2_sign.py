@@ -11,6 +11,7 @@ from lipbench.adversarial.ascent import ascend
 from lipbench.adversarial.losses import error_odds
 from lipbench.adversary import Attack, Classifier
 from lipbench.norm import Norm
+from lipbench.ranges import positive, require
 from lipbench.threat import Threat
 
 
@@ -42,11 +43,10 @@ class PGDL2Sign(Attack):
         Raises:
             ValueError: If a number is not positive.
         """
-        for name in ("steps", "alpha"):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"{name} of pgd_l2_sign must be positive, got {getattr(self, name)}."
-                )
+        require(
+            positive("steps of pgd_l2_sign", self.steps),
+            positive("alpha of pgd_l2_sign", self.alpha),
+        )
 
     @property
     def cost(self) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lipbench.adversary import Attack, Classifier
 from lipbench.norm import Norm
+from lipbench.ranges import require
 from lipbench.threat import Threat
 
 L2, LINF = Norm(2), Norm(torch.inf)
@@ -64,10 +65,12 @@ class TorchAttacks(Attack):
         Raises:
             ValueError: If `variant` is not one of `variants()`.
         """
-        if self.variant not in VARIANTS:
-            raise ValueError(
-                f"torchattacks:{self.variant} is not offered; there are {', '.join(VARIANTS)}."
-            )
+        require(
+            (
+                self.variant in VARIANTS,
+                f"torchattacks:{self.variant} is not offered; there are {', '.join(VARIANTS)}",
+            ),
+        )
         object.__setattr__(self, "norms", VARIANTS[self.variant])
 
     @classmethod

@@ -4,7 +4,7 @@ import math
 
 from lipbench.dataset import Dataset
 from lipbench.norm import Norm
-from lipbench.ranges import Rule
+from lipbench.ranges import Rule, at_least, optional
 
 
 def radius_rule(epsilon: float) -> Rule:
@@ -42,10 +42,7 @@ def split_rules(dataset: Dataset) -> tuple[Rule, ...]:
     is_known = not kept and not dataset.pair_sampler
     return (
         *(
-            (
-                value is None or value >= least,
-                f"dataset: {key} must be at least {least}, got {value}",
-            )
+            optional(at_least, f"dataset: {key}", value, least)
             for key, (least, value) in sizes.items()
         ),
         (

@@ -1,6 +1,5 @@
 """Settings of a benchmark, of its selection and evaluation, as values that cannot change."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +11,7 @@ from lipbench.config.rules import norm_rule, radius_rule, seed_rules, split_rule
 from lipbench.dataset import Dataset
 from lipbench.model import Model
 from lipbench.norm import Norm
-from lipbench.ranges import require
+from lipbench.ranges import at_least, finite_at_least, optional, require
 from lipbench.threat import Box
 from lipbench.training.settings import MethodEntry, TrainingSettings
 
@@ -40,10 +39,7 @@ class SelectionSettings:
         require(
             radius_rule(self.epsilon),
             norm_rule(f"attack {self.name!r}", self.norm, self.attack.norms),
-            (
-                self.size is None or self.size >= 1,
-                f"size of selection must be at least 1, got {self.size}",
-            ),
+            optional(at_least, "size of selection", self.size, 1),
         )
 
 
@@ -59,8 +55,8 @@ class NoiseEntry:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(
-            (0 <= self.sigma < math.inf, f"sigma must be finite and ≥ 0, got {self.sigma}"),
-            (self.draws >= 1, f"draws must be at least 1, got {self.draws}"),
+            finite_at_least("sigma", self.sigma, 0),
+            at_least("draws", self.draws, 1),
         )
 
 
@@ -83,7 +79,7 @@ class AttackEntry:
         require(
             (distinct, f"epsilon must list distinct radii, got {list(self.epsilon)}"),
             *(radius_rule(epsilon) for epsilon in self.epsilon),
-            (self.size is None or self.size >= 1, f"size must be at least 1, got {self.size}"),
+            optional(at_least, "size", self.size, 1),
             norm_rule(f"attack {self.name!r}", self.norm, self.attack.norms),
         )
 
@@ -138,13 +134,9 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        size = self.test_size
         require(
-            (size is None or size >= 1, f"test_size must be at least 1, got {size}"),
-            (
-                self.batch_size is None or self.batch_size >= 1,
-                f"batch_size must be at least 1, got {self.batch_size}",
-            ),
+            optional(at_least, "test_size", self.test_size, 1),
+            optional(at_least, "batch_size", self.batch_size, 1),
         )
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from lipbench.dataset import Dataset, Raw, Task
+from lipbench.ranges import at_least, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,10 @@ class Regression(Dataset):
     """Tells the draws of data sets with the same seed apart."""
 
     def __post_init__(self) -> None:
-        if self.samples < self.fewest:
-            raise ValueError(f"samples must be at least {self.fewest}, got {self.samples}.")
-        if not self.noise >= 0:
-            raise ValueError(f"noise must be at least 0, got {self.noise}.")
+        require(
+            at_least("samples", self.samples, self.fewest),
+            at_least("noise", self.noise, 0),
+        )
 
     @abstractmethod
     def points(self, rng: np.random.Generator) -> np.ndarray:

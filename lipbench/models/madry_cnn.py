@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from lipbench.model import Model
+from lipbench.ranges import positive, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,7 @@ class MadryCNN(Model):
     init_bias: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.init_std > 0:
-            raise ValueError(f"init_std must be positive, got {self.init_std}.")
+        require(positive("init_std", self.init_std))
 
     def build(self, input_shape: tuple[int, ...], outputs: int, rng: torch.Generator) -> nn.Module:
         """Return the network.

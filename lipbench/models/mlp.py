@@ -12,6 +12,7 @@ from torch.nn.utils import skip_init
 
 from lipbench.layers.normalise import Normalise
 from lipbench.model import Model
+from lipbench.ranges import optional, positive, require
 
 Activation = Literal["relu", "sigmoid", "tanh"]
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -37,12 +38,14 @@ class MLP(Model):
     """Mean and standard deviation, in pixel units, of a first layer x → (x - mean)/std."""
 
     def __post_init__(self) -> None:
-        if any(width < 1 for width in self.widths):
-            raise ValueError(f"widths must be at least 1, got {list(self.widths)}.")
-        if self.normalisation is not None and not self.normalisation[1] > 0:
-            raise ValueError(
-                f"the std of normalisation must be positive, got {self.normalisation[1]}."
-            )
+        std = None if self.normalisation is None else self.normalisation[1]
+        require(
+            (
+                all(width >= 1 for width in self.widths),
+                f"widths must be at least 1, got {list(self.widths)}",
+            ),
+            optional(positive, "the std of normalisation", std),
+        )
 
     def build(self, input_shape: tuple[int, ...], outputs: int, rng: torch.Generator) -> nn.Module:
         """Return the network; any input shape will do."""

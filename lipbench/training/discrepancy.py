@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.method import Strength
+from lipbench.ranges import between, optional, positive, require
 
 Course = dict[str, Float[Tensor, " trials"]]
 """The strength of each trial, its current relative step, and the side of the target it was on."""
@@ -48,14 +49,14 @@ class Discrepancy:
     """A strength below this is moved as if it had this size; None takes the method's."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.step <= 1:
-            raise ValueError(f"step must be in (0, 1], got {self.step}.")
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f"scale must be positive, got {self.scale}.")
-        if self.every == "step" and self.measure != "batch":
-            raise ValueError(
-                f"measure must be 'batch' if the strength moves every step, got {self.measure!r}."
-            )
+        require(
+            between("step", self.step, 0, 1, without_low=True),
+            optional(positive, "scale", self.scale),
+            (
+                self.every != "step" or self.measure == "batch",
+                f"measure must be 'batch' if the strength moves every step, got {self.measure!r}",
+            ),
+        )
 
     def start(self, strength: Float[Tensor, " trials"]) -> Course:
         """Return the course before the first move."""

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lipbench.ranges import between, positive, require
+
 Params = dict[str, Tensor]
 Moments = dict[str, Params]
 
@@ -29,13 +31,13 @@ class Optimizer:
     """Of adam, as beta1 and beta2."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}.")
-        for field in ("momentum", "beta1", "beta2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}.")
-        if not self.eps > 0:
-            raise ValueError(f"eps must be positive, got {self.eps}.")
+        require(
+            positive("lr", self.lr),
+            between("momentum", self.momentum, 0, 1, without_high=True),
+            between("beta1", self.beta1, 0, 1, without_high=True),
+            between("beta2", self.beta2, 0, 1, without_high=True),
+            positive("eps", self.eps),
+        )
 
     def start(self, params: Params) -> Moments:
         """Return the moments before the first step."""

@@ -7,7 +7,7 @@ from typing import Literal
 from lipbench import fields
 from lipbench.method import Method
 from lipbench.networks.precision import Precision
-from lipbench.ranges import Rule, require
+from lipbench.ranges import Rule, at_least, finite_at_least, require
 from lipbench.training.discrepancy import Discrepancy
 from lipbench.training.optimiser import Optimizer
 
@@ -28,9 +28,9 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(
-            (self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}"),
-            (self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}"),
-            (self.warmup >= 0, f"warmup must be at least 0, got {self.warmup}"),
+            at_least("epochs", self.epochs, 1),
+            at_least("batch_size", self.batch_size, 1),
+            at_least("warmup", self.warmup, 0),
             (
                 self.precision == "full" or self.dtype == "float32",
                 f"precision {self.precision!r} goes with dtype 'float32' alone, got {self.dtype!r}",
@@ -70,10 +70,7 @@ class MethodEntry:
                 target is None or 0 < target < 1,
                 f"target_accuracy must be a fraction between 0 and 1, got {target}",
             ),
-            *(
-                (least <= value < math.inf, f"path must be finite and ≥ {least}, got {value}")
-                for value in self.path
-            ),
+            *(finite_at_least("path", value, least) for value in self.path),
             (
                 target is None or training.warmup < training.epochs,
                 f"target_accuracy needs epochs after the warm-up, got epochs = {training.epochs} "

@@ -366,8 +366,8 @@ def test_all_mistakes_of_a_file_are_told_at_once(problems):
         "benchmarks.toml:9: benchmark 'toy', training: epochs must be at least 1, got 0",
         "benchmarks.toml:10: benchmark 'toy', selection: unknown key 'stepz'; "
         "did you mean 'steps'?",
-        "benchmarks.toml:14: benchmark 'toy', evaluation, noise 1: sigma must be finite and ≥ 0, "
-        "got -1.0",
+        "benchmarks.toml:14: benchmark 'toy', evaluation, noise 1: sigma must be at least 0 "
+        "and finite, got -1.0",
         "benchmarks.toml:26: benchmark 'toy', method 2 (t_penalty): unknown key 'lamda'; "
         "did you mean 'lambda'?",
         "benchmarks.toml:27: benchmark 'toy', method 2 (t_penalty): target_accuracy must be a "
@@ -423,7 +423,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(problems):
         ("lambda = 1", "norm = 3", "norm must be 1, 2 or inf, got 3"),
         ("lambda = 1", "extra = { a = '1' }", 'extra must be a table or "none"'),
         ("lambda = 1", "path = [1]", "target_accuracy and path exclude each other"),
-        ("path = [10, 1.0, 0.0]", "path = [-1]", "path must be finite and ≥ 0.0, got -1.0"),
+        ("path = [10, 1.0, 0.0]", "path = [-1]", "path must be at least 0.0 and finite, got -1.0"),
         ("step = 0.5 }", "step = 2 }", "discrepancy: step must be in (0, 1], got 2.0"),
         ("target_accuracy = 0.95", "", "discrepancy has no effect without target_accuracy"),
         ("epochs = 30", "epochs = 5", "needs epochs after the warm-up"),
