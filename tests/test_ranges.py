@@ -1,9 +1,18 @@
 """Rules for the ranges of fields: what keeps them, what breaks them, and what is said then."""
 
+import dataclasses
 import math
+from typing import get_type_hints
 
 import pytest
 
+from lipbench.adversary import Attack
+from lipbench.bound import Bound
+from lipbench.certificate import Certificate
+from lipbench.dataset import Dataset
+from lipbench.fields import key
+from lipbench.method import Method
+from lipbench.model import Model
 from lipbench.ranges import (
     at_least,
     between,
@@ -13,6 +22,7 @@ from lipbench.ranges import (
     positive,
     require,
 )
+from lipbench.registry import load, names
 
 RULES = {
     "at least": (lambda value: at_least("x", value, 2), "at least 2"),
@@ -80,3 +90,42 @@ def test_none_keeps_an_optional_rule_and_a_number_may_break_it():
     require(optional(positive, "scale", None))
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         require(optional(at_least, "size", 0, 1))
+
+
+KINDS = {
+    "lipbench.methods": Method,
+    "lipbench.attacks": Attack,
+    "lipbench.bounds": Bound,
+    "lipbench.certificates": Certificate,
+    "lipbench.datasets": Dataset,
+    "lipbench.models": Model,
+}
+WITHOUT_RANGE = {
+    ("lipsdp_layer", "tolerance"),
+    ("lipsdp_neuron", "tolerance"),
+    ("madry_cnn", "init_bias"),
+    ("torchattacks", "alpha"),
+}
+"""Fields of plugins that may be any number."""
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in KINDS for n in names(g)])
+def test_no_number_of_a_plugin_may_be_nan(group, name):
+    plugin = load(group, name, KINDS[group])
+    hints = get_type_hints(plugin)
+    for field in dataclasses.fields(plugin):
+        if hints[field.name] not in (float, float | None) or (name, field.name) in WITHOUT_RANGE:
+            continue
+        with pytest.raises(ValueError, match=f"^{key(field.name)}( of {name})? must be .*got nan"):
+            plugin(**{field.name: math.nan})
+
+
+def test_a_method_tells_what_is_wrong_with_its_family_s_fields_and_its_own_at_once():
+    method = load("lipbench.methods", "gloro", Method)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
+        method(epsilon=-1.0, lambda_=math.inf, iterations=0)
+    assert str(caught.value).splitlines() == [
+        "iterations must be at least 1, got 0",
+        "epsilon must be at least 0 and finite, got -1.0",
+        "lambda must be at least 0 and finite, got inf",
+    ]
