@@ -3,28 +3,24 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lipbench.bound import Lipschitz, Side
 from lipbench.data.splits import Data
 from lipbench.evaluation.attack_outcomes import Attacked
-from lipbench.evaluation.claims import CLAIMED, claim_in, claim_of, refutations
+from lipbench.evaluation.claims import claim_of
+from lipbench.evaluation.contradictions import contradictions
 from lipbench.evaluation.measurement import Measured, Subject
 from lipbench.evaluation.measures import measure
 from lipbench.fields import key as field_key
-from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
-from lipbench.norm import Norm
 from lipbench.planning.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.refused import Refused
 from lipbench.storage.cell_folder import CellFolder, State
-from lipbench.storage.files import StorageError, quarantine
-from lipbench.storage.outcomes import outcome_name
-from lipbench.storage.rows import Read, Row, RowsDamaged, format_rows, read_rows
-from lipbench.storage.tensors import Unreadable, is_whole, packed, read_tensors
+from lipbench.storage.evaluation_files import drop_damaged, write_evaluation
+from lipbench.storage.files import StorageError
+from lipbench.storage.rows import Read, Row, read_rows
 from lipbench.storage.writer import Writer
 
 CONSTANT_SHARE = 0.99
@@ -97,7 +93,7 @@ def evaluate(
         StorageError: If a file cannot be written.
         MemoryError: If there is not enough memory, as torch.OutOfMemoryError on a device.
     """
-    missing = [e for e in cell.evaluations if not _is_there(folder, e)]
+    missing = [e for e in cell.evaluations if not drop_damaged(folder, e.key)]
     if not missing:
         return Verdict(contradictions=contradictions(cell, folder, read), errors=[])
     blank = Row(
@@ -129,7 +125,15 @@ def _complete(
         for evaluation in cell.evaluations:
             try:
                 if evaluation in missing:
-                    _save(writer, folder, evaluation, _measure(subjects, evaluation))
+                    measured = _measure(subjects, evaluation)
+                    write_evaluation(
+                        writer,
+                        folder,
+                        evaluation.key,
+                        measured.rows,
+                        measured.samples,
+                        measured.proofs,
+                    )
                 elif evaluation.kind == "bound" and bounds:
                     # Searches start from what earlier ones found, also in a run that was stopped
                     # between two of them.
@@ -141,55 +145,6 @@ def _complete(
                 errors.append(EvaluationFailed(what))
                 errors[-1].__cause__ = error
     return errors
-
-
-def contradictions(cell: Cell, folder: CellFolder, read: Read = read_rows) -> list[str]:
-    """Return what the stored numbers of a cell say that cannot be true at once.
-
-    A lower bound above an upper one of the same checkpoint, norm and domain; and a sample that is
-    certified within a radius, and misclassified in float64 at a smaller distance. A bound whose
-    own proof does not hold is one, too, and so is a constant that the method claims and a lower
-    bound refutes.
-    """
-    there = [e.key for e in cell.evaluations if folder.rows(e.key).exists()]
-    rows = [row for key in there for row in read(folder.rows(key))]
-    samples: dict[tuple[str, str], Tensor] = {}
-    for key in there:
-        if folder.samples(key).exists():
-            tensors, _ = read_tensors(folder.samples(key))
-            samples |= {(key, name): tensor for name, tensor in tensors.items()}
-    found = []
-    for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        own = [row for row in rows if row.checkpoint == checkpoint]
-        bounds = [row for row in own if row.metric == "lipschitz" and row.value is not None]
-        lies = [row for row in bounds if row.status == "invalid"]
-        found += [f"{checkpoint}: {row.estimator}: {row.flags[-1]}" for row in lies]
-        found += [f"{checkpoint}: {v.message}" for v in crossings(map(_value, bounds))]
-        proved = [_value(row) for row in bounds if row.status == "done"]
-        for claim in (claim_in(row) for row in own if row.metric == CLAIMED):
-            found += [f"{checkpoint}: {message}" for message in refutations(claim, proved)]
-        found += _broken(checkpoint, own, samples)
-    return found
-
-
-def _broken(checkpoint: str, rows: list[Row], samples: dict[tuple[str, str], Tensor]) -> list[str]:
-    found = []
-    for (_, name), radius in samples.items():
-        if not (name.startswith(f"{checkpoint}/certified/") and name.endswith("/radius")):
-            continue
-        norm = float(name.split("/")[-2])
-        for row in rows:
-            distance = samples.get((row.eval_key, f"{outcome_name(row)}/distance"))
-            if row.metric != "robust_accuracy" or row.norm != norm or distance is None:
-                continue
-            both = min(len(radius), len(distance))
-            wrong = (radius[:both] > distance[:both]).nonzero().flatten().tolist()
-            found += [
-                f"{checkpoint}: sample {n} is certified within {float(radius[n]):.9g} ({name}), "
-                f"and {row.estimator} broke it at distance {float(distance[n]):.9g}"
-                for n in wrong
-            ]
-    return found
 
 
 def _subject(cell: Cell, trained: Trained, data: Data, attacked: Attacked, blank: Row) -> Subject:
@@ -268,46 +223,3 @@ def _named(cell: Cell, evaluation: Evaluation) -> str:
     if evaluation.kind == "certificate":
         return f"certificate {settings.certificate[index].name!r}"
     return "noise" if evaluation.kind == "noise" else "plain accuracy"
-
-
-def _save(writer: Writer, folder: CellFolder, evaluation: Evaluation, measured: Measured) -> None:
-    # The rows come last: their file says that the evaluation is complete.
-    if measured.samples:
-        writer.write(folder.samples(evaluation.key), packed(measured.samples, {}))
-    if measured.proofs:
-        writer.write(folder.proof(evaluation.key), packed(measured.proofs, {}))
-    writer.write(folder.rows(evaluation.key), format_rows(measured.rows).encode())
-
-
-def _is_there(folder: CellFolder, evaluation: Evaluation) -> bool:
-    path = folder.rows(evaluation.key)
-    if not path.exists():
-        return False
-    try:
-        read_rows(path)
-        for beside in (folder.samples(evaluation.key), folder.proof(evaluation.key)):
-            if beside.exists():
-                read_tensors(beside)
-    except (RowsDamaged, Unreadable) as damage:
-        # Measured anew: the damaged file is kept under another name, and the rows go with it.
-        quarantine(path if isinstance(damage, RowsDamaged) else beside)
-        path.unlink(missing_ok=True)
-        return False
-    return True
-
-
-def is_measured(folder: CellFolder, evaluation: Evaluation, read: Read = read_rows) -> bool:
-    """Return whether the files of an evaluation are there and look whole; nothing is changed."""
-    rows, key = folder.rows(evaluation.key), evaluation.key
-    try:
-        read(rows)
-    except (RowsDamaged, StorageError):
-        return False
-    return all(is_whole(p) for p in (folder.samples(key), folder.proof(key)) if p.exists())
-
-
-def _value(row: Row) -> Lipschitz:
-    assert row.value is not None
-    assert row.norm is not None
-    side = cast(Side, row.side)
-    return Lipschitz(value=row.value, side=side, norm=Norm(row.norm), domain=row.box)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipbench.evaluation.evaluate import is_measured
 from lipbench.planning.cell import Cell
 from lipbench.storage.cell_folder import CellFolder, Status
+from lipbench.storage.evaluation_files import is_measured
 from lipbench.storage.rows import Read, read_rows
 
 
@@ -39,7 +39,7 @@ def standing(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) 
     elif status.state != "done":
         needs_work = retry
     else:
-        needs_work = not all(is_measured(place, one, read) for one in cell.evaluations)
+        needs_work = not all(is_measured(place, one.key, read) for one in cell.evaluations)
     return Standing(
         state=state_of(place, status),
         needs_work=needs_work,

@@ -9,13 +9,14 @@ from dataclasses import replace
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
 from lipbench.evaluation.attack_outcomes import Attacked, Target
-from lipbench.evaluation.evaluate import Trained, Unfit, Verdict, evaluate, is_measured
+from lipbench.evaluation.evaluate import Trained, Unfit, Verdict, evaluate
 from lipbench.planning.cell import Cell
 from lipbench.planning.device import device_name
 from lipbench.runs.conclusion import Conclusion, ends_the_run, failure
 from lipbench.runs.saved_networks import load_network
 from lipbench.runs.stack import Stack
 from lipbench.storage.cell_folder import UNSOUND, Status
+from lipbench.storage.evaluation_files import is_measured
 from lipbench.storage.tensors import Unreadable
 
 
@@ -44,7 +45,7 @@ def evaluate_stack(stack: Stack) -> Iterator[tuple[Cell, Conclusion]]:
 
 
 def _is_complete(stack: Stack, cell: Cell) -> bool:
-    return all(is_measured(stack.folder(cell), evaluation) for evaluation in cell.evaluations)
+    return all(is_measured(stack.folder(cell), one.key) for one in cell.evaluations)
 
 
 def _evaluate(stack: Stack, cell: Cell, status: Status, networks: "_Networks") -> Conclusion:

@@ -9,7 +9,7 @@ from support import runs
 from support.synthetic import a_row
 
 import lipbench
-from lipbench.evaluation.evaluate import contradictions, is_measured
+from lipbench.evaluation.contradictions import contradictions
 from lipbench.storage.cell_folder import CellFolder
 from lipbench.storage.rows import read_rows, write_rows
 from lipbench.storage.tensors import read_tensors, write_tensors
@@ -127,22 +127,6 @@ def test_a_sample_that_is_certified_and_broken_is_a_contradiction(cell, folder):
 @pytest.mark.parametrize("other", [{"norm": math.inf}, {"checkpoint": "last"}])
 def test_certificates_of_other_norms_or_networks_are_not_broken(cell, folder, other):
     assert attacked(cell, folder, [0.1], [0.2], **other) == []
-
-
-def test_an_evaluation_is_measured_if_its_files_are_whole(cell, folder):
-    evaluation = cell.evaluations[1]
-    assert is_measured(folder, evaluation)
-    for path in (folder.samples(evaluation.key), folder.proof(evaluation.key)):
-        write_tensors(path, {"x": torch.zeros(3)}, {})
-        assert is_measured(folder, evaluation)
-        content = path.read_bytes()
-        path.write_bytes(content[:-1])
-        assert not is_measured(folder, evaluation)
-        path.write_bytes(content)
-    folder.rows(evaluation.key).write_text("")
-    assert not is_measured(folder, evaluation)
-    folder.rows(evaluation.key).unlink()
-    assert not is_measured(folder, evaluation)
 
 
 def test_each_evaluation_has_its_own_file_and_key(tmp_path):
