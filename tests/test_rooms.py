@@ -34,7 +34,7 @@ ROOMS = {
     ),
     "data": Room("", "splits loading folder images regression"),
     "adversarial": Room(
-        "networks data", "attack judge problem ascent losses worst_case queries rivals"
+        "networks data", "attack judge self_check problem ascent losses worst_case queries rivals"
     ),
     "lipschitz": Room(
         "networks lipschitz.operator_norms lipschitz.relaxations lipschitz.semidefinite "

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lipbench.adversarial.judge import BATCH_SIZE, judge, self_check
+from lipbench.adversarial.judge import BATCH_SIZE, judge
+from lipbench.adversarial.self_check import self_check
 from lipbench.adversary import Attack, AttackResult, Classifier
 from lipbench.norm import Norm
 from lipbench.registry import resolve

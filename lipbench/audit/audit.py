@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lipbench.adversarial.judge import BATCH_SIZE, judge_epsilons, self_check
+from lipbench.adversarial.judge import BATCH_SIZE, judge_epsilons
+from lipbench.adversarial.self_check import self_check
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
 from lipbench.audit.blackbox import MARGIN, Measured, Unmeasurable, measure
 from lipbench.data.splits import Batch

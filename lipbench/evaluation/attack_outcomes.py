@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lipbench.adversarial.judge import check_networks, judge_networks
+from lipbench.adversarial.judge import judge_networks
+from lipbench.adversarial.self_check import check_networks
 from lipbench.adversary import AttackResult
 from lipbench.config.settings import AttackEntry
 from lipbench.data.splits import Data

@@ -7,7 +7,9 @@ import pytest
 import torch
 from support.classifiers import network
 
-from lipbench.adversarial.judge import judge, judge_epsilons, judge_networks, self_check, worst_case
+from lipbench.adversarial.judge import judge, judge_epsilons, judge_networks
+from lipbench.adversarial.outcomes import worst_case
+from lipbench.adversarial.self_check import self_check
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, NonFiniteLogits
 from lipbench.networks.network_stack import Networks
 from lipbench.norm import Norm
