@@ -10,6 +10,7 @@ of it is taken off. So a network that does jump has no constant, and is not foun
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,7 +27,9 @@ MARGIN = 0.01
 """Share by which a measured quotient must exceed a claim to refute it, beside its own error."""
 
 _POINTS = 128
+"""Inputs that pairs are made of."""
 _PAIRS = 12
+"""Pairs that climb, those of the largest quotients."""
 _STEPS = 40
 _BATCH = 64
 _APART = (0.01, 0.1, 1.0)
@@ -34,12 +37,16 @@ _APART = (0.01, 0.1, 1.0)
 _NEAR = 1e-6
 """As such a share, what two inputs differ by that are as good as equal: ten times as much as
 float32 resolves."""
-_JITTERS = 8
-_SHARE = 1e-6
+_NEIGHBOURS = 8
+"""Inputs as good as equal, whose answers an answer is compared with."""
+_ROUNDING = 1e-6
+"""Share of its length that every answer is taken to be off, beside what was measured."""
 _DOUBT = 2.0
+"""What the measured errors are multiplied by."""
 _BATCHED = 1e-3
+"""Share of its size by which an answer may differ in a batch."""
 _OUTPUTS = 256
-"""The outputs that change most, which are looked at."""
+"""As many outputs, those that change most, are looked at."""
 _HALVINGS = 17
 """As often the way between two inputs is halved to see what is a jump: to 1e-5 of it."""
 
@@ -88,29 +95,18 @@ def measure(
     """
     begin = time.perf_counter()
     rng = torch.Generator().manual_seed(seed)
-    asked = _Asked(model, rng)
+    asked = _BlackBox(model, rng)
     data = points_of(input_shape, domain, inputs, _POINTS, rng)
     asked.check(data[:_BATCH])
-    climbers = _begin(asked, data, norm, domain, rng)
+    pairs = _first_pairs(asked, data, norm, domain, rng)
     if asked.has_gradients(data[:1]):
-        size = float(norm.length(data).mean())
-        for count in range(_STEPS):
-            climbers = move(asked, climbers, norm)
-            nearest = _APART[0] * (1 + size)
-            climbers = turn(asked, climbers, norm, 1.0 if count % 2 else 0.5, nearest)
-    u, v = _candidates(climbers, norm, domain)
-    found = [_judged(asked, *pair, norm) for pair in zip(u, v, strict=True)]
-    best: Measured | None = None
-    for one in sorted(found, key=lambda one: -one.quotient):
-        if best is not None and one.quotient <= best.quotient:
-            break
-        smooth = _without_jumps(asked, one, norm)
-        best = smooth if best is None or smooth.quotient > best.quotient else best
-    assert best is not None
-    return replace(best, seconds=time.perf_counter() - begin)
+        pairs = _climbed(asked, pairs, norm, float(norm.length(data).mean()))
+    ends = zip(*_candidates(pairs, norm, domain), strict=True)
+    found = [_measured(asked, u, v, norm) for u, v in ends]
+    return replace(_steepest(asked, found, norm), seconds=time.perf_counter() - begin)
 
 
-class _Asked:
+class _BlackBox:
     """Copies of a network in float64 and float32, and how sure their answers are."""
 
     def __init__(self, model: nn.Module, rng: torch.Generator) -> None:
@@ -154,21 +150,24 @@ class _Asked:
 
     def answer(self, point: Float[Tensor, "*shape"], norm: Norm) -> tuple[Tensor, float]:
         """Return the answer to an input that float32 can hold, and how far off it may be."""
-        shape = (_JITTERS, *point.shape)
-        noise = torch.randn(shape, generator=self._rng, dtype=torch.float64)
-        size = _NEAR * (1 + float(norm.length(point.unsqueeze(0))))
-        lengths = norm.length(noise).reshape(-1, *[1] * point.ndim)
-        near = point + size * noise / lengths
+        near = self._neighbours(point, norm)
         with torch.no_grad():
             alone = self(point.unsqueeze(0))
             batched = self(torch.cat([point.unsqueeze(0), near]))
             single = self._single(point.to(torch.float32).unsqueeze(0)).flatten(1)
         others = torch.cat([batched, single.to(torch.float64)])
         off = float(norm.length(others - alone).max().nan_to_num(torch.inf))
-        return alone[0], off + _SHARE * float(norm.length(alone))
+        return alone[0], off + _ROUNDING * float(norm.length(alone))
+
+    def _neighbours(self, point: Tensor, norm: Norm) -> Tensor:
+        shape = (_NEIGHBOURS, *point.shape)
+        noise = torch.randn(shape, generator=self._rng, dtype=torch.float64)
+        size = _NEAR * (1 + float(norm.length(point.unsqueeze(0))))
+        lengths = norm.length(noise).reshape(-1, *[1] * point.ndim)
+        return point + size * noise / lengths
 
 
-def _begin(
+def _first_pairs(
     asked: engine.Function, data: Tensor, norm: Norm, domain: Box | None, rng: torch.Generator
 ) -> engine.Pairs:
     near = data + 0.1 * torch.randn(data.shape, generator=rng, dtype=torch.float64)
@@ -182,6 +181,15 @@ def _begin(
     return engine.Pairs.of(u[best], v[best], step, domain)
 
 
+def _climbed(asked: engine.Function, pairs: engine.Pairs, norm: Norm, size: float) -> engine.Pairs:
+    """Return where gradients lead the pairs, among inputs whose mean length is `size`."""
+    nearest = _APART[0] * (1 + size)
+    for count in range(_STEPS):
+        pairs = move(asked, pairs, norm)
+        pairs = turn(asked, pairs, norm, 1.0 if count % 2 else 0.5, nearest)
+    return pairs
+
+
 def _candidates(pairs: engine.Pairs, norm: Norm, domain: Box | None) -> tuple[Tensor, Tensor]:
     """Return the pairs, and others with the same middle and direction, in float32's numbers."""
     u, v = pairs.u, pairs.v
@@ -193,10 +201,10 @@ def _candidates(pairs: engine.Pairs, norm: Norm, domain: Box | None) -> tuple[Te
         reach = (share / 2 * (1 + norm.length(middle))).reshape(-1, *axes)
         found.append((middle + reach * direction, middle - reach * direction))
     first, second = (torch.cat(ends) for ends in zip(*found, strict=True))
-    return _single(first, domain), _single(second, domain)
+    return _in_float32(first, domain), _in_float32(second, domain)
 
 
-def _single(points: Tensor, domain: Box | None) -> Tensor:
+def _in_float32(points: Tensor, domain: Box | None) -> Tensor:
     """Return the points, in the domain and rounded to what float32 can hold."""
     if domain is None:
         return points.to(torch.float32).to(torch.float64)
@@ -208,7 +216,7 @@ def _single(points: Tensor, domain: Box | None) -> Tensor:
     return torch.where(outside, rounded.nextafter(middle), rounded).to(torch.float64)
 
 
-def _judged(asked: _Asked, u: Tensor, v: Tensor, norm: Norm) -> Measured:
+def _measured(asked: _BlackBox, u: Tensor, v: Tensor, norm: Norm) -> Measured:
     """Return a pair with its quotient, before it is looked for jumps."""
     run = float(norm.length((u - v).unsqueeze(0)))
     (one, own), (other, others) = (asked.answer(point, norm) for point in (u, v))
@@ -217,35 +225,51 @@ def _judged(asked: _Asked, u: Tensor, v: Tensor, norm: Norm) -> Measured:
     least = _APART[0] / 2 * (1 + float(norm.length(u.unsqueeze(0))))
     quotient = 0.0
     if run >= least:
-        rise = (one - other)[_changed(one - other)]
+        rise = (one - other)[_largest_changes(one - other)]
         quotient = max(0.0, float(norm.length(rise.unsqueeze(0))) - error) / run
     return Measured(u=u, v=v, quotient=quotient, error=error, seconds=0.0)
 
 
-def _without_jumps(asked: _Asked, pair: Measured, norm: Norm) -> Measured:
-    """Return a pair whose error counts what its outputs jump by on the way from one to the other.
+def _largest_changes(rise: Float[Tensor, " outputs"]) -> Tensor:
+    """Return which outputs are looked at; to leave some out makes no norm larger."""
+    return rise.abs().topk(min(_OUTPUTS, len(rise))).indices
 
-    Each output is followed to the place where it changes most, by halves.
-    """
-    ends = torch.stack([pair.u, pair.v])
-    with torch.no_grad():
-        one, other = asked(ends[:1])[0], asked(ends[1:])[0]
-        chosen = _changed(one - other)
-        first, last = one[chosen], other[chosen]
-        lo, hi = torch.zeros(len(chosen)).double(), torch.ones(len(chosen)).double()
-        for _ in range(_HALVINGS):
-            middle = (lo + hi) / 2
-            share = middle.reshape(-1, *[1] * pair.u.ndim)
-            found = asked(pair.u + share * (pair.v - pair.u)).gather(1, chosen.unsqueeze(1))[:, 0]
-            before = (found - first).abs() > (last - found).abs()
-            lo, hi = torch.where(before, lo, middle), torch.where(before, middle, hi)
-            first, last = torch.where(before, first, found), torch.where(before, found, last)
-    jumps = float(norm.length((last - first).unsqueeze(0)))
+
+def _steepest(asked: _BlackBox, found: Sequence[Measured], norm: Norm) -> Measured:
+    """Return the pair of the largest quotient, what its outputs jump by taken off."""
+    best: Measured | None = None
+    for pair in sorted(found, key=lambda pair: -pair.quotient):
+        if best is not None and pair.quotient <= best.quotient:
+            break
+        smooth = _without_jumps(asked, pair, norm)
+        best = smooth if best is None or smooth.quotient > best.quotient else best
+    assert best is not None
+    return best
+
+
+def _without_jumps(asked: _BlackBox, pair: Measured, norm: Norm) -> Measured:
+    """Return a pair whose error counts what its outputs jump by on the way between its ends."""
+    jumps = float(norm.length(_jumps(asked, pair.u, pair.v).unsqueeze(0)))
     run = float(norm.length((pair.u - pair.v).unsqueeze(0)))
     quotient = max(0.0, pair.quotient - jumps / run)
     return replace(pair, quotient=quotient, error=pair.error + jumps)
 
 
-def _changed(rise: Float[Tensor, " outputs"]) -> Tensor:
-    """Return which outputs are looked at; to leave some out makes no norm larger."""
-    return rise.abs().topk(min(_OUTPUTS, len(rise))).indices
+@torch.no_grad()
+def _jumps(asked: _BlackBox, u: Tensor, v: Tensor) -> Tensor:
+    """Return what each output that is looked at changes by in a tiny part of the way from u to v.
+
+    It is followed to the place where it changes most, by halves.
+    """
+    one, other = asked(u.unsqueeze(0))[0], asked(v.unsqueeze(0))[0]
+    chosen = _largest_changes(one - other)
+    first, last = one[chosen], other[chosen]
+    lo, hi = torch.zeros(len(chosen)).double(), torch.ones(len(chosen)).double()
+    for _ in range(_HALVINGS):
+        middle = (lo + hi) / 2
+        share = middle.reshape(-1, *[1] * u.ndim)
+        found = asked(u + share * (v - u)).gather(1, chosen.unsqueeze(1))[:, 0]
+        before = (found - first).abs() > (last - found).abs()
+        lo, hi = torch.where(before, lo, middle), torch.where(before, middle, hi)
+        first, last = torch.where(before, first, found), torch.where(before, found, last)
+    return last - first
