@@ -4,13 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lipbench.lipschitz.semidefinite.inequality import (
-    Inequality,
-    Layers,
-    Multipliers,
-    Weights,
-    rescaled,
-)
+from lipbench.lipschitz.semidefinite.chain import Layers, Multipliers, Weights
+from lipbench.lipschitz.semidefinite.inequality import Inequality, rescaled
 from lipbench.method import Claim, Scalars, Strength
 from lipbench.method_families.admm import Alternating, Kept
 from lipbench.networks.net import Net

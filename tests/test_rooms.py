@@ -54,7 +54,7 @@ ROOMS = {
     ),
     "lipschitz.semidefinite": Room(
         "networks lipschitz.relaxations lipschitz.operator_norms",
-        "lipsdp certify interior_point layer_by_layer singular_factors inequality conic",
+        "lipsdp certify interior_point layer_by_layer singular_factors chain inequality conic",
     ),
     "lipschitz.exact": Room(
         "networks layers lipschitz.relaxations lipschitz.lower_bounds lipschitz.semidefinite",

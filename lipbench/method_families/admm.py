@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.lipschitz.semidefinite import conic
-from lipbench.lipschitz.semidefinite.inequality import Inequality, Layers, Multipliers, Weights
+from lipbench.lipschitz.semidefinite.chain import Layers, Multipliers, Weights
+from lipbench.lipschitz.semidefinite.inequality import Inequality
 from lipbench.method import Method, Params, Scalars, State, Summary
 from lipbench.method_families.penalty import parameter_penalty
 from lipbench.networks.net import Net

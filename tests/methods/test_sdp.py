@@ -25,7 +25,7 @@ from lipbench.bound import Bound
 from lipbench.data.splits import split
 from lipbench.dataset import Dataset
 from lipbench.lipschitz.semidefinite import conic
-from lipbench.lipschitz.semidefinite.inequality import Layers
+from lipbench.lipschitz.semidefinite.chain import Layers
 from lipbench.method import Summary
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipbench.lipschitz.semidefinite.inequality import Inequality, Weights, reduced
+from lipbench.lipschitz.semidefinite.chain import Weights, reduced
+from lipbench.lipschitz.semidefinite.inequality import Inequality
 
 
 def missing() -> str | None:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lipbench.lipschitz.semidefinite import conic
-from lipbench.lipschitz.semidefinite.inequality import Inequality, Layers, rescaled
+from lipbench.lipschitz.semidefinite.chain import Layers
+from lipbench.lipschitz.semidefinite.inequality import Inequality, rescaled
 from lipbench.networks.network import as_network
-from lipbench.refused import Refused
 
 UNIT = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
 CASES = [
@@ -223,50 +223,6 @@ def test_a_constant_network_has_multipliers():
     multipliers, square = layers.best()
     assert square == 0
     assert multipliers[0].tolist() == [1.0] * 4
-
-
-class Skip(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
-
-    def forward(self, x):
-        return x + self.other(torch.relu(self.one(x)))
-
-
-@pytest.mark.parametrize(
-    ("module", "reason"),
-    [
-        (nn.Linear(3, 3), "two dense layers or more"),
-        (Skip(), "a chain of two dense layers"),
-        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "one layer of neurons, and nothing else"),
-        (
-            nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Tanh(), nn.Linear(3, 3)),
-            "one layer of neurons, and nothing else, between '0' and '3'",
-        ),
-        (
-            nn.Sequential(nn.BatchNorm1d(3).eval(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)),
-            "'0' is trained, too",
-        ),
-    ],
-)
-def test_other_networks_are_refused(module, reason):
-    with pytest.raises(Refused, match=reason):
-        Layers.of(as_network(module, (3,)))
-
-
-def test_convolutions_are_refused():
-    module = nn.Sequential(
-        nn.Conv2d(1, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2)
-    )
-    with pytest.raises(Refused, match="'0' is trained, too, and is no dense layer"):
-        Layers.of(as_network(module, (1, 4, 4)))
-
-
-def test_what_stands_around_the_layers_is_a_factor():
-    """A sigmoid behind the last layer has the constant ¼."""
-    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2), nn.Sigmoid())
-    assert Layers.of(as_network(module, (2,))).factor == pytest.approx(0.25)
 
 
 def test_an_absent_solver_is_named_with_the_way_out(monkeypatch):
