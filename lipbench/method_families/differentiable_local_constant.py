@@ -134,92 +134,129 @@ def around(
     Returns:
         The vicinity, and the vectors moved on.
     """
-    ball = _Ball(inputs, radius * torch.ones_like(inputs.flatten(1)[:, 0]), vectors, iterations)
+    ball = _Ball.of(inputs, radius * torch.ones_like(inputs.flatten(1)[:, 0]), vectors, iterations)
     for number, step in enumerate(network.steps):
-        ball.pass_through(step, _vector(number))
-    ball.close(None)
+        ball = ball.behind(step, _vector(number))
+    ball = ball.closed(None)
     vicinity = Vicinity(
         values=ball.values, lo=ball.lo, hi=ball.hi, roots=ball.roots, reach=ball.reach
     )
     return vicinity, ball.moved
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Ball:
-    """What is known of the values so far."""
+    """What is known of the values behind the steps so far."""
 
-    def __init__(
-        self, inputs: Tensor, radius: Float[Tensor, " batch"], vectors: Vectors, iterations: int
-    ) -> None:
-        self.values, self.reach = inputs, radius
-        self.lo, self.hi = inputs - _as_rows(radius, inputs), inputs + _as_rows(radius, inputs)
-        self.roots = torch.ones_like(inputs)
-        self.vectors, self.iterations = vectors, iterations
-        self.moved: Vectors = {}
-        self._is_even = True
-        """Whether the balls differ in their centres only, as they do up to the first layer."""
-        self._open: tuple[Linear, str] | None = None
-        """A linear step whose values have no slopes yet, so that its norm is not known."""
+    values: Tensor
+    lo: Tensor
+    hi: Tensor
+    roots: Tensor
+    reach: Float[Tensor, " batch"]
+    vectors: Vectors
+    iterations: int
+    moved: Vectors
+    is_even: bool
+    """Whether the balls differ in their centres only, as they do up to the first layer."""
+    open: tuple[Linear, str] | None
+    """A linear step whose values have no slopes yet, so that its norm is not known."""
 
-    def pass_through(self, step: Step, name: str) -> None:
+    @classmethod
+    def of(
+        cls, inputs: Tensor, radius: Float[Tensor, " batch"], vectors: Vectors, iterations: int
+    ) -> "_Ball":
+        return cls(
+            values=inputs,
+            lo=inputs - _as_rows(radius, inputs),
+            hi=inputs + _as_rows(radius, inputs),
+            roots=torch.ones_like(inputs),
+            reach=radius,
+            vectors=vectors,
+            iterations=iterations,
+            moved={},
+            is_even=True,
+            open=None,
+        )
+
+    def behind(self, step: Step, name: str) -> "_Ball":
+        """Return what is known behind one more step."""
         if isinstance(step, Linear):
-            self.close(None)
-            self._read(step)
-            self._open = step, name
-        elif isinstance(step, Slope):
-            slopes = _steepest(step, self.lo.detach(), self.hi.detach())
-            if self._open is None:
-                self.roots, self._is_even = self.roots * slopes, False
-            self.close(slopes.sqrt())
-            self.values, self.lo, self.hi = (step(one) for one in (self.values, self.lo, self.hi))
-        elif isinstance(step, MaxPool):
-            # A maximum moves by no more than its window does, and reads at most the largest root.
-            self.close(None)
-            self.reach, self._is_even = self.reach * constant(step, Norm(2)), False
-            self.values, self.lo, self.hi, self.roots = (
-                step(one) for one in (self.values, self.lo, self.hi, self.roots)
-            )
-        elif isinstance(step, Scale):
-            factor = step.factor.abs()
-            half = factor * (self.hi - self.lo) / 2
-            self.values, self.reach = step(self.values), self.reach * factor.amax()
-            self.lo, self.hi = self.values - half, self.values + half
-        elif isinstance(step, Rearrange):
-            shape = self.values.shape[0], *step.output_shape
-            names = (
-                ("values", "lo", "hi", "roots") if self._open is None else ("values", "lo", "hi")
-            )
-            for one in names:
-                setattr(self, one, getattr(self, one).reshape(shape))
-        else:
-            refuse_kind(step, "has no local rule", __name__)
+            return replace(self.closed(None)._read(step), open=(step, name))
+        if isinstance(step, Slope):
+            return self._bent(step)
+        if isinstance(step, MaxPool):
+            return self.closed(None)._pooled(step)
+        if isinstance(step, Scale):
+            return self._scaled(step)
+        if isinstance(step, Rearrange):
+            return self._reshaped(step)
+        refuse_kind(step, "has no local rule", __name__)
 
-    def close(self, roots: Tensor | None) -> None:
-        """Take the norm of the linear step that waits for the slopes behind it."""
-        if self._open is None:
-            return
-        step, name = self._open
+    def closed(self, roots: Tensor | None) -> "_Ball":
+        """Return it with the norm of the linear step that waits for the slopes behind it."""
+        if self.open is None:
+            return self
+        step, name = self.open
         behind = torch.ones_like(self.values) if roots is None else roots
         outside = behind.reshape(behind.shape[0], *step.output_shape)
         start = self.vectors[name]
-        if self._is_even and isinstance(step, Dense) and _side(step) != step.input_shape:
+        if self.is_even and isinstance(step, Dense) and _side(step) != step.input_shape:
             norms, moved = _norms_by_rows(step, outside, start, self.iterations)
         else:
             norms, moved = _norms(step, self.roots, outside, start, self.iterations)
-        self.moved[name], self._is_even = moved, False
-        self.reach, self.roots, self._open = self.reach * norms, behind, None
+        known = {**self.moved, name: moved}
+        reach = self.reach * norms
+        return replace(self, moved=known, is_even=False, reach=reach, roots=behind, open=None)
 
-    def _read(self, step: Linear) -> None:
+    def _read(self, step: Linear) -> "_Ball":
         half, roots = (self.hi - self.lo) / 2, self.roots
-        if self._is_even:
+        if self.is_even:
             half, roots = half[:1], roots[:1]  # those of all
         spread = step.absolute().apply(half)
         squares = replace(step, weight=step.weight.square(), bias=None).apply(roots.square())
         centres = step(self.values)
-        middle = centres if self._is_even else step((self.lo + self.hi) / 2)
-        self.values = centres
+        middle = centres if self.is_even else step((self.lo + self.hi) / 2)
         ball = _as_rows(self.reach, centres) * _root(squares)
-        self.lo = torch.maximum(middle - spread, self.values - ball)
-        self.hi = torch.minimum(middle + spread, self.values + ball)
+        lo = torch.maximum(middle - spread, centres - ball)
+        hi = torch.minimum(middle + spread, centres + ball)
+        return replace(self, values=centres, lo=lo, hi=hi)
+
+    def _bent(self, step: Slope) -> "_Ball":
+        slopes = _steepest(step, self.lo.detach(), self.hi.detach())
+        ball = self
+        if self.open is None:
+            ball = replace(self, roots=self.roots * slopes, is_even=False)
+        ball = ball.closed(slopes.sqrt())
+        return replace(ball, values=step(ball.values), lo=step(ball.lo), hi=step(ball.hi))
+
+    def _pooled(self, step: MaxPool) -> "_Ball":
+        # A maximum moves by no more than its window does, and reads at most the largest root.
+        return replace(
+            self,
+            reach=self.reach * constant(step, Norm(2)),
+            is_even=False,
+            values=step(self.values),
+            lo=step(self.lo),
+            hi=step(self.hi),
+            roots=step(self.roots),
+        )
+
+    def _scaled(self, step: Scale) -> "_Ball":
+        factor = step.factor.abs()
+        half = factor * (self.hi - self.lo) / 2
+        values, reach = step(self.values), self.reach * factor.amax()
+        return replace(self, values=values, reach=reach, lo=values - half, hi=values + half)
+
+    def _reshaped(self, step: Step) -> "_Ball":
+        shape = self.values.shape[0], *step.output_shape
+        return replace(
+            self,
+            values=self.values.reshape(shape),
+            lo=self.lo.reshape(shape),
+            hi=self.hi.reshape(shape),
+            # Those of a step that is still open are the roots of what it reads.
+            roots=self.roots.reshape(shape) if self.open is None else self.roots,
+        )
 
 
 def _why_not(step: Step, first: bool) -> str | None:
