@@ -6,19 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.nets import (
-    ABSOLUTE,
-    HAT,
-    IDENTITY,
-    LINEAR,
-    MAXIMUM,
-    SHIFTED,
-    SIGMOID,
-    STEP,
-    ZERO,
-    dense,
-    random_network,
-)
+from support.nets import ABSOLUTE, HAT, IDENTITY, SHIFTED, STEP, by_hand, dense, random_network
 from torch import nn
 
 from lipbench.bound import Bound
@@ -42,18 +30,20 @@ def value(name, model, shape, norm=L2, domain=None, inputs=None):
     return bound(name).compute(as_network(model, shape), norm, domain, (), inputs).value
 
 
-HAND = [
-    pytest.param(ABSOLUTE, 1, 1, 2, id="absolute value"),
-    pytest.param(IDENTITY, 1, 1, 2, id="identity"),
-    pytest.param(STEP, 1, 1, 2, id="step"),
-    pytest.param(ZERO, 1, 0, 2, id="zero"),
-    pytest.param(HAT, 1, 1, 4.242641, id="hat"),
-    pytest.param(MAXIMUM, 2, 1, 3.200413, id="maximum"),
-    pytest.param(SHIFTED, 1, 2, 2, id="shifted"),
-    pytest.param(SIGMOID, 1, 1, 1, id="sigmoid"),
-    pytest.param(nn.GELU(), 1, 1.128904145, 1.128904145, id="gelu"),
-    pytest.param(LINEAR, 2, 5, 5, id="linear"),
-]
+HAND = by_hand(
+    {
+        "absolute value": (1, 2),
+        "identity": (1, 2),
+        "step": (1, 2),
+        "zero": (0, 2),
+        "hat": (1, 4.242641),
+        "maximum": (1, 3.200413),
+        "shifted": (2, 2),
+        "sigmoid": (1, 1),
+        "gelu": (1.128904145, 1.128904145),
+        "linear": (5, 5),
+    }
+)
 
 
 @pytest.mark.parametrize(("model", "features", "constant", "product"), HAND)

@@ -9,18 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_iris
-from support.nets import (
-    ABSOLUTE,
-    HAT,
-    IDENTITY,
-    LINEAR,
-    MAXIMUM,
-    SHIFTED,
-    STEP,
-    ZERO,
-    dense,
-    random_network,
-)
+from support.nets import ABSOLUTE, HAT, LINEAR, SHIFTED, by_hand, dense, random_network
 from torch import nn
 
 import lipbench
@@ -48,15 +37,17 @@ def found(model, features, norm=L2, domain=None, **options):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
     ("model", "features", "constant"),
-    [
-        (ABSOLUTE, 1, 1),
-        (IDENTITY, 1, 1),  # closed regions make it 2
-        (STEP, 1, 1),
-        (ZERO, 1, 0),  # closed regions make it 1
-        (HAT, 1, 1),
-        (MAXIMUM, 2, 1),
-        (SHIFTED, 1, 2),
-    ],
+    by_hand(
+        {
+            "absolute value": 1,
+            "identity": 1,  # closed regions make it 2
+            "step": 1,
+            "zero": 0,  # closed regions make it 1
+            "hat": 1,
+            "maximum": 1,
+            "shifted": 2,
+        }
+    ),
 )
 def test_a_hand_computed_network_in_every_norm(model, features, constant, norm):
     value = found(model, features, norm)

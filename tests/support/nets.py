@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import nn
 
@@ -28,6 +29,32 @@ MAXIMUM = dense(([[1, -1], [0, 1], [0, -1]], [0, 0, 0]), ([[1, 1, -1]], [0]))
 SHIFTED = dense(([[1], [-1]], [0.1, 0]), ([[1, -1]], [0]))
 SIGMOID = nn.Sequential(*dense(([[4]], [0])), nn.Sigmoid())
 LINEAR = dense(([[3, 0], [4, 0]], [0, 0]))
+
+_BY_NAME = {
+    "absolute value": (ABSOLUTE, 1),
+    "identity": (IDENTITY, 1),
+    "step": (STEP, 1),
+    "zero": (ZERO, 1),
+    "hat": (HAT, 1),
+    "maximum": (MAXIMUM, 2),
+    "shifted": (SHIFTED, 1),
+    "sigmoid": (SIGMOID, 1),
+    "gelu": (nn.GELU(), 1),
+    "linear": (LINEAR, 2),
+}
+"""The networks and how many inputs they have."""
+
+
+def by_hand(expected):
+    """Return parameters of a test: a network, how many inputs it has, and what is expected of it.
+
+    Args:
+        expected: A value, or a tuple of them, by the name of the network.
+    """
+    return [
+        pytest.param(*_BY_NAME[name], *(own if isinstance(own, tuple) else (own,)), id=name)
+        for name, own in expected.items()
+    ]
 
 
 def random_network(seed, widths, activation):

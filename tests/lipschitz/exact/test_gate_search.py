@@ -11,18 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from sklearn.datasets import load_iris
-from support.nets import (
-    ABSOLUTE,
-    HAT,
-    IDENTITY,
-    LINEAR,
-    MAXIMUM,
-    SHIFTED,
-    STEP,
-    ZERO,
-    dense,
-    random_network,
-)
+from support.nets import HAT, IDENTITY, LINEAR, SHIFTED, by_hand, dense, random_network
 from torch import nn
 
 from lipbench.bound import Bound
@@ -54,15 +43,17 @@ def found(model, features, norm, domain=BOX, name="lipmip", **options):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
     ("model", "features", "constant"),
-    [
-        (ABSOLUTE, 1, 1),
-        (IDENTITY, 1, 1),  # faces count where gates are anything there: 2
-        (STEP, 1, 1),
-        (ZERO, 1, 0),  # so counted, 1
-        (HAT, 1, 1),
-        (MAXIMUM, 2, 1),  # so counted, 2
-        (SHIFTED, 1, 2),
-    ],
+    by_hand(
+        {
+            "absolute value": 1,
+            "identity": 1,  # faces count where gates are anything there: 2
+            "step": 1,
+            "zero": 0,  # so counted, 1
+            "hat": 1,
+            "maximum": 1,  # so counted, 2
+            "shifted": 2,
+        }
+    ),
 )
 def test_a_hand_computed_network(model, features, constant, norm):
     value = found(model, features, norm, (-5.0, 5.0))

@@ -11,18 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
-from support.nets import (
-    ABSOLUTE,
-    HAT,
-    IDENTITY,
-    LINEAR,
-    MAXIMUM,
-    SHIFTED,
-    SIGMOID,
-    STEP,
-    ZERO,
-    random_network,
-)
+from support.nets import ABSOLUTE, by_hand, random_network
 from torch import nn
 
 from lipbench import MaxMin
@@ -86,18 +75,20 @@ def largest(model, norm, ends=(0.0, 1.0)):
 
 
 # Norm infinity, norm 1, l2: over all slopes in [0, 1], whether neurons can have them or not.
-HAND = [
-    pytest.param(ABSOLUTE, 1, 1, 1, 1, id="absolute value"),
-    pytest.param(IDENTITY, 1, 2, 2, 2, id="identity"),
-    pytest.param(STEP, 1, 1, 1, 1, id="step"),
-    pytest.param(ZERO, 1, 1, 1, 1, id="zero"),
-    pytest.param(HAT, 1, 2, 2, 2, id="hat"),
-    pytest.param(MAXIMUM, 2, 2, 2, None, id="maximum"),  # intervals say 3 in norm infinity
-    pytest.param(SHIFTED, 1, 2, 2, 2, id="shifted"),
-    pytest.param(SIGMOID, 1, 1, 1, 1, id="sigmoid"),
-    pytest.param(nn.GELU(), 1, 1.1289041452, 1.1289041452, 1.1289041452, id="gelu"),
-    pytest.param(LINEAR, 2, 4, 7, 5, id="linear"),
-]
+HAND = by_hand(
+    {
+        "absolute value": (1, 1, 1),
+        "identity": (2, 2, 2),
+        "step": (1, 1, 1),
+        "zero": (1, 1, 1),
+        "hat": (2, 2, 2),
+        "maximum": (2, 2, None),  # intervals say 3 in norm infinity
+        "shifted": (2, 2, 2),
+        "sigmoid": (1, 1, 1),
+        "gelu": (1.1289041452, 1.1289041452, 1.1289041452),
+        "linear": (4, 7, 5),
+    }
+)
 
 
 @pytest.mark.parametrize(("model", "features", "rows", "columns", "both"), HAND)

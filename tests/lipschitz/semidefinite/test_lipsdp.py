@@ -7,18 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.nets import (
-    ABSOLUTE,
-    HAT,
-    IDENTITY,
-    LINEAR,
-    MAXIMUM,
-    SHIFTED,
-    SIGMOID,
-    STEP,
-    ZERO,
-    random_network,
-)
+from support.nets import MAXIMUM, STEP, by_hand, random_network
 from support.written import Written
 from torch import nn
 
@@ -39,18 +28,20 @@ TIGHT = 1e-6  # the interior-point method stops a little above the optimum
 RELAXED = ["liplt", "eclipse_fast", "eclipse", "lipsdp_layer", "lipsdp_neuron"]
 
 # LipLT, ECLipsE-Fast and LipSDP-Neuron of networks whose constants can be derived on paper.
-HAND = [
-    pytest.param(ABSOLUTE, 1, 1, math.sqrt(2), 1, id="absolute value"),
-    pytest.param(IDENTITY, 1, 2, 2, 2, id="identity"),
-    pytest.param(STEP, 1, 1, math.sqrt(2), 1, id="step"),
-    pytest.param(ZERO, 1, 1, math.sqrt(2), 1, id="zero"),
-    pytest.param(HAT, 1, 2.121320, 3, 2, id="hat"),
-    pytest.param(MAXIMUM, 2, 2.307313, 2.394701, 2, id="maximum"),
-    pytest.param(SHIFTED, 1, 2, 2, 2, id="shifted"),
-    pytest.param(SIGMOID, 1, 1, 1, 1, id="sigmoid"),
-    pytest.param(nn.GELU(), 1, 1.128904145, None, 1.128904145, id="gelu"),
-    pytest.param(LINEAR, 2, 5, 5, 5, id="linear"),
-]
+HAND = by_hand(
+    {
+        "absolute value": (1, math.sqrt(2), 1),
+        "identity": (2, 2, 2),
+        "step": (1, math.sqrt(2), 1),
+        "zero": (1, math.sqrt(2), 1),
+        "hat": (2.121320, 3, 2),
+        "maximum": (2.307313, 2.394701, 2),
+        "shifted": (2, 2, 2),
+        "sigmoid": (1, 1, 1),
+        "gelu": (1.128904145, None, 1.128904145),
+        "linear": (5, 5, 5),
+    }
+)
 
 
 def value(name, model, features, norm=L2):

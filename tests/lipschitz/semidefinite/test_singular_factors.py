@@ -8,18 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.chains import SLOPED, chained, corners, norm, random_weights, seqlip, steepest
-from support.nets import (
-    ABSOLUTE,
-    HAT,
-    IDENTITY,
-    LINEAR,
-    MAXIMUM,
-    SHIFTED,
-    SIGMOID,
-    STEP,
-    ZERO,
-    random_network,
-)
+from support.nets import by_hand, random_network
 from torch import nn
 
 from lipbench.bound import Bound
@@ -52,18 +41,20 @@ def value(weights, activation=nn.ReLU, **options):
 
 @pytest.mark.parametrize(
     ("model", "features", "expected"),
-    [
-        pytest.param(ABSOLUTE, 1, 1, id="absolute value"),
-        pytest.param(IDENTITY, 1, 2, id="identity"),
-        pytest.param(STEP, 1, 1, id="step"),
-        pytest.param(ZERO, 1, 1, id="zero"),
-        pytest.param(HAT, 1, 2, id="hat"),
-        pytest.param(MAXIMUM, 2, 2, id="maximum"),
-        pytest.param(SHIFTED, 1, 2, id="shifted"),
-        pytest.param(SIGMOID, 1, 1, id="sigmoid"),
-        pytest.param(nn.GELU(), 1, 1.1289041451847, id="gelu"),
-        pytest.param(LINEAR, 2, 5, id="linear"),
-    ],
+    by_hand(
+        {
+            "absolute value": 1,
+            "identity": 2,
+            "step": 1,
+            "zero": 1,
+            "hat": 2,
+            "maximum": 2,
+            "shifted": 2,
+            "sigmoid": 1,
+            "gelu": 1.1289041451847,
+            "linear": 5,
+        }
+    ),
 )
 def test_a_hand_computed_network(model, features, expected):
     assert found(model, features).value == pytest.approx(expected, rel=2 * CLOSE)
