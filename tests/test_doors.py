@@ -19,7 +19,7 @@ from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.registry import load
-from lipbench.runs.training_state import read_progress, write_progress
+from lipbench.runs.training_state import read_training_state, write_training_state
 from lipbench.training.discrepancy import Discrepancy
 from lipbench.training.optimiser import Optimizer
 from lipbench.training.settings import MethodEntry, TrainingSettings
@@ -143,12 +143,12 @@ def test_a_resumed_sketch_ends_with_the_same_bits(name, tmp_path):
 
     def save(progress):
         if progress.epoch == 2:
-            write_progress(path, progress, ("key",))
+            write_training_state(path, progress, ("key",))
 
     trainer = a_trainer(model, *methods)
     whole = trainer.run(trainer.begin(), save)
     again = a_trainer(model, *methods)
-    progress = read_progress(path, again.begin(), ("key",))
+    progress = read_training_state(path, again.begin(), ("key",))
     assert progress.epoch == 2
     for one, other in zip(whole, again.run(progress), strict=True):
         assert same(one.checkpoints["last"].params, other.checkpoints["last"].params)
@@ -260,7 +260,7 @@ def test_names_that_a_file_could_not_keep_apart_are_refused(tmp_path):
     progress = trainer.begin()
     progress.state["right/0"] = torch.zeros(1, 4)
     with pytest.raises(ValueError, match="must not contain a slash, got 'right/0'"):
-        write_progress(tmp_path / "last.safetensors", progress, ("key",))
+        write_training_state(tmp_path / "last.safetensors", progress, ("key",))
 
 
 def test_methods_with_other_norms_are_not_stacked():

@@ -61,10 +61,10 @@ def difference_constants(network: Network, value: Lipschitz) -> Float[Tensor, "o
     return table
 
 
-Pairs = list[tuple[int, int]]
+OutputPairs = list[tuple[int, int]]
 
 
-def _by_multipliers(network: Network, value: Lipschitz, pairs: Pairs) -> Tensor:
+def _by_multipliers(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
     """Return what multipliers prove of each pair.
 
     With P the matrix of ρ‖x‖² + Σ μ(ψ² - z²) and y = Fv, |c'Δy|² is at most ρ·c'FP⁻¹F'c·‖Δx‖² for
@@ -108,7 +108,7 @@ def _mixing(centred: Centred, multipliers: Tensor, square: float) -> Tensor | No
     return sizes.rsqrt().unsqueeze(1) * directions.T
 
 
-def _by_blocks(network: Network, value: Lipschitz, pairs: Pairs) -> Tensor:
+def _by_blocks(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
     """Return for each pair the sum over blocks of what it reads of one, times its constant."""
     centred = centred_on(_of_pairs(network, pairs), value.domain)
     *reach, _ = centred.reach(value.norm)
@@ -122,13 +122,13 @@ def _by_blocks(network: Network, value: Lipschitz, pairs: Pairs) -> Tensor:
     return total * (1 + 8 * len(parts) * UNIT)
 
 
-def _by_derivatives(network: Network, value: Lipschitz, pairs: Pairs) -> Tensor:
+def _by_derivatives(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
     """Return the dual norm of the largest derivatives of each difference."""
     largest = derivatives(_of_pairs(network, pairs), value.domain).largest
     return _dual_length(largest, value.norm)
 
 
-def _by_steps(network: Network, value: Lipschitz, pairs: Pairs) -> Tensor:
+def _by_steps(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
     """Return the constant before the last layer times the norm of its rows' differences."""
     if not network.steps:
         return torch.full((len(pairs),), math.inf, dtype=torch.float64)
@@ -145,7 +145,7 @@ def _by_steps(network: Network, value: Lipschitz, pairs: Pairs) -> Tensor:
     return known * _dual_length(rows, value.norm) * (1 + 4 * UNIT)
 
 
-def _of_pairs(network: Network, pairs: Pairs) -> Unrolled:
+def _of_pairs(network: Network, pairs: OutputPairs) -> Unrolled:
     return unroll(network).differences(pairs)
 
 
@@ -156,7 +156,7 @@ def _dual_length(rows: Float[Tensor, "pairs columns"], norm: Norm) -> Float[Tens
     return norm.dual().length(rows) * (1 + 1e-12 * rows.shape[1])
 
 
-_KINDS: dict[str, Callable[[Network, Lipschitz, Pairs], Tensor]] = {
+_KINDS: dict[str, Callable[[Network, Lipschitz, OutputPairs], Tensor]] = {
     "constants": _by_steps,
     "reach": _by_blocks,
     "entries": _by_derivatives,

@@ -13,7 +13,7 @@ from lipbench.networks.symbolic import attribute
 
 
 @dataclass(frozen=True, kw_only=True)
-class Derived:
+class LayerWeights:
     """The tensors of a layer's explanation, or the weights that a parametrisation makes."""
 
     path: str
@@ -32,7 +32,7 @@ class Derived:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computed:
+class ForwardWeights:
     """Some of the calls of a forward pass, none of which depends on the input."""
 
     path: str
@@ -66,7 +66,7 @@ def name_of(path: str, node: fx.Node) -> str:
     return f"{path}.{own}" if path else own
 
 
-def what_it_takes(wanted: Iterable[fx.Node], order: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+def dependencies(wanted: Iterable[fx.Node], order: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
     """Return the nodes that others depend on, and these, in order."""
     found: set[fx.Node] = set()
     open_ = list(wanted)

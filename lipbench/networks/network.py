@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lipbench.networks.effective_weights import Derived
+from lipbench.networks.effective_weights import LayerWeights
 from lipbench.networks.explain import check_explanation, check_slopes
 from lipbench.networks.primitives import refuse
 from lipbench.networks.steps import Linear, Rearrange, Shape, Slope, Step
@@ -122,7 +122,7 @@ def as_network(
     with torch.no_grad():
         network = graph.bind(params, buffers)
     for derived in graph.trace.derived:
-        if isinstance(derived, Derived) and derived.is_explanation:
+        if isinstance(derived, LayerWeights) and derived.is_explanation:
             check_explanation(derived.path, derived.layer, derived.input_shape)
     for step in network.steps:
         if isinstance(step, Slope) and step.claimed:

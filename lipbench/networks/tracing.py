@@ -8,7 +8,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lipbench.layers.explanations import Slopes
 from lipbench.networks.call import Call, Constant, NoRule
-from lipbench.networks.effective_weights import Computed, Derived, has_state, name_of, what_it_takes
+from lipbench.networks.effective_weights import (
+    ForwardWeights,
+    LayerWeights,
+    dependencies,
+    has_state,
+    name_of,
+)
 from lipbench.networks.explain import TESTED
 from lipbench.networks.forward_pass import ForwardPass, run_forward, unfit
 from lipbench.networks.functions import read_call
@@ -35,7 +41,7 @@ class Trace:
     nodes: tuple[Node, ...]
     output: int
     """Which value is the output: 0 is the input, i + 1 the result of node i."""
-    derived: tuple[Derived | Computed, ...] = ()
+    derived: tuple[LayerWeights | ForwardWeights, ...] = ()
     flags: tuple[str, ...] = ()
 
 
@@ -114,8 +120,8 @@ def _read_layer(layer: nn.Module, site: Site) -> Trace:
     return replace(inner, derived=(own, *inner.derived), flags=(TESTED, *inner.flags))
 
 
-def _derived(layer: nn.Module, site: Site, *, is_explanation: bool) -> Derived:
-    return Derived(
+def _derived(layer: nn.Module, site: Site, *, is_explanation: bool) -> LayerWeights:
+    return LayerWeights(
         path=site.name,
         layer=layer,
         input_shape=site.input_shapes[0],
@@ -133,7 +139,7 @@ class _Reading:
         self.values: dict[fx.Node, int] = {}
         """Which value of the trace a node is, of the nodes that are read already."""
         self.nodes: list[Node] = []
-        self.derived: list[Derived | Computed] = []
+        self.derived: list[LayerWeights | ForwardWeights] = []
         self.flags: list[str] = []
 
     def result(self) -> Trace:
@@ -166,7 +172,7 @@ class _Reading:
 
     def _refuse_stale(self) -> None:
         order = list(self.forward.graph.nodes)
-        for node in what_it_takes(order[-1:], order):
+        for node in dependencies(order[-1:], order):
             if node in self.forward.stale:
                 name = self.forward.stale[node].name
                 reason = f"its forward reads {name!r} after it changed in place"
@@ -194,13 +200,15 @@ class _Reading:
             is_parameter=isinstance(held, nn.Parameter),
         )
 
-    def _computed(self, wanted: list[fx.Node], own: list[fx.Node]) -> Computed:
+    def _computed(self, wanted: list[fx.Node], own: list[fx.Node]) -> ForwardWeights:
         forward = self.forward
-        calls = what_it_takes(wanted, own)
+        calls = dependencies(wanted, own)
         for node in calls:
             if node.op in ("call_module", "placeholder"):
                 raise forward.refusal(node, f"its forward makes a weight by {node.target!r}")
-        return Computed(path=forward.name, module=forward.module, calls=calls, wanted=tuple(wanted))
+        return ForwardWeights(
+            path=forward.name, module=forward.module, calls=calls, wanted=tuple(wanted)
+        )
 
     def _calls(self, output: fx.Node) -> tuple[dict[fx.Node, Call], set[fx.Node]]:
         """Return the calls that the output takes, and all values that it takes."""

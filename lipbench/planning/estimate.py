@@ -31,8 +31,8 @@ class Estimate:
 
     def __str__(self) -> str:
         source = "from the cells already done" if self.measured else "a rough guess for 2 cores"
-        left = "" if self.remaining == self.total else f", {spoken(self.remaining)} left"
-        return f"estimated time {spoken(self.total)}{left} ({source})"
+        left = "" if self.remaining == self.total else f", {duration(self.remaining)} left"
+        return f"estimated time {duration(self.total)}{left} ({source})"
 
 
 def estimate(cells: "Sequence[Cell]", run: Path | None) -> Estimate:
@@ -55,7 +55,7 @@ def estimate(cells: "Sequence[Cell]", run: Path | None) -> Estimate:
     )
 
 
-def spoken(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a duration as a person would say it."""
     if math.isnan(seconds):
         return "unknown"

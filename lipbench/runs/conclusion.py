@@ -15,11 +15,11 @@ from lipbench.runs.exits import ExitCode
 from lipbench.runs.stack import Stack
 from lipbench.storage.cell_folder import State
 from lipbench.storage.files import StorageError, write_text
-from lipbench.training.ensemble import Refusal
+from lipbench.training.ensemble import TrainingRefused
 
 _SAYS_WHAT = (EvaluationFailed, ExceptionGroup)
 """Errors whose text says already what was raised."""
-_MISTAKES = (DataMissing, Refusal)
+_MISTAKES = (DataMissing, TrainingRefused)
 """What the user can mend: it needs neither a traceback nor the name of its class."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from lipbench.planning.estimate import spoken
+from lipbench.planning.estimate import duration
 
 if TYPE_CHECKING:
     from rich.status import Status as Line
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
-class Progress(Protocol):
+class Reporter(Protocol):
     """What a run tells while it works."""
 
     def say(self, text: str) -> None:
@@ -77,7 +77,7 @@ class Lines(Quiet):
         if not fresh or self.done >= self.total:
             return ""
         elapsed = time.monotonic() - self.began
-        return f"  ETA {spoken(elapsed / fresh * (self.total - self.done))}"
+        return f"  ETA {duration(elapsed / fresh * (self.total - self.done))}"
 
 
 class Live(Lines):
@@ -112,7 +112,7 @@ class Live(Lines):
 
 
 @contextmanager
-def reporter(style: str, total: int) -> Iterator[Progress]:
+def reporter(style: str, total: int) -> Iterator[Reporter]:
     """Give what reports a run of `total` cells: `quiet`, or `auto` by where the output goes."""
     if style == "quiet":
         yield Quiet()

@@ -14,7 +14,7 @@ from lipbench.planning.plan import Plan, plan
 from lipbench.runs.cell_state import standing, state_of
 from lipbench.runs.curves import write_curves
 from lipbench.runs.exits import ExitCode, summarise
-from lipbench.runs.progress import Progress, named, reporter
+from lipbench.runs.progress import Reporter, named, reporter
 from lipbench.storage.cell_folder import UNSOUND
 from lipbench.storage.environment import env_id, record
 from lipbench.storage.files import clean, probe, update_json, update_text
@@ -82,7 +82,7 @@ def run(
 
 
 def run_cells(
-    cells: Sequence[Cell], out: Path | str, device: str = "auto", report: Progress | None = None
+    cells: Sequence[Cell], out: Path | str, device: str = "auto", report: Reporter | None = None
 ) -> dict[str, str]:
     """Train and evaluate cells in the folder of a run.
 
@@ -128,7 +128,7 @@ class _Run:
     """One call of `run`: how the cells stand, and what it read of them so far."""
 
     def __init__(
-        self, whole: Plan, folder: Path, device: str, retry: bool, report: Progress
+        self, whole: Plan, folder: Path, device: str, retry: bool, report: Reporter
     ) -> None:
         self.whole, self.folder, self.device = whole, folder, device
         self.retry, self.report = retry, report

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lipbench.planning.cell import Cell
-from lipbench.runs.progress import Progress
+from lipbench.runs.progress import Reporter
 from lipbench.storage.cell_folder import CellFolder, Status
 from lipbench.storage.rows import Read
 from lipbench.training.settings import TrainingSettings
@@ -26,7 +26,7 @@ class Stack:
     """Folder of the run."""
     device: torch.device
     env_id: str
-    report: Progress
+    report: Reporter
     read: Read
     """How files of rows are read."""
 

@@ -13,12 +13,12 @@ from lipbench.runs.conclusion import Conclusion, conclude, ends_the_run, failure
 from lipbench.runs.progress import named
 from lipbench.runs.saved_networks import network_path, save_networks, write_history
 from lipbench.runs.stack import Stack
-from lipbench.runs.training_state import read_progress, write_progress
+from lipbench.runs.training_state import read_training_state, write_training_state
 from lipbench.storage.cell_folder import Status
 from lipbench.storage.files import quarantine, write_json
 from lipbench.storage.host import host_id
 from lipbench.storage.tensors import Unreadable, read_tensors
-from lipbench.training.ensemble import Progress
+from lipbench.training.ensemble import TrainingState
 from lipbench.training.trainer import Trainer
 from lipbench.training.trial import Outcome
 
@@ -137,13 +137,13 @@ def _outcomes(stack: Stack, members: Sequence[Cell]) -> Sequence[Outcome]:
     return trainer.run(progress, _after_epoch(stack, members, is_whole))
 
 
-def _resumed(stack: Stack, fresh: Progress) -> Progress:
+def _resumed(stack: Stack, fresh: TrainingState) -> TrainingState:
     """Read where the stack stood when it was stopped, and say so if that is of no use.
 
     Returns:
         It, else the beginning.
     """
-    stored = read_progress(stack.last, fresh, stack.siblings[0].stack)
+    stored = read_training_state(stack.last, fresh, stack.siblings[0].stack)
     if stored is None and stack.last.exists():
         stack.report.say(f"{stack.last} is damaged or of other cells: training starts afresh")
     return stored or fresh
@@ -151,20 +151,20 @@ def _resumed(stack: Stack, fresh: Progress) -> Progress:
 
 def _after_epoch(
     stack: Stack, members: Sequence[Cell], is_whole: bool
-) -> Callable[[Progress], None]:
+) -> Callable[[TrainingState], None]:
     """Return what reports each epoch, and saves the state of training now and then."""
     epochs = stack.training.epochs
     total = epochs * len(members[0].trial.points)
     saved = time.monotonic()
 
-    def after_epoch(progress: Progress) -> None:
+    def after_epoch(progress: TrainingState) -> None:
         nonlocal saved
         done = progress.point * epochs + progress.epoch
         accuracy = progress.histories[0][-1]["train_accuracy"]
         remark = "" if accuracy is None else f"train {accuracy:.1%}"
         stack.report.epoch(list(members), done, total, remark)
         if is_whole and time.monotonic() - saved >= SAVE_EVERY:
-            write_progress(stack.last, progress, stack.siblings[0].stack)
+            write_training_state(stack.last, progress, stack.siblings[0].stack)
             saved = time.monotonic()
 
     return after_epoch

@@ -7,11 +7,11 @@ from lipbench.networks.precision import products
 from lipbench.planning.cell import Cell
 from lipbench.planning.device import few_threads, resolve
 from lipbench.runs.conclusion import conclude, killed_if_stopped
-from lipbench.runs.progress import Progress
+from lipbench.runs.progress import Reporter
 from lipbench.runs.stack import Stack
 from lipbench.runs.stack_evaluation import evaluate_stack
 from lipbench.runs.stack_training import train_stack, untrained
-from lipbench.storage.cell_folder import claim
+from lipbench.storage.cell_folder import lock_cells
 from lipbench.storage.rows import Read, read_rows
 
 
@@ -20,7 +20,7 @@ def work_on(
     run: Path,
     device: str,
     env_id: str,
-    report: Progress,
+    report: Reporter,
     read: Read = read_rows,
 ) -> None:
     """Train the stack of `cells` where it is needed, and evaluate all its cells.
@@ -34,7 +34,7 @@ def work_on(
         SystemExit: Likewise.
     """
     siblings = cells[0].siblings()
-    held = claim(cell.folder(run) for cell in siblings)
+    held = lock_cells(cell.folder(run) for cell in siblings)
     if held is None:
         return
     with held, few_threads(siblings[0].benchmark), products():

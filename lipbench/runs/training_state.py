@@ -6,12 +6,12 @@ from typing import Any
 from lipbench.networks.trees import flatten, unflatten
 from lipbench.storage.tensors import Unreadable, read_tensors, write_tensors
 from lipbench.training.checkpoint_choice import Candidate
-from lipbench.training.ensemble import Progress
+from lipbench.training.ensemble import TrainingState
 
 _NUMBERS = ("point", "epoch", "histories", "ended", "seconds", "forwards", "gradients")
 
 
-def write_progress(path: Path, progress: Progress, stack: tuple[str, ...]) -> None:
+def write_training_state(path: Path, progress: TrainingState, stack: tuple[str, ...]) -> None:
     """Store all that a resumed stack needs to end with the same bits."""
     tensors: dict[str, Any] = {
         name: getattr(progress, name) for name in ("params", "moments", "state", "course")
@@ -38,7 +38,9 @@ def write_progress(path: Path, progress: Progress, stack: tuple[str, ...]) -> No
     write_tensors(path, flat, note)
 
 
-def read_progress(path: Path, progress: Progress, stack: tuple[str, ...]) -> Progress | None:
+def read_training_state(
+    path: Path, progress: TrainingState, stack: tuple[str, ...]
+) -> TrainingState | None:
     """Return the stored progress of this stack, or None if there is none that fits.
 
     Args:

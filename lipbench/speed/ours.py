@@ -15,7 +15,7 @@ from lipbench.registry import load
 from lipbench.seeds import stream
 from lipbench.speed import plain
 from lipbench.threat import Threat
-from lipbench.training.ensemble import Progress
+from lipbench.training.ensemble import TrainingState
 from lipbench.training.epoch import train_epoch
 from lipbench.training.optimiser import Optimizer
 from lipbench.training.settings import MethodEntry, TrainingSettings
@@ -52,7 +52,7 @@ def trainer(data: Data, *, trials: int, epochs: int, pairs: int | None = None) -
     return Trainer([Trial(entry=entry, seed=seed) for seed in range(trials)], model, data)
 
 
-def train(stack: Trainer, progress: Progress) -> list[nn.Module]:
+def train(stack: Trainer, progress: TrainingState) -> list[nn.Module]:
     """Take all steps of a training and none of the measurements between its epochs.
 
     Returns:

@@ -137,7 +137,7 @@ class CellFolder:
         return False
 
 
-class Claim:
+class CellLock:
     """The right to work on some cells; it ends with `release`, the with block or the process."""
 
     def __init__(self, folders: tuple[CellFolder, ...], locks: ExitStack) -> None:
@@ -148,7 +148,7 @@ class Claim:
         """Let others claim the cells."""
         self._locks.close()
 
-    def __enter__(self) -> "Claim":
+    def __enter__(self) -> "CellLock":
         return self
 
     def __exit__(
@@ -160,7 +160,7 @@ class Claim:
         self.release()
 
 
-def claim(folders: Iterable[CellFolder]) -> Claim | None:
+def lock_cells(folders: Iterable[CellFolder]) -> CellLock | None:
     """Return a claim on all of `folders`, or None if a live process holds one of them.
 
     The locks belong to the operating system, which frees them when the process dies in whatever
@@ -179,7 +179,7 @@ def claim(folders: Iterable[CellFolder]) -> Claim | None:
         return None
     for folder in ordered:
         clean(folder.path)
-    return Claim(ordered, locks)
+    return CellLock(ordered, locks)
 
 
 @cache

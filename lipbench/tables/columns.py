@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lipbench.storage.rows import SELECTION, Row
-from lipbench.tables.labels import spoken
+from lipbench.tables.labels import display_name
 
 GAP = "lipschitz_ratio"
 """Metric of the smallest upper Lipschitz bound over the largest lower one."""
@@ -119,7 +119,7 @@ def _attack(rows: Sequence[Row], norm: float) -> list[Column]:
     epsilon = (radii[-1] if norm == 2 else radii[(len(radii) - 1) // 2]) if radii else None
     return [
         Column(
-            heading=spoken(estimator),
+            heading=display_name(estimator),
             metric="robust_accuracy",
             estimator=estimator,
             norm=norm,

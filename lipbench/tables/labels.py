@@ -26,7 +26,7 @@ _SPELT = {
 """Words that are proper names, or short and no acronyms."""
 
 
-def spoken(name: str) -> str:
+def display_name(name: str) -> str:
     """Return an entry point's name for a table, with words spelt as the field spells them.
 
     Another first word of up to four letters is taken for an acronym.
@@ -60,7 +60,7 @@ def labels(rows: Sequence[tuple[str, str]]) -> list[str]:
         if goal is not None:
             text = f"{goal:.2f}" if round(goal, 2) == goal else f"{goal:g}"
             remarks.insert(0, text.removeprefix("0"))
-        result.append(spoken(name) + (f" ({', '.join(remarks)})" if remarks else ""))
+        result.append(display_name(name) + (f" ({', '.join(remarks)})" if remarks else ""))
     return result
 
 

@@ -27,12 +27,12 @@ _SAMPLES_AT_ONCE = 8192
 """Of all trials together; more are no faster."""
 
 
-class Refusal(Exception):
+class TrainingRefused(Exception):
     """A method cannot train this network on these data; the message says why."""
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a stack stands: all that a resumed run needs to end with the same bits.
 
     Trees have a leading trial axis; lists have one entry per trial.
@@ -67,7 +67,7 @@ class Ensemble:
         """Build the networks.
 
         Raises:
-            Refusal: If the method refuses the network or the data.
+            TrainingRefused: If the method refuses the network or the data.
             ValueError: If the trials cannot be stacked.
         """
         first = trials[0]
@@ -102,12 +102,12 @@ class Ensemble:
         module = self.model.build(dataset.input_shape, dataset.outputs, stream(trial.seed, "init"))
         reason = trial.method.refuses(module, self.data)
         if reason is not None:
-            raise Refusal(f"{trial.entry.name} refuses: {reason}.")
+            raise TrainingRefused(f"{trial.entry.name} refuses: {reason}.")
         own = stream(trial.seed, "method", trial.entry.name, "build")
         try:
             built = trial.method.build(module, dataset.input_shape, own)
         except Refused as error:
-            raise Refusal(f"{trial.entry.name} refuses: {error}") from error
+            raise TrainingRefused(f"{trial.entry.name} refuses: {error}") from error
         return built.to(self.device, self.dtype)
 
     @cached_property
@@ -133,7 +133,7 @@ class Ensemble:
         """Return one number per trial as a tensor."""
         return torch.tensor(values, dtype=self.dtype, device=self.device)
 
-    def scalars(self, progress: Progress) -> dict[str, Float[Tensor, " trials"]]:
+    def scalars(self, progress: TrainingState) -> dict[str, Float[Tensor, " trials"]]:
         """Return the fields of the methods that may differ, the strength at its present value."""
         driven = {}
         if self.method.strength is not None:
@@ -144,7 +144,7 @@ class Ensemble:
         """Return the network of one trial with these numbers; its calls are not counted."""
         return Net(self.skeleton, params, state.get("buffers", {}))
 
-    def nets(self, progress: Progress) -> list[Net]:
+    def nets(self, progress: TrainingState) -> list[Net]:
         """Return the networks of all trials."""
         return [
             self.net(take(progress.params, number), take(progress.state, number))
@@ -169,7 +169,7 @@ class Ensemble:
         """Return whether the accuracy on each batch after its step is needed."""
         return self.drives("step") or self.drives("epoch", "batch")
 
-    def move(self, progress: Progress, accuracy: Float[Tensor, " trials"]) -> None:
+    def move(self, progress: TrainingState, accuracy: Float[Tensor, " trials"]) -> None:
         """Move the strengths after a comparison of accuracies and targets."""
         law = self.method.strength
         assert law is not None

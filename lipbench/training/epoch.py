@@ -12,15 +12,15 @@ from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars
 from lipbench.networks.net import Net
 from lipbench.networks.trees import Tree, stack
-from lipbench.training.ensemble import Ensemble, Progress
+from lipbench.training.ensemble import Ensemble, TrainingState
 from lipbench.training.operation_list import Traced
-from lipbench.training.replay import Graph, Replayer
+from lipbench.training.replay import CudaGraph, Replayer
 
 
 def training_step(ensemble: Ensemble) -> Replayer:
     """Return the step of all trials, which is replayed where that is faster."""
     step = ensemble.mapped(lambda *arguments: _step(ensemble, *arguments))
-    record = Graph if ensemble.device.type == "cuda" else Traced
+    record = CudaGraph if ensemble.device.type == "cuda" else Traced
 
     def expected(*arguments: Any) -> int:
         rows, size = arguments[7].shape[1], ensemble.data.batch_size
@@ -33,7 +33,7 @@ def training_step(ensemble: Ensemble) -> Replayer:
 
 
 def train_epoch(
-    ensemble: Ensemble, progress: Progress, step: Replayer
+    ensemble: Ensemble, progress: TrainingState, step: Replayer
 ) -> tuple[Float[Tensor, " trials"], Float[Tensor, " trials"]]:
     """Take the steps of one epoch, as `training_step` gives them, and count them in `progress`.
 
@@ -73,7 +73,7 @@ def train_epoch(
     return losses / seen, correct / seen
 
 
-def _begin(ensemble: Ensemble, progress: Progress) -> None:
+def _begin(ensemble: Ensemble, progress: TrainingState) -> None:
     ensemble.meter.forwards = ensemble.meter.gradients = 0
     nets, streams = ensemble.nets(progress), progress.streams["method"]
 
@@ -121,7 +121,7 @@ def _step(
 
 
 def _draws(
-    ensemble: Ensemble, progress: Progress, inputs: Tensor, targets: Tensor, rows: Tensor
+    ensemble: Ensemble, progress: TrainingState, inputs: Tensor, targets: Tensor, rows: Tensor
 ) -> Tree:
     if type(ensemble.method).draw is Method.draw:
         return {}

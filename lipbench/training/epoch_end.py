@@ -13,7 +13,7 @@ from lipbench.data.splits import Batch, Split
 from lipbench.method import Method, Summary
 from lipbench.networks.network_stack import Networks
 from lipbench.networks.trees import Tree, take, tree_map
-from lipbench.training.ensemble import Ensemble, Progress, Refusal
+from lipbench.training.ensemble import Ensemble, TrainingRefused, TrainingState
 
 Score = Callable[[Networks, Sequence[int]], list[float]]
 """Validation accuracy of networks under the selection attack, for the seed of each."""
@@ -21,7 +21,7 @@ Score = Callable[[Networks, Sequence[int]], list[float]]
 
 def survey(
     ensemble: Ensemble,
-    progress: Progress,
+    progress: TrainingState,
     loss: Float[Tensor, " trials"],
     batch_accuracy: Float[Tensor, " trials"],
     score: Score | None,
@@ -68,7 +68,7 @@ def survey(
         ensemble.move(progress, _measured(measures, ensemble.discrepancy.measure))
 
 
-def snapshot(ensemble: Ensemble, progress: Progress, number: int, row: dict[str, Any]) -> Tree:
+def snapshot(ensemble: Ensemble, progress: TrainingState, number: int, row: dict[str, Any]) -> Tree:
     """Return a copy of one trial after the epoch of `row`, enough to finish its network later."""
     numbers = {
         key: torch.tensor(math.nan if row[key] is None else row[key], dtype=torch.float64)
@@ -87,7 +87,7 @@ def snapshot(ensemble: Ensemble, progress: Progress, number: int, row: dict[str,
 
 
 def _offer(
-    ensemble: Ensemble, progress: Progress, going: list[int], effective: Tree, score: Score
+    ensemble: Ensemble, progress: TrainingState, going: list[int], effective: Tree, score: Score
 ) -> None:
     """Offer the networks after an epoch for choice; those that are attacked are so together."""
     rows = {number: progress.histories[number][-1] for number in going}
@@ -118,14 +118,14 @@ def _offer(
 def _measured(measures: dict[str, Tensor | None], name: str) -> Tensor:
     accuracy = measures[name]
     if accuracy is None:
-        raise Refusal(
+        raise TrainingRefused(
             "the discrepancy principle measures accuracy on validation data, and there are none: "
             "set validation_size of the data set, or another measure."
         )
     return accuracy
 
 
-def _end(ensemble: Ensemble, progress: Progress, loss: Tensor, train: Tensor | None) -> None:
+def _end(ensemble: Ensemble, progress: TrainingState, loss: Tensor, train: Tensor | None) -> None:
     nets, h = ensemble.nets(progress), ensemble.scalars(progress)
 
     def end(number: int, state: Tree) -> Tree:
@@ -142,7 +142,7 @@ def _end(ensemble: Ensemble, progress: Progress, loss: Tensor, train: Tensor | N
 
 
 def _effective(
-    ensemble: Ensemble, progress: Progress
+    ensemble: Ensemble, progress: TrainingState
 ) -> tuple[Tree, Float[Tensor, " trials"] | None, Bool[Tensor, " trials"]]:
     """Return the parameters in effect, their training accuracy, and whether outputs are finite."""
     method, data = ensemble.method, ensemble.data
@@ -158,7 +158,7 @@ def _effective(
     return params, *_accuracy(ensemble, params, progress.state["buffers"], data.train)
 
 
-def _report(ensemble: Ensemble, progress: Progress, number: int) -> dict[str, float]:
+def _report(ensemble: Ensemble, progress: TrainingState, number: int) -> dict[str, float]:
     method = ensemble.trials[number].method
     if type(method).report is Method.report:
         return {}

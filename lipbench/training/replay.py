@@ -24,7 +24,7 @@ _TRIES = 3
 Function = Callable[..., Tree]
 
 
-class Graph:
+class CudaGraph:
     """What a function did on a GPU, as a CUDA graph."""
 
     def __init__(self, function: Function, arguments: tuple[Tree, ...]) -> None:

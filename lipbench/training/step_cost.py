@@ -19,10 +19,11 @@ from lipbench.method import Method, Scalars, State
 from lipbench.model import Model
 from lipbench.networks.net import Net
 from lipbench.refused import Refused
+from lipbench.training.ensemble import TrainingRefused
 from lipbench.training.epoch import train_epoch
 from lipbench.training.optimiser import Optimizer
 from lipbench.training.settings import MethodEntry, TrainingSettings
-from lipbench.training.trainer import Refusal, Trainer
+from lipbench.training.trainer import Trainer
 from lipbench.training.trial import Trial
 
 REFERENCE = "784-64-64-10 ReLU, batch 128, one network at a time"
@@ -60,7 +61,7 @@ def price(method: Callable[[], Method], repeats: int = 5, device: str = "cpu") -
         epoch, plain = _epochs(method(), data), _epochs(_Plain(), data)
         next(epoch), next(plain)
         ratios = [next(epoch) / next(plain) for _ in range(repeats)]
-    except (Refusal, Refused, ValueError) as reason:
+    except (TrainingRefused, Refused, ValueError) as reason:
         return Price(reason=str(reason))
     return Price(ratio=statistics.median(ratios), lowest=min(ratios), highest=max(ratios))
 

@@ -12,8 +12,7 @@ from lipbench.networks.net import Net
 from lipbench.networks.trees import Tree, stack, take
 from lipbench.seeds import stream
 from lipbench.training.checkpoint_choice import Choice
-from lipbench.training.ensemble import Ensemble, Progress
-from lipbench.training.ensemble import Refusal as Refusal
+from lipbench.training.ensemble import Ensemble, TrainingState
 from lipbench.training.epoch import train_epoch, training_step
 from lipbench.training.epoch_end import Score, snapshot, survey
 from lipbench.training.trial import Checkpoint, Outcome, Trial
@@ -38,7 +37,7 @@ class Trainer:
             score: What to choose checkpoints by; None chooses the last.
 
         Raises:
-            Refusal: If the method refuses the network or the data.
+            TrainingRefused: If the method refuses the network or the data.
             ValueError: If the trials cannot be stacked.
         """
         self.trials, self.score = trials, score
@@ -46,10 +45,10 @@ class Trainer:
         self.training = self.ensemble.training
         self.step = training_step(self.ensemble)
 
-    def begin(self) -> Progress:
+    def begin(self) -> TrainingState:
         """Return the progress of a stack that has not taken a step."""
         count = len(self.trials)
-        progress = Progress(
+        progress = TrainingState(
             params=stack([dict(params) for params, _ in self.ensemble.initial]),
             streams={
                 "order": [stream(trial.seed, "order") for trial in self.trials],
@@ -68,8 +67,8 @@ class Trainer:
 
     def run(
         self,
-        progress: Progress,
-        after_epoch: Callable[[Progress], None] = lambda progress: None,
+        progress: TrainingState,
+        after_epoch: Callable[[TrainingState], None] = lambda progress: None,
     ) -> list[Outcome]:
         """Return what became of each trial, trained to the end from where `progress` stands."""
         points = len(self.trials[0].points)
@@ -89,7 +88,7 @@ class Trainer:
                 self._start_point(progress)
         return [self._outcome(progress, number) for number in range(len(self.trials))]
 
-    def _start_point(self, progress: Progress) -> None:
+    def _start_point(self, progress: TrainingState) -> None:
         """Set the optimiser, the strengths and the methods' states for a point of the path."""
         ensemble = self.ensemble
         progress.moments = ensemble.each(
@@ -111,7 +110,7 @@ class Trainer:
 
         progress.state = ensemble.each(start, progress.params)
 
-    def _end_point(self, progress: Progress) -> None:
+    def _end_point(self, progress: TrainingState) -> None:
         for number, trial in enumerate(self.trials):
             if progress.ended[number] is None:
                 last = progress.histories[number][-1]
@@ -119,7 +118,7 @@ class Trainer:
                 kept = snapshot(self.ensemble, progress, number, last)
                 progress.snapshots[number][name] = kept
 
-    def _outcome(self, progress: Progress, number: int) -> Outcome:
+    def _outcome(self, progress: TrainingState, number: int) -> Outcome:
         trial, ended = self.trials[number], progress.ended[number]
         checkpoints = {}
         if ended is None:

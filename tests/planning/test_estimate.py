@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from support import runs
 
-from lipbench.planning.estimate import Estimate, estimate, spoken
+from lipbench.planning.estimate import Estimate, duration, estimate
 from lipbench.planning.plan import plan
 from lipbench.storage.cell_folder import Status
 
@@ -24,11 +24,11 @@ def finish(cell, run, seconds):
     [(0.0, "0 s"), (89.4, "89 s"), (90.0, "2 min"), (5399.0, "90 min"), (5400.0, "1.5 h")],
 )
 def test_a_duration_is_spoken_in_a_fitting_unit(seconds, text):
-    assert spoken(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_what_cannot_be_told_is_unknown():
-    assert spoken(math.nan) == "unknown"
+    assert duration(math.nan) == "unknown"
 
 
 def test_products_of_a_dense_network_are_its_weights():

@@ -5,7 +5,7 @@ from support import runs
 
 import lipbench
 from lipbench.runs.cell_state import standing
-from lipbench.storage.cell_folder import Status, claim
+from lipbench.storage.cell_folder import Status, lock_cells
 from lipbench.storage.rows import write_rows
 
 SETTINGS = runs.config(evaluation={"bound": ["product"]})
@@ -69,7 +69,7 @@ def test_a_cell_whose_process_died_is_taken_up_again(cell, folder, tmp_path):
 
 
 def test_a_cell_that_a_live_process_holds_is_running(cell, folder, tmp_path):
-    with claim([folder]):
+    with lock_cells([folder]):
         assert brief(standing(cell, tmp_path)) == ("running", True, "")
         finish(cell, folder, "running")
         assert brief(standing(cell, tmp_path)) == ("running", True, "")

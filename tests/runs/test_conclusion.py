@@ -19,10 +19,10 @@ from lipbench.runs.conclusion import (
 from lipbench.runs.exits import ExitCode
 from lipbench.runs.progress import Quiet
 from lipbench.runs.stack import Stack
-from lipbench.storage.cell_folder import claim
+from lipbench.storage.cell_folder import lock_cells
 from lipbench.storage.files import StorageError
 from lipbench.storage.rows import read_rows
-from lipbench.training.ensemble import Refusal
+from lipbench.training.ensemble import TrainingRefused
 
 
 @dataclass
@@ -47,7 +47,7 @@ def stack(tmp_path):
         report=Kept(),
         read=read_rows,
     )
-    with claim(stack.folder(cell) for cell in siblings):
+    with lock_cells(stack.folder(cell) for cell in siblings):
         yield stack
 
 
@@ -70,7 +70,7 @@ def test_full_memory_is_a_state_of_its_own(error):
     assert raised(error).state == "oom"
 
 
-@pytest.mark.parametrize("error", [DataMissing("put it there"), Refusal("put it there")])
+@pytest.mark.parametrize("error", [DataMissing("put it there"), TrainingRefused("put it there")])
 def test_what_the_user_can_mend_is_said_and_no_more(error):
     found = raised(error)
     assert (found.state, found.said, found.log) == ("failed", "put it there", "put it there")

@@ -9,7 +9,7 @@ from rich.console import Console
 from support import runs
 
 import lipbench
-from lipbench.runs.progress import Lines, Live, Progress, Quiet, named, reporter
+from lipbench.runs.progress import Lines, Live, Quiet, Reporter, named, reporter
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_cell_is_named_by_what_tells_it_from_others(cells):
 @pytest.mark.parametrize("make", [Quiet, lambda: Lines(1)])
 def test_every_reporter_takes_all_that_a_run_tells(make, cells):
     report = make()
-    assert isinstance(report, Progress)
+    assert isinstance(report, Reporter)
     report.epoch(list(cells), 1, 2, "train 50.0%")
 
 

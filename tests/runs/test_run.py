@@ -14,7 +14,7 @@ from lipbench.cli.main import call
 from lipbench.config.problems import ConfigError
 from lipbench.planning.plan import NothingSelected
 from lipbench.runs.exits import ExitCode
-from lipbench.storage.cell_folder import claim
+from lipbench.storage.cell_folder import lock_cells
 from lipbench.storage.files import StorageError
 from lipbench.storage.results import status_table
 from lipbench.storage.rows import read_rows
@@ -352,7 +352,7 @@ def test_a_device_that_is_not_there_is_said_before_training(tmp_path, monkeypatc
 
 def test_cells_that_all_are_held_by_others_leave_nothing_to_do(tmp_path, capsys):
     cells = lipbench.plan(config("standard", "clip")).cells
-    held = claim(cell.folder(tmp_path) for cell in cells)
+    held = lock_cells(cell.folder(tmp_path) for cell in cells)
     with held:
         assert runs.run(config("standard", "clip"), tmp_path) == ExitCode.BUSY
         assert "2 held by another process -> exit 4" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from lipbench.storage.cell_folder import CellFolder, Status, claim, folder_name
+from lipbench.storage.cell_folder import CellFolder, Status, folder_name, lock_cells
 from lipbench.storage.files import StorageError
 from lipbench.storage.host import host_id
 
@@ -23,9 +23,9 @@ def _holder(cells):
     code = """
         import sys, time
         from pathlib import Path
-        from lipbench.storage.cell_folder import CellFolder, Status, claim
+        from lipbench.storage.cell_folder import CellFolder, Status, lock_cells
         cell = CellFolder(Path(sys.argv[1]))
-        held = claim([cell])
+        held = lock_cells([cell])
         cell.write_status(Status(state="running", epoch=7))
         print("ready", flush=True)
         time.sleep(60)
@@ -92,24 +92,24 @@ def test_a_cell_whose_process_was_killed_reads_as_killed_and_is_free_again(cells
     holder.wait()
     assert cells[1].read_status().state == "killed"
     assert cells[1].read_status().epoch == 7
-    with claim(cells) as held:
+    with lock_cells(cells) as held:
         assert [folder.path for folder in held.folders] == [cell.path for cell in cells]
 
 
 def test_a_stack_is_claimed_whole_or_not_at_all(cells, holder):
-    assert claim(cells) is None
+    assert lock_cells(cells) is None
     assert not cells[0].is_held()
-    with claim([cells[0], cells[2]]):
+    with lock_cells([cells[0], cells[2]]):
         assert cells[0].is_held()
         assert cells[2].is_held()
 
 
 def test_a_claim_ends_with_its_block_and_the_lock_file_means_nothing(cells):
-    with claim(cells[:1]):
-        assert claim(cells[:1]) is None
+    with lock_cells(cells[:1]):
+        assert lock_cells(cells[:1]) is None
     assert cells[0].lock_file.exists()
     assert not cells[0].is_held()
-    with claim(cells[:1]) as again:
+    with lock_cells(cells[:1]) as again:
         assert again is not None
 
 
@@ -117,10 +117,10 @@ def test_a_reader_that_looks_at_a_lock_does_not_stop_a_claim(cells):
     """Looking means to hold the lock for a moment; the pause here is a slow look."""
 
     def claimed_during_a_look():
-        look = claim(cells[:1])
+        look = lock_cells(cells[:1])
         timer = threading.Timer(0.02, look.release)
         timer.start()
-        held = claim(cells)
+        held = lock_cells(cells)
         timer.join()
         if held is not None:
             held.release()
@@ -134,7 +134,7 @@ def test_overlapping_claims_in_opposite_order_do_not_wait_for_each_other(cells):
 
     def grab(folders):
         for _ in range(10):
-            held = claim(folders)
+            held = lock_cells(folders)
             if held is not None:
                 wins.append(1)
                 held.release()
@@ -152,14 +152,14 @@ def test_a_claim_removes_what_dead_processes_left(cells):
     cells[0].path.mkdir(parents=True)
     rest = cells[0].path / f".tmp-{host_id()}-{2**22 + 1}-0"  # beyond the largest process id
     rest.write_text("half")
-    claim(cells[:1]).release()
+    lock_cells(cells[:1]).release()
     assert not rest.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "cells").write_text("a file where a folder should be")
     with pytest.raises(StorageError, match="cells"):
-        claim([CellFolder.of(tmp_path, "mnist", "clip", "k")])
+        lock_cells([CellFolder.of(tmp_path, "mnist", "clip", "k")])
 
 
 @pytest.mark.parametrize("name", ["clip", "torchattacks-PGD", "weight_regularization", "a.b"])

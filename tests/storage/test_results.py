@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from support.synthetic import a_row, a_run
 
-from lipbench.storage.cell_folder import CellFolder, Status, claim
+from lipbench.storage.cell_folder import CellFolder, Status, lock_cells
 from lipbench.storage.results import (
     PlanMissing,
     collect,
@@ -102,7 +102,7 @@ def test_cells_outside_the_plan_are_listed_and_never_collected(run):
 
 def test_the_status_counts_the_cells_of_each_method_in_each_state(run):
     cell = CellFolder(run / read_plan(run)[3].folder)
-    with claim([cell]):
+    with lock_cells([cell]):
         table = status_table(run)
     assert [(line.label, line.counts) for line in table.lines] == [
         ("standard", {"done": 1, "nan": 1}),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.training import a_trainer, an_entry, same
 
-from lipbench.runs.training_state import read_progress, write_progress
+from lipbench.runs.training_state import read_training_state, write_training_state
 from lipbench.storage.tensors import Unreadable, is_whole, read_tensors, write_tensors
 
 TENSORS = {
@@ -114,7 +114,7 @@ def stopped(path, stack=("a", "b")):
     kept = []
 
     def save(progress):
-        write_progress(path, progress, stack)
+        write_training_state(path, progress, stack)
         kept.append(copy.deepcopy(progress.params))
 
     trainer.run(trainer.begin(), save)
@@ -124,7 +124,7 @@ def stopped(path, stack=("a", "b")):
 def test_a_training_state_comes_back_in_the_order_it_had(path):
     """A sum over the parameters is rounded by their order."""
     trainer, params = stopped(path)
-    found = read_progress(path, trainer.begin(), ("a", "b"))
+    found = read_training_state(path, trainer.begin(), ("a", "b"))
     assert list(found.params) == list(params)
     assert same(found.params, params)
     assert found.epoch == 1
@@ -133,10 +133,10 @@ def test_a_training_state_comes_back_in_the_order_it_had(path):
 
 def test_the_state_of_another_stack_is_not_taken(path):
     trainer, _ = stopped(path)
-    assert read_progress(path, trainer.begin(), ("a", "c")) is None
+    assert read_training_state(path, trainer.begin(), ("a", "c")) is None
 
 
 def test_an_unreadable_state_is_as_none(path):
     trainer, _ = stopped(path)
     path.write_bytes(path.read_bytes()[:-1])
-    assert read_progress(path, trainer.begin(), ("a", "b")) is None
+    assert read_training_state(path, trainer.begin(), ("a", "b")) is None

@@ -13,7 +13,7 @@ from support.synthetic import INF, a_row, a_run, failure, measurements
 from lipbench.storage.outcomes import outcome_name
 from lipbench.storage.results import PlanMissing
 from lipbench.storage.rows import write_rows
-from lipbench.tables.labels import labels, spoken
+from lipbench.tables.labels import display_name, labels
 from lipbench.tables.paper import printed_row
 from lipbench.tables.sources import Source, load
 from lipbench.tables.statistics import paired_interval
@@ -338,11 +338,11 @@ def test_labels_name_the_target_and_only_what_tells_rows_apart():
 
 
 def test_a_strange_name_is_a_label_too():
-    assert spoken("torchattacks:PGD") == "Torchattacks PGD"
-    assert spoken("pgd_at") == "PGD AT"
-    assert spoken("fast_at") == "Fast AT"
-    assert spoken("gradient_lipschitz") == "Gradient Lipschitz"
-    assert spoken("_") == "_"
+    assert display_name("torchattacks:PGD") == "Torchattacks PGD"
+    assert display_name("pgd_at") == "PGD AT"
+    assert display_name("fast_at") == "Fast AT"
+    assert display_name("gradient_lipschitz") == "Gradient Lipschitz"
+    assert display_name("_") == "_"
 
 
 @pytest.mark.parametrize("params", ["", "null", "[1]", "{broken"])

@@ -11,7 +11,7 @@ from support.training import STACKABLE, VARIANTS, a_trainer, an_entry, digits, s
 
 from lipbench.networks.net import Meter
 from lipbench.networks.trees import tree_map
-from lipbench.training.replay import Graph, Replayer, refill
+from lipbench.training.replay import CudaGraph, Replayer, refill
 
 SIZES = (4, 4, 2, 4, 4)  # the third as the last batch of an epoch
 
@@ -181,7 +181,7 @@ def test_a_gpu_replays_the_step(variant, monkeypatch):
     data = digits(train=72, device="cuda")
     trained = []
     monkeypatch.setattr("lipbench.training.replay._PATIENCE", 1)
-    for record in (None, Graph):
+    for record in (None, CudaGraph):
         trainer = a_trainer(the_entry(variant), data, seeds=(0, 1))
         trainer.step._record = record
         trained.append(trainer.run(trainer.begin()))

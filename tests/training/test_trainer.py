@@ -37,11 +37,12 @@ from lipbench.evaluation.selection import selection_score
 from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.registry import load
-from lipbench.runs.training_state import read_progress, write_progress
+from lipbench.runs.training_state import read_training_state, write_training_state
 from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.ensemble import TrainingRefused
 from lipbench.training.epoch import train_epoch
 from lipbench.training.optimiser import Optimizer
-from lipbench.training.trainer import Refusal, Trainer
+from lipbench.training.trainer import Trainer
 from lipbench.training.trial import Trial
 
 FRAIL = """
@@ -156,9 +157,9 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(name, tmp_pa
     files = [tmp_path / str(number) for number in range(1, 7)]
     keys = ("a", "b")[: len(seeds)]
     left = iter(files)
-    whole = trainer.run(trainer.begin(), lambda now: write_progress(next(left), now, keys))
+    whole = trainer.run(trainer.begin(), lambda now: write_training_state(next(left), now, keys))
     for file in (files[0], files[3]):
-        resumed = trainer.run(read_progress(file, trainer.begin(), keys))
+        resumed = trainer.run(read_training_state(file, trainer.begin(), keys))
         for one, other in zip(whole, resumed, strict=True):
             assert same(checkpoints(one), checkpoints(other))
             assert facts(one) == facts(other)
@@ -287,8 +288,8 @@ def test_a_stack_without_a_survivor_stops(frail):
 def test_a_diverged_trial_stays_so_when_it_is_resumed(frail, tmp_path):
     entry = an_entry("frail", fails=2.0)
     trainer, path = a_trainer(entry), tmp_path / "last"
-    trainer.run(trainer.begin(), lambda progress: write_progress(path, progress, ("a",)))
-    (outcome,) = trainer.run(read_progress(path, trainer.begin(), ("a",)))
+    trainer.run(trainer.begin(), lambda progress: write_training_state(path, progress, ("a",)))
+    (outcome,) = trainer.run(read_training_state(path, trainer.begin(), ("a",)))
     assert (outcome.state, len(outcome.history)) == ("nan", 1)
 
 
@@ -424,12 +425,14 @@ def test_any_measure_of_accuracy_can_drive(measure):
 
 def test_driving_by_validation_data_that_are_not_there_is_refused():
     entry = variant("driven", discrepancy=Discrepancy(measure="validation"))
-    with pytest.raises(Refusal, match="there are none: set validation_size"):
+    with pytest.raises(TrainingRefused, match="there are none: set validation_size"):
         train(entry, digits(validation=0))
 
 
 def test_a_refusal_names_the_method_and_the_reason_before_any_training():
-    with pytest.raises(Refusal, match=r"clip refuses: it needs 33 pair samples .* raise pair_size"):
+    with pytest.raises(
+        TrainingRefused, match=r"clip refuses: it needs 33 pair samples .* raise pair_size"
+    ):
         a_trainer(an_entry("clip", pairs=33))
 
 
@@ -438,7 +441,7 @@ def test_a_network_that_a_method_cannot_build_is_refused_before_any_training():
         def build(self, input_shape, outputs, rng):
             return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs), nn.Softmin(dim=1))
 
-    with pytest.raises(Refusal, match=r"spectral_norm refuses: layer '2' \(Softmin\)"):
+    with pytest.raises(TrainingRefused, match=r"spectral_norm refuses: layer '2' \(Softmin\)"):
         a_trainer(an_entry("spectral_norm"), model=Softmin())
 
 

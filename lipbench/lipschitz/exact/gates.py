@@ -47,7 +47,7 @@ class Passage:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Bounds:
+class GateBounds:
     """Where one column or row of the Jacobian lies after decisions, and all that it depends on."""
 
     passage: Passage
@@ -117,7 +117,7 @@ class Gates:
         """Return how many gates, and signs in one column or row, there are."""
         return self.neurons + len(self._passage.ends.values)
 
-    def bounds(self, number: int, path: Iterable[Decision] = ()) -> Bounds:
+    def bounds(self, number: int, path: Iterable[Decision] = ()) -> GateBounds:
         """Return where a column or row lies after decisions, by interval arithmetic.
 
         What contradicts the decisions is cut off; where nothing is left, a point stays.
@@ -129,7 +129,7 @@ class Gates:
         reads, sides = self._reads(decided[: self.neurons])
         arrives, passed = self._arrives(passage, sides)
         entries = combined({0: passage.collects}, [passed], passage.ends)
-        return Bounds(
+        return GateBounds(
             passage=passage,
             reads=reads,
             sides=sides,

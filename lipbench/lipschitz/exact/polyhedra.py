@@ -23,16 +23,16 @@ Rationals = list[Fraction]
 
 
 @dataclass(frozen=True, eq=False)
-class Inequality:
+class HalfSpace:
     """a·x < b in integers, a not zero."""
 
     whole: Shaped[np.ndarray, " coordinates_and_one"]
     """a and -b; a positive factor does not matter."""
 
     @property
-    def reverse(self) -> "Inequality":
+    def reverse(self) -> "HalfSpace":
         """Return a·x > b."""
-        return Inequality(-self.whole)
+        return HalfSpace(-self.whole)
 
     @cached_property
     def unit(self) -> Float[np.ndarray, " coordinates_and_one"]:
@@ -84,9 +84,9 @@ class Empty:
 
 
 def interior(
-    inequalities: Sequence[Inequality],
+    inequalities: Sequence[HalfSpace],
     dimension: int,
-    box: Sequence[Inequality] = (),
+    box: Sequence[HalfSpace] = (),
     *,
     anywhere: bool = False,
 ) -> Interior | Empty | None:
@@ -161,9 +161,9 @@ def _least_squares(
 
 
 def _empty(
-    inequalities: Sequence[Inequality],
+    inequalities: Sequence[HalfSpace],
     weights: Float[np.ndarray, " inequalities"],
-    box: Sequence[Inequality],
+    box: Sequence[HalfSpace],
 ) -> Empty | None:
     support = _support(weights)
     chosen = [float(weights[number]) for number in support]
@@ -176,7 +176,7 @@ def _support(weights: Float[np.ndarray, " inequalities"]) -> list[int]:
     return np.flatnonzero(weights > _SUPPORT * weights.max()).tolist()
 
 
-def holds(inequalities: Sequence[Inequality], point: Sequence[Fraction]) -> bool:
+def holds(inequalities: Sequence[HalfSpace], point: Sequence[Fraction]) -> bool:
     """Return whether all inequalities hold strictly at a point."""
     if not inequalities:
         return True
@@ -189,7 +189,7 @@ def holds(inequalities: Sequence[Inequality], point: Sequence[Fraction]) -> bool
 
 
 def excludes(
-    inequalities: Sequence[Inequality], weights: Sequence[float], box: Sequence[Inequality] = ()
+    inequalities: Sequence[HalfSpace], weights: Sequence[float], box: Sequence[HalfSpace] = ()
 ) -> bool:
     """Return whether multipliers near `weights` prove that not all inequalities hold strictly.
 
@@ -209,7 +209,7 @@ def excludes(
 
 
 def _excludes_in_box(
-    inequalities: Sequence[Inequality], weights: Sequence[float], box: Sequence[Inequality]
+    inequalities: Sequence[HalfSpace], weights: Sequence[float], box: Sequence[HalfSpace]
 ) -> bool:
     if any(w < 0 for w in weights) or not any(weights):
         return False
@@ -234,7 +234,7 @@ def _both(one: Iterable[Any], other: Iterable[Any]) -> Iterable[tuple[Any, Any]]
 
 
 def _vertex(
-    faces: Sequence[Inequality], lengths: Sequence[float], near: Rationals
+    faces: Sequence[HalfSpace], lengths: Sequence[float], near: Rationals
 ) -> Rationals | None:
     """Return the centre of the ball that touches all faces, in rational numbers."""
     rows = [one.exact for one in faces]

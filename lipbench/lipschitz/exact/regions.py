@@ -18,13 +18,13 @@ from lipbench.lipschitz.exact.dyadic import Dyadic
 from lipbench.lipschitz.exact.exact_matrix import plain, very
 from lipbench.lipschitz.exact.polyhedra import (
     Empty,
-    Inequality,
+    HalfSpace,
     Interior,
     excludes,
     holds,
     interior,
 )
-from lipbench.lipschitz.exact.vertices import corners_fit, largest_norm
+from lipbench.lipschitz.exact.vertices import corners_fit, norm_of_corners
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
 from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.loop_transformation import Centred, centre
@@ -53,7 +53,7 @@ class Region:
 
     path: tuple[Decision, ...]
     """Neurons, and whether they are right of 0."""
-    inequalities: tuple[Inequality, ...]
+    inequalities: tuple[HalfSpace, ...]
     known: tuple[Dyadic, ...]
     """The input, and the neurons of each decided block, as affine functions of the input."""
     ahead: Dyadic | None
@@ -152,7 +152,7 @@ class Regions:
         self,
         region: Region,
         signs: Mapping[int, bool],
-        inequalities: tuple[Inequality, ...],
+        inequalities: tuple[HalfSpace, ...],
         proof: Proof,
     ) -> Region:
         """Return the part of a region where the neurons of the next block have these signs.
@@ -167,13 +167,13 @@ class Regions:
         sides = ((neuron, signs.get(neuron, True)) for neuron in range(start, end))
         return self._block_decided(region, (*region.path, *sides), inequalities, proof)
 
-    def faces_ahead(self, region: Region) -> list[tuple[Inequality, Inequality] | None]:
+    def faces_ahead(self, region: Region) -> list[tuple[HalfSpace, HalfSpace] | None]:
         """Return where each neuron of the next block is left of 0, and where right of it.
 
         None stands for a neuron that does not depend on the input.
         """
         assert region.ahead is not None
-        rows = [Inequality(row) if any(row[:-1]) else None for row in region.ahead.numerators]
+        rows = [HalfSpace(row) if any(row[:-1]) else None for row in region.ahead.numerators]
         return [None if face is None else (face, face.reverse) for face in rows]
 
     def bound(self, region: Region, sharp: bool = False) -> float:
@@ -188,7 +188,7 @@ class Regions:
             matrix = self.matrix(region)
             return _norm(matrix, self.norm) * (1 + _SLACK * max(matrix.shape))
         if sharp and self.norm != 2.0 and self.has_sharp_bound(region):
-            return largest_norm(self.network, self.slopes(region), self.norm)
+            return norm_of_corners(self.network, self.slopes(region), self.norm)
         centred = centre(self.network, self.slopes(region)).bent
         if sharp and self.norm == 2.0 and centred.neurons:
             with suppress(Refused):  # nothing better is known then
@@ -229,7 +229,7 @@ class Regions:
         """Return the region with a proof that it has an interior, or none, if one is found."""
         return replace(region, proof=self.interior(region.inequalities))
 
-    def interior(self, inequalities: Sequence[Inequality], *, anywhere: bool = False) -> Proof:
+    def interior(self, inequalities: Sequence[HalfSpace], *, anywhere: bool = False) -> Proof:
         """Return a proof that inequalities have an interior in the domain, or none.
 
         Args:
@@ -242,7 +242,7 @@ class Regions:
         """Return whether a proof shows that a region has no interior."""
         return self.cannot_all_hold(region.inequalities, proof)
 
-    def cannot_all_hold(self, inequalities: Sequence[Inequality], proof: Empty) -> bool:
+    def cannot_all_hold(self, inequalities: Sequence[HalfSpace], proof: Empty) -> bool:
         """Return whether a proof shows that inequalities cannot all hold in the domain."""
         if not all(0 <= number < len(inequalities) for number in proof.support):
             return False
@@ -274,7 +274,7 @@ class Regions:
 
         return max(left, key=matters)
 
-    def _faces(self, region: Region, neuron: int) -> Iterator[tuple[bool, Inequality | None]]:
+    def _faces(self, region: Region, neuron: int) -> Iterator[tuple[bool, HalfSpace | None]]:
         """Yield the sides of a neuron of the next block, and what holds on each of them.
 
         A neuron that does not depend on the input has one side only, which asks for nothing (None).
@@ -282,14 +282,14 @@ class Regions:
         assert region.ahead is not None
         row = region.ahead.numerators[neuron - self.starts[len(region.known) - 1]]
         if any(row[:-1]):
-            face = Inequality(row)
+            face = HalfSpace(row)
             yield True, face.reverse
             yield False, face
         else:
             yield True, None
 
     def _child(
-        self, region: Region, decision: Decision, face: Inequality | None, proof: Proof
+        self, region: Region, decision: Decision, face: HalfSpace | None, proof: Proof
     ) -> Region:
         """Return the part of a region with one more neuron decided."""
         path = (*region.path, decision)
@@ -302,7 +302,7 @@ class Regions:
         self,
         region: Region,
         path: tuple[Decision, ...],
-        faces: tuple[Inequality, ...],
+        faces: tuple[HalfSpace, ...],
         proof: Proof,
     ) -> Region:
         """Return the part of a region in which all neurons of the next block are decided."""
@@ -319,7 +319,7 @@ class Regions:
     def _region(
         self,
         path: tuple[Decision, ...],
-        inequalities: tuple[Inequality, ...],
+        inequalities: tuple[HalfSpace, ...],
         known: tuple[Dyadic, ...],
         proof: Proof,
     ) -> Region:
@@ -361,14 +361,14 @@ def _exact(affine: Affine, name: str) -> _Reads:
     return matrices, known(affine.offset)
 
 
-def _box_faces(dimension: int, domain: Box) -> Iterator[Inequality]:
+def _box_faces(dimension: int, domain: Box) -> Iterator[HalfSpace]:
     """Yield the faces of a box, exactly."""
     (lo, below), (hi, above) = (float(end).as_integer_ratio() for end in domain)
     for place in range(dimension):
         for factor, end in ((above, -hi), (-below, lo)):
             row = np.zeros(dimension + 1, dtype=object)
             row[place], row[-1] = factor, end
-            yield Inequality(row)
+            yield HalfSpace(row)
 
 
 def _influence(network: Centred) -> list[float]:

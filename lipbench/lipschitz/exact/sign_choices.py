@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lipbench.lipschitz.exact.polyhedra import Empty, Inequality, Interior
+from lipbench.lipschitz.exact.polyhedra import Empty, HalfSpace, Interior
 from lipbench.lipschitz.exact.regions import Region, Regions
 from lipbench.lipschitz.exact.vertices import Corners
 from lipbench.lipschitz.relaxations.decisions import Decision
@@ -62,7 +62,7 @@ class SignChoice:
         """Return the signs of one choice."""
         return tuple((n, bool(code >> place & 1)) for place, n in enumerate(self.neurons))
 
-    def inequalities(self, signs: Sequence[Decision]) -> tuple[Inequality, ...]:
+    def inequalities(self, signs: Sequence[Decision]) -> tuple[HalfSpace, ...]:
         """Return what holds for the inputs of the region with these signs."""
         faces = [self._face(neuron - self.start, right) for neuron, right in signs]
         return (*self.region.inequalities, *faces)
@@ -101,7 +101,7 @@ class SignChoice:
             value |= right << place
         return (self.codes & mask) == value
 
-    def _face(self, place: int, right: bool) -> Inequality:
+    def _face(self, place: int, right: bool) -> HalfSpace:
         faces = self.faces[place]
         assert faces is not None
         return faces[right]

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
-from lipbench.lipschitz.relaxations.loop_transformation import Slopes
+from lipbench.lipschitz.relaxations.loop_transformation import SlopeBounds
 from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.norm import Norm
@@ -45,7 +45,7 @@ def all_corners_fit(network: Unrolled, norm: Norm) -> bool:
     return bool(everywhere) and Corners(network, everywhere, norm, 0).fit
 
 
-def largest_norm(network: Unrolled, slopes: Slopes, norm: Norm) -> float:
+def norm_of_corners(network: Unrolled, slopes: SlopeBounds, norm: Norm) -> float:
     """Return the largest norm of the matrix over all slopes between their ends, rounded upwards.
 
     Args:
@@ -60,7 +60,7 @@ def largest_norm(network: Unrolled, slopes: Slopes, norm: Norm) -> float:
 class Corners:
     """The largest norm for each choice of sides of one block's neurons, those before decided."""
 
-    def __init__(self, network: Unrolled, slopes: Slopes, norm: Norm, number: int) -> None:
+    def __init__(self, network: Unrolled, slopes: SlopeBounds, norm: Norm, number: int) -> None:
         """Take the least and the largest slope of each block's neurons; nothing is computed yet.
 
         Args:
@@ -171,7 +171,7 @@ def _weights(part: Matrix, absolute: bool) -> Tensor:
     return part.values.abs() + part.radius / UNIT if absolute else part.values
 
 
-def _upwards(norms: Tensor, network: Unrolled, slopes: Slopes, norm: Norm) -> Tensor:
+def _upwards(norms: Tensor, network: Unrolled, slopes: SlopeBounds, norm: Norm) -> Tensor:
     """Return norms with what rounding may have taken off them."""
     # It is no more than a share of what the absolute values come to.
     steepest = [torch.maximum(lo.abs(), hi.abs()).unsqueeze(0) for lo, hi in slopes]

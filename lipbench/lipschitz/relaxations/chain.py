@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.intervals import slopes
-from lipbench.lipschitz.relaxations.loop_transformation import Slopes
+from lipbench.lipschitz.relaxations.loop_transformation import SlopeBounds
 from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, widths
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
@@ -34,7 +34,7 @@ class Chain:
 
     weights: tuple[Matrix, ...]
     """One for each layer; what is affine between two layers of neurons is multiplied out."""
-    slopes: Slopes
+    slopes: SlopeBounds
     """Least and largest slope of the neurons after each layer but the last."""
 
     @classmethod

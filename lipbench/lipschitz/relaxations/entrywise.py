@@ -17,10 +17,10 @@ def boxed_norm(
 ) -> tuple[float, Float[Tensor, "outputs inputs"]]:
     """Return a certified Lipschitz constant on a domain, and bounds of all derivatives there."""
     entries = derivatives(network, domain).largest
-    return largest_norm(entries, norm), entries
+    return norm_of_entries(entries, norm), entries
 
 
-def largest_norm(entries: Float[Tensor, "rows columns"], norm: Norm) -> float:
+def norm_of_entries(entries: Float[Tensor, "rows columns"], norm: Norm) -> float:
     """Return an upper bound of the norm of every matrix whose absolute values are no larger.
 
     In the norms 1, 2 and infinity none has a larger norm than the matrix of these values.

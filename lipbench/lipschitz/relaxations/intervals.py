@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.lipschitz.relaxations.affine import Matrix
-from lipbench.lipschitz.relaxations.loop_transformation import Centred, Slopes, centre
+from lipbench.lipschitz.relaxations.loop_transformation import Centred, SlopeBounds, centre
 from lipbench.lipschitz.relaxations.neuron_blocks import Block, Unrolled
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.refused import Refused
@@ -58,7 +58,7 @@ def centred_on(network: Unrolled, domain: Box | None) -> Centred:
     return centre(network) if domain is None else centre(network, slopes(network, domain)).bent
 
 
-def slopes(network: Unrolled, domain: Box | None) -> Slopes:
+def slopes(network: Unrolled, domain: Box | None) -> SlopeBounds:
     """Return the least and the largest slope of each neuron between inputs in a domain.
 
     Functions of which only the slopes are known have no others there than everywhere.
@@ -90,7 +90,7 @@ def between(
 
 
 def derivatives(
-    network: Unrolled, domain: Box | None, known_slopes: Slopes | None = None
+    network: Unrolled, domain: Box | None, known_slopes: SlopeBounds | None = None
 ) -> Interval:
     """Return where all derivatives of the outputs lie on a domain, outputs × inputs.
 

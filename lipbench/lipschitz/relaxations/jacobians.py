@@ -45,7 +45,7 @@ class Case(NamedTuple):
     """Neurons, and whether they are right of 0."""
 
 
-class Bounds(NamedTuple):
+class CaseBounds(NamedTuple):
     """What is found of cases."""
 
     sums: Float[Tensor, " cases"]
@@ -83,10 +83,10 @@ class Jacobians:
         """Return all rows or columns, with nothing decided."""
         return [Case(start) for start in range(self._starts)]
 
-    def bounds(self, cases: Sequence[Case]) -> Bounds:
+    def bounds(self, cases: Sequence[Case]) -> CaseBounds:
         """Return bounds of cases, in their order; none depends on what the others are."""
         sums, splits = zip(*[found for _, found in self._followed(cases)], strict=True)
-        return Bounds(torch.cat(sums), torch.cat(splits))
+        return CaseBounds(torch.cat(sums), torch.cat(splits))
 
     def spectral(self) -> float:
         """Return an upper bound of the norm 2 of all matrices.
@@ -108,12 +108,12 @@ class Jacobians:
         ]
         return min(map(float, ways)) * (1 + 1e-12 * max(lo.shape))
 
-    def _followed(self, cases: Sequence[Case]) -> Iterator[tuple[Interval, Bounds]]:
+    def _followed(self, cases: Sequence[Case]) -> Iterator[tuple[Interval, CaseBounds]]:
         """Yield where derivatives lie, entries × cases, and bounds of cases, some at once."""
         for first in range(0, len(cases), _TOGETHER):
             yield self._bounds(cases[first : first + _TOGETHER])
 
-    def _bounds(self, cases: Sequence[Case]) -> tuple[Interval, Bounds]:
+    def _bounds(self, cases: Sequence[Case]) -> tuple[Interval, CaseBounds]:
         slopes, possible = self._slopes([case.path for case in cases])
         starts = torch.tensor([case.start for case in cases])
         unit = torch.eye(self._starts, dtype=torch.float64)[:, starts]
@@ -134,7 +134,7 @@ class Jacobians:
         apart = entries.largest.sum(dim=0) * (1 + 1e-12 * len(last))
         sums = torch.where(possible, torch.where(jointly < apart, jointly, apart), 0.0)
         sums = torch.where(sums.isfinite(), sums, torch.inf)
-        return entries, Bounds(sums, self._splits(known_reads, slopes, sums))
+        return entries, CaseBounds(sums, self._splits(known_reads, slopes, sums))
 
     def _slopes(self, paths: Sequence[tuple[Decision, ...]]) -> tuple[list[Interval], Tensor]:
         """Return slopes after decisions, in the order of the maps, and whether any point is so."""

@@ -24,7 +24,7 @@ from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 
-Slopes = Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]]
+SlopeBounds = Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]]
 """Least and largest slope of the neurons of each block."""
 
 
@@ -114,7 +114,7 @@ class Centred:
         )
 
 
-def centre(network: Unrolled, slopes: Slopes | None = None) -> Centred:
+def centre(network: Unrolled, slopes: SlopeBounds | None = None) -> Centred:
     """Return the matrix of a network.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lipbench.lipschitz.relaxations.intervals import Interval, between
 from lipbench.lipschitz.relaxations.linear_relaxation import Line, Lines, Relaxation, above, below
-from lipbench.lipschitz.relaxations.loop_transformation import Slopes
+from lipbench.lipschitz.relaxations.loop_transformation import SlopeBounds
 from lipbench.lipschitz.relaxations.neuron_blocks import Block, Unrolled
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.refused import Refused
@@ -40,7 +40,7 @@ class Parts:
     """Parts that may hold points: the others are empty."""
 
 
-def closer_slopes(network: Unrolled, domain: Box | None) -> Slopes:
+def closer_slopes(network: Unrolled, domain: Box | None) -> SlopeBounds:
     """Return the least and the largest slope of each neuron between inputs in a domain.
 
     They hold as those of `intervals.slopes` do, and lie between them.

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lipbench.lipschitz.relaxations.affine import Matrix
-from lipbench.lipschitz.relaxations.entrywise import largest_norm
+from lipbench.lipschitz.relaxations.entrywise import norm_of_entries
 from lipbench.lipschitz.relaxations.intervals import Interval, combined, derivatives, slopes
 from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
 from lipbench.lipschitz.relaxations.rounding import UNIT
@@ -47,7 +47,7 @@ def recursive_norm(
         Refused: If slopes are not bounded.
     """
     entries = recursive_derivatives(network, domain).largest
-    return largest_norm(entries, norm), entries
+    return norm_of_entries(entries, norm), entries
 
 
 def recursive_derivatives(network: Unrolled, domain: Box | None) -> Interval:

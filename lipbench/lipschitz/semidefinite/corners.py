@@ -41,7 +41,7 @@ _TOLERANCE = 1e-6
 """How close to the best the multipliers come."""
 
 
-def largest_norm(
+def norm_by_search(
     left: Float[Tensor, "outputs neurons"],
     right: Float[Tensor, "neurons inputs"],
     slopes: tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]],

@@ -28,7 +28,7 @@ from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.chain import Chain
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
 from lipbench.lipschitz.relaxations.rounding import UNIT
-from lipbench.lipschitz.semidefinite.corners import largest_norm
+from lipbench.lipschitz.semidefinite.corners import norm_by_search
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
@@ -83,7 +83,7 @@ def _largest(chain: Chain, nodes: int, least: Tensor) -> Float[Tensor, " factors
     """Return upper bounds of the norms of all factors, none below its own of `least`."""
     parts = pairwise(_splits(chain))
     found = [
-        largest_norm(after.right, before.left, slopes, nodes, float(own))
+        norm_by_search(after.right, before.left, slopes, nodes, float(own))
         for (before, after), slopes, own in zip(parts, chain.slopes, least, strict=True)
     ]
     return torch.tensor(found, dtype=torch.float64)

@@ -18,7 +18,7 @@ from lipbench.layers.normalise import Normalise
 from lipbench.lipschitz.exact.dyadic import Dyadic
 from lipbench.lipschitz.exact.exact_matrix import Carried, plain, very
 from lipbench.lipschitz.exact.region_search import HELD
-from lipbench.lipschitz.exact.vertices import largest_norm
+from lipbench.lipschitz.exact.vertices import norm_of_corners
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.lipschitz.relaxations.rounding import UNIT
@@ -234,5 +234,7 @@ def test_corners_allow_for_what_is_known_up_to_rounding_only():
     bare = Matrix.exact(block.reads.parts[0].values)
     rounded = replace(block, reads=replace(block.reads, parts={0: bare}))
     for norm in (Norm(1), Norm(math.inf)):
-        without = largest_norm(replace(unrolled, blocks=(rounded,)), slopes, norm)
-        assert largest_norm(unrolled, slopes, norm) >= without + spread / 2 > without * (1 + UNIT)
+        without = norm_of_corners(replace(unrolled, blocks=(rounded,)), slopes, norm)
+        assert (
+            norm_of_corners(unrolled, slopes, norm) >= without + spread / 2 > without * (1 + UNIT)
+        )

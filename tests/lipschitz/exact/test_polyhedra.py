@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lipbench.lipschitz.exact.dyadic import Dyadic
 from lipbench.lipschitz.exact.polyhedra import (
     Empty,
-    Inequality,
+    HalfSpace,
     Interior,
     excludes,
     holds,
@@ -23,7 +23,7 @@ def inequalities(rows):
     """Return a·x < b for rows (a, b) of floats, exactly."""
     table = torch.tensor(rows, dtype=torch.float64)
     table[:, -1].neg_()
-    return [Inequality(row) for row in Dyadic.of(table).numerators]
+    return [HalfSpace(row) for row in Dyadic.of(table).numerators]
 
 
 def box(dimension, lo=-2.0, hi=2.0):

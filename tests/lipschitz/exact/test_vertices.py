@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.nets import random_network
 from torch import nn
 
-from lipbench.lipschitz.exact.vertices import Corners, _norms, corners_fit, largest_norm
+from lipbench.lipschitz.exact.vertices import Corners, _norms, corners_fit, norm_of_corners
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
@@ -41,7 +41,7 @@ def test_no_corner_is_left_out(seed, p):
         ends = torch.randn(2, len(block), generator=rng, dtype=torch.float64).sort(dim=0).values
         ends[1] = torch.where(torch.rand(len(block), generator=rng) < 0.3, ends[0], ends[1])
         slopes.append((ends[0], ends[1]))
-    found, expected = largest_norm(network, slopes, Norm(p)), naive(network, slopes, p)
+    found, expected = norm_of_corners(network, slopes, Norm(p)), naive(network, slopes, p)
     assert expected <= found <= expected * (1 + 1e-9) + 1e-12
 
 
@@ -63,7 +63,7 @@ def test_branches_are_followed(seed):
     one, two, three = (layer.weight.detach().double() for layer in model.children())
     network = unroll(as_network(model, (2,)))
     slopes = [(torch.zeros(len(b)).double(), torch.ones(len(b)).double()) for b in network.blocks]
-    found = largest_norm(network, slopes, Norm(math.inf))
+    found = norm_of_corners(network, slopes, Norm(math.inf))
     best = 0.0
     for bits in itertools.product((0.0, 1.0), repeat=5):
         first, second = torch.tensor(bits[:3]).double(), torch.tensor(bits[3:]).double()

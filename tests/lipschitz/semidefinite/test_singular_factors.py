@@ -12,7 +12,7 @@ from support.nets import by_hand, random_network
 from torch import nn
 
 from lipbench.bound import Bound
-from lipbench.lipschitz.semidefinite.corners import largest_norm
+from lipbench.lipschitz.semidefinite.corners import norm_by_search
 from lipbench.lipschitz.soundness import crossings, recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
@@ -124,15 +124,15 @@ def test_no_corner_has_a_larger_norm(problem, nodes):
     left, right, *ends = problem
     ends = tuple(ends)
     expected = by_trying(*problem)
-    whole = largest_norm(left, right, ends, MANY)
+    whole = norm_by_search(left, right, ends, MANY)
     assert expected * (1 - 1e-14) <= whole
     assert whole == pytest.approx(expected, rel=CLOSE)
-    cut = largest_norm(left, right, ends, nodes)
+    cut = norm_by_search(left, right, ends, nodes)
     assert whole * (1 - CLOSE) <= cut
     assert cut <= norm(left) * norm(right) * float(torch.stack(ends).abs().max()) * (1 + CLOSE)
-    assert largest_norm(left, right, ends, MANY, whole) == pytest.approx(whole, rel=CLOSE)
-    assert largest_norm(left, right, ends, MANY, 0.9 * whole) == pytest.approx(whole, rel=CLOSE)
-    assert largest_norm(left, right, ends, MANY, 2 * whole) == pytest.approx(2 * whole)
+    assert norm_by_search(left, right, ends, MANY, whole) == pytest.approx(whole, rel=CLOSE)
+    assert norm_by_search(left, right, ends, MANY, 0.9 * whole) == pytest.approx(whole, rel=CLOSE)
+    assert norm_by_search(left, right, ends, MANY, 2 * whole) == pytest.approx(2 * whole)
 
 
 def test_a_local_search_would_bound_nothing():
@@ -145,7 +145,7 @@ def test_a_local_search_would_bound_nothing():
     stuck = values[(values >= others.amax(dim=0)) & (values < values.max() * 0.99)]
     assert len(stuck)
     ends = torch.zeros(8, dtype=torch.float64), torch.ones(8, dtype=torch.float64)
-    assert largest_norm(left, right, ends, MANY) > float(stuck.max())
+    assert norm_by_search(left, right, ends, MANY) > float(stuck.max())
 
 
 def test_singular_vectors_are_not_mistaken_for_their_transpose():
@@ -162,24 +162,24 @@ def test_wide_layers_are_searched_to_the_end(count):
     """What all corners have is not known here; the search itself says when it has ended."""
     left, right = random_weights(1, (count, count, 4))[::-1]
     ends = torch.zeros(count, dtype=torch.float64), torch.ones(count, dtype=torch.float64)
-    whole = largest_norm(left, right, ends, 10_000)
-    assert largest_norm(left, right, ends, MANY) == whole
-    assert whole < largest_norm(left, right, ends, 10) * (1 - 1e-4)
+    whole = norm_by_search(left, right, ends, 10_000)
+    assert norm_by_search(left, right, ends, MANY) == whole
+    assert whole < norm_by_search(left, right, ends, 10) * (1 - 1e-4)
 
 
 def test_what_a_square_cannot_hold_is_not_lost():
     left = torch.tensor([[1e-100, 1e100]], dtype=torch.float64)
     right = torch.tensor([[0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
     ones = torch.ones(2, dtype=torch.float64)
-    assert 1e-100 <= largest_norm(left, right, (ones, ones), 10) <= 1e-30
+    assert 1e-100 <= norm_by_search(left, right, (ones, ones), 10) <= 1e-30
 
 
 def test_orthogonal_layers_take_no_search():
     """Every corner with one slope of 1 is the largest, and so is the bound at the start."""
     left, right = (torch.linalg.qr(weight).Q for weight in random_weights(0, (40, 40, 40)))
     ends = torch.zeros(40, dtype=torch.float64), torch.ones(40, dtype=torch.float64)
-    assert largest_norm(left, right, ends, 5_000) == pytest.approx(1, rel=CLOSE)
-    assert largest_norm(0 * left, right, ends, 10) == 0
+    assert norm_by_search(left, right, ends, 5_000) == pytest.approx(1, rel=CLOSE)
+    assert norm_by_search(0 * left, right, ends, 10) == 0
 
 
 @pytest.mark.parametrize("scale", [1e-100, 1e100])
