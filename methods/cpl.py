@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lipbench.lipschitz.operator_norms.linear import power_iteration, upper_norm
+from lipbench.lipschitz.operator_norms.dense_and_convolution import power_iteration, upper_norm
 from lipbench.method import Params, State
 from lipbench.method_families.residual import ContractiveResidual, operator
 from lipbench.networks.net import Net

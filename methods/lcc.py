@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.operator_norms.linear import power_iteration
+from lipbench.lipschitz.operator_norms.dense_and_convolution import power_iteration
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
 from lipbench.method_families import differentiable_constant as followed
 from lipbench.networks.net import Net

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.lipschitz.operator_norms.constants import constant as step_constant
+from lipbench.lipschitz.operator_norms.dense_and_convolution import converged_norm, power_iteration
 from lipbench.lipschitz.operator_norms.kernel_matrix import reshaped
-from lipbench.lipschitz.operator_norms.linear import converged_norm, power_iteration
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
 from lipbench.method_families.readable_layers import illegible, read
 from lipbench.networks.net import Net

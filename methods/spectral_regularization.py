@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lipbench.lipschitz.operator_norms.dense_and_convolution import power_iteration
 from lipbench.lipschitz.operator_norms.kernel_matrix import reshaped
-from lipbench.lipschitz.operator_norms.linear import power_iteration
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.readable_layers import illegible
 from lipbench.networks.net import Net

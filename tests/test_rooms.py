@@ -39,12 +39,12 @@ ROOMS = {
     "lipschitz": Room(
         "networks lipschitz.operator_norms lipschitz.relaxations lipschitz.semidefinite "
         "lipschitz.exact lipschitz.lower_bounds",
-        "bracket soundness certified_radius",
+        "bracket soundness proof_check certified_radius",
     ),
     "lipschitz.operator_norms": Room(
         "networks lipschitz.relaxations:rounding",
-        "constants composition linear layerwise gram symbol toeplitz tight cholesky kernel_matrix "
-        "rounding_up",
+        "constants composition dense_and_convolution layer_products gram symbol toeplitz tight "
+        "cholesky kernel_matrix rounding_up",
     ),
     "lipschitz.relaxations": Room(
         "networks layers",

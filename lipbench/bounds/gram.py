@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.operator_norms.gram import gram_norm
-from lipbench.lipschitz.operator_norms.layerwise import layerwise
+from lipbench.lipschitz.operator_norms.layer_products import layerwise
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm

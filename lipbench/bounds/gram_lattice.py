@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.operator_norms.gram import gram_norms, grown, kernel_norm
-from lipbench.lipschitz.operator_norms.layerwise import convolution, layerwise
+from lipbench.lipschitz.operator_norms.layer_products import convolution, layerwise
 from lipbench.lipschitz.operator_norms.symbol import repetition
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution, Linear

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.operator_norms.layerwise import convolution, layerwise
+from lipbench.lipschitz.operator_norms.layer_products import convolution, layerwise
 from lipbench.lipschitz.operator_norms.toeplitz import sampled_norm, too_many_taps
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear

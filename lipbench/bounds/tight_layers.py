@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.operator_norms.cholesky import band_entries, band_products
-from lipbench.lipschitz.operator_norms.layerwise import convolution
+from lipbench.lipschitz.operator_norms.layer_products import convolution
 from lipbench.lipschitz.operator_norms.tight import tight_bound
 from lipbench.networks.network import Network
 from lipbench.norm import Norm

@@ -8,7 +8,7 @@ from lipbench.evaluation.measurement import Measured, Subject, flag, refused
 from lipbench.evaluation.radius_rows import add_radius, radius_place
 from lipbench.lipschitz.certified_radius import certified_radius, gaps
 from lipbench.lipschitz.exact.incumbent import INCUMBENT, incumbent
-from lipbench.lipschitz.soundness import recheck
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.networks.network import Network
 from lipbench.planning.cell import Evaluation
 from lipbench.refused import Refused

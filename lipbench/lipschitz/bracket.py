@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from lipbench import registry
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.exact.incumbent import INCUMBENT, incumbent
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.softmax_end import Ending, ending
-from lipbench.lipschitz.soundness import crossings, recheck
+from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import Network, as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

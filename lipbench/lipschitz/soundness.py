@@ -1,32 +1,14 @@
-"""Soundness checks: no lower bound above an upper one, and every proof rechecked."""
+"""Soundness: no lower bound above an upper one, no certified sample broken by an attack."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lipbench.bound import Lipschitz, Side
-from lipbench.lipschitz.exact.gate_search import switching_problem
-from lipbench.lipschitz.exact.region_search import enumerated_problem
-from lipbench.lipschitz.lower_bounds.witness import proved_quotients
-from lipbench.lipschitz.operator_norms.composition import composed
-from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.operator_norms.tight import reproved
-from lipbench.lipschitz.relaxations.bisection import bisected_proved
-from lipbench.lipschitz.relaxations.entrywise import boxed_norm
-from lipbench.lipschitz.relaxations.intervals import centred_on
-from lipbench.lipschitz.relaxations.jacobian_cases import jacobian_proved
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
-from lipbench.lipschitz.relaxations.polynomial_bound import repositive
-from lipbench.lipschitz.relaxations.recursive_derivatives import recursive_norm
+from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.rounding import enclose
-from lipbench.lipschitz.relaxations.varying_neurons import varying_reach
-from lipbench.lipschitz.semidefinite.lipsdp import recertified
-from lipbench.lipschitz.semidefinite.singular_factors import refactored
-from lipbench.lipschitz.softmax_end import ending, is_behind
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
@@ -50,7 +32,7 @@ def crossings(values: Iterable[Lipschitz]) -> list[Violation]:
     """
     known = [value for value in values if value.side != "estimate"]
     found = [
-        Violation(message=f"{_name(value)} is no Lipschitz constant.")
+        Violation(message=f"{statement(value)} is no Lipschitz constant.")
         for value in known
         if not value.value >= 0
     ]
@@ -60,7 +42,7 @@ def crossings(values: Iterable[Lipschitz]) -> list[Violation]:
         for upper in uppers:
             comparable = lower.norm == upper.norm and inside(lower.domain, upper.domain)
             if comparable and lower.value > upper.value * (1 + TOLERANCE):
-                found.append(Violation(message=f"{_name(lower)} exceeds {_name(upper)}."))
+                found.append(Violation(message=f"{statement(lower)} exceeds {statement(upper)}."))
     return found
 
 
@@ -101,108 +83,6 @@ def broken_certificates(
     ]
 
 
-def recheck(network: Network, value: Lipschitz) -> list[Violation]:
-    """Return what is wrong with a value's own proof, computed anew; empty if it holds.
-
-    A lower bound is rechecked by its witness, a product by the constant of each step. A value
-    without a proof, or with one of another kind, is a violation unless flagged `unverified`.
-    """
-    if is_behind(value):
-        return _recheck_behind(network, value)
-    for kind, (sides, check) in _CHECKS.items():
-        if kind in value.proof and value.side in sides:
-            return check(network, value)
-    if value.side == "estimate" or "unverified" in value.flags:
-        return []
-    return [Violation(message=f"{_name(value)} has no proof that can be rechecked.")]
-
-
-def _recheck_behind(network: Network, value: Lipschitz) -> list[Violation]:
-    end = ending(network)
-    if end is None or value.side != "upper":
-        return [Violation(message=f"{_name(value)}, but it has no such ending.")]
-    before, proved = end.proved(value)
-    found = recheck(end.before, before)
-    if not proved <= value.value * (1 + TOLERANCE):
-        found.append(Violation(message=f"{_name(value)}, but what is before proves {proved:.9g}."))
-    return found
-
-
-def _recheck_witness(network: Network, value: Lipschitz) -> list[Violation]:
-    u, v = value.proof["u"], value.proof["v"]
-    proved = float(proved_quotients(network, u.unsqueeze(0), v.unsqueeze(0), value.norm)[0])
-    found = []
-    if not value.value <= proved * (1 + TOLERANCE):
-        found.append(Violation(message=f"{_name(value)}, but its witness proves {proved:.9g}."))
-    reach = (float(torch.minimum(u, v).min()), float(torch.maximum(u, v).max()))
-    if not inside(reach, value.domain):
-        found.append(Violation(message=f"{_name(value)}, but its witness reaches {reach}."))
-    return found
-
-
-def _proved_by_steps(network: Network, value: Lipschitz) -> float:
-    constants = [constant(step, value.norm) for step in network.steps]
-    return composed(network, constants, value.norm)
-
-
-def _recheck_regions(network: Network, value: Lipschitz) -> list[Violation]:
-    problem = enumerated_problem(network, value)
-    return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
-
-
-def _recheck_parts(network: Network, value: Lipschitz) -> list[Violation]:
-    problem = switching_problem(network, value)
-    return [Violation(message=f"{_name(value)}, but {problem}.")] if problem else []
-
-
-def _proved_by_blocks(network: Network, value: Lipschitz) -> float:
-    return centred_on(unroll(network), value.domain).reach(value.norm)[-1]
-
-
-def _proved_by_derivatives(network: Network, value: Lipschitz) -> float:
-    return boxed_norm(unroll(network), value.norm, value.domain)[0]
-
-
-def _proved_by_recursion(network: Network, value: Lipschitz) -> float:
-    return recursive_norm(unroll(network), value.norm, value.domain)[0]
-
-
-def _proved_by_varying_blocks(network: Network, value: Lipschitz) -> float:
-    return varying_reach(unroll(network), value.domain)[-1]
-
-
-def _proved(what: str, prove: Callable[[Network, Lipschitz], float]) -> "Check":
-    """Return the check that what is proved anew is no more than the value."""
-
-    def check(network: Network, value: Lipschitz) -> list[Violation]:
-        proved = prove(network, value)
-        if proved <= value.value * (1 + TOLERANCE) and math.isfinite(proved):
-            return []
-        return [Violation(message=f"{_name(value)}, but {what} prove {proved:.9g}.")]
-
-    return check
-
-
-Check = Callable[[Network, Lipschitz], list[Violation]]
-_CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
-    "u": (("lower",), _recheck_witness),
-    "closed": (("upper", "exact"), _recheck_regions),
-    "parts": (("upper", "exact"), _recheck_parts),
-    "constants": (("upper",), _proved("the constants of its steps", _proved_by_steps)),
-    "claims": (("upper",), _proved("the norms claimed of its layers", reproved)),
-    "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
-    "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
-    "factors": (("upper",), _proved("the norms of its factors", refactored)),
-    "recursive_entries": (("upper",), _proved("bounds of its derivatives", _proved_by_recursion)),
-    "varying_reach": (("upper",), _proved("its neurons that vary", _proved_by_varying_blocks)),
-    "multipliers": (("upper",), _proved("its multipliers", recertified)),
-    "cases": (("upper",), _proved("cases of its derivatives", jacobian_proved)),
-    "halvings": (("upper",), _proved("the parts of its domain", bisected_proved)),
-    "products": (("upper",), _proved("its weights of products", repositive)),
-}
-"""By an entry of the proof: the sides that it can prove, and how that is checked."""
-
-
 def misclassified(
     network: Network, inputs: Float[Tensor, "batch *shape"], labels: Int[Tensor, " batch"]
 ) -> Bool[Tensor, " batch"]:
@@ -214,6 +94,7 @@ def misclassified(
     return rivals.amax(dim=1) > most
 
 
-def _name(value: Lipschitz) -> str:
+def statement(value: Lipschitz) -> str:
+    """Return what a value says, for messages."""
     domain = "all of space" if value.domain is None else f"[{value.domain[0]}, {value.domain[1]}]"
     return f"{value.side} {value.value!r} in norm {value.norm} on {domain}"

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.lipschitz.operator_norms.constants import constant as certified_constant
-from lipbench.lipschitz.operator_norms.linear import power_iteration
+from lipbench.lipschitz.operator_norms.dense_and_convolution import power_iteration
 from lipbench.networks.net import Skeleton
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (

@@ -14,7 +14,7 @@ from lipbench.audit import foreign_network as foreign
 from lipbench.audit.audit import Labelled, audit, labelled
 from lipbench.bound import Lipschitz
 from lipbench.cli.main import call
-from lipbench.lipschitz.soundness import recheck
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.runs.exits import ExitCode

@@ -12,7 +12,8 @@ from torch import nn
 from lipbench.bound import Bound
 from lipbench.layers.normalise import Normalise
 from lipbench.lipschitz.lower_bounds.witness import proved_quotients
-from lipbench.lipschitz.soundness import crossings, recheck
+from lipbench.lipschitz.proof_check import recheck
+from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load

@@ -11,7 +11,7 @@ from torch import nn
 import lipbench
 from lipbench.bound import Bound
 from lipbench.lipschitz.lower_bounds.extreme_values import right_end
-from lipbench.lipschitz.soundness import recheck
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load

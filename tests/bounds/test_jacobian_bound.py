@@ -13,11 +13,11 @@ from support.nets import ABSOLUTE, HAT, IDENTITY, LINEAR, MAXIMUM, dense, random
 from torch import nn
 
 from lipbench.bound import Bound
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.intervals import Interval, derivatives
 from lipbench.lipschitz.relaxations.jacobians import Case, Jacobians
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.lipschitz.relaxations.preactivations import closer_slopes
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

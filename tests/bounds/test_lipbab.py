@@ -15,7 +15,7 @@ from torch import nn
 import lipbench
 from lipbench.bound import Bound
 from lipbench.evaluation.claims import refutations
-from lipbench.lipschitz.soundness import recheck
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.method import Claim
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm

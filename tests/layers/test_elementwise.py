@@ -9,9 +9,9 @@ from support.nets import random_network
 from torch import nn
 
 from lipbench.bound import Bound
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load

@@ -15,8 +15,8 @@ from lipbench.bound import Bound
 from lipbench.layers.normalise import Normalise
 from lipbench.layers.sandwich import SandwichLayer
 from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations import chain
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.networks.sequential import parts
 from lipbench.norm import Norm

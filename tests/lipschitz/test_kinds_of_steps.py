@@ -19,11 +19,11 @@ from lipbench.layers.sandwich import SandwichLayer
 from lipbench.lipschitz.exact.region_search import _has_scales
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.operator_norms.linear import upper_norm
+from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.chain import refusal
 from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll, widths
 from lipbench.lipschitz.relaxations.rounding import enclose
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks import steps
 from lipbench.networks.network import Network, as_network
 from lipbench.norm import Norm

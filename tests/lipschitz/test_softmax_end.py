@@ -16,9 +16,9 @@ import lipbench
 from lipbench.audit.audit import audit
 from lipbench.bound import Bound
 from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.rounding import Enclosed, _radius, enclose
 from lipbench.lipschitz.softmax_end import ending
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.networks.steps import Softmax
 from lipbench.norm import Norm

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from lipbench.bound import Bound, Lipschitz
-from lipbench.lipschitz.soundness import broken_certificates, crossings, recheck
+from lipbench.lipschitz.proof_check import recheck
+from lipbench.lipschitz.soundness import broken_certificates, crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load

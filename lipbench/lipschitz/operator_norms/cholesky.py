@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lipbench.lipschitz.operator_norms.linear import upper_norm
+from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.steps import Convolution, Linear
 from lipbench.norm import Norm

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.lipschitz.operator_norms.linear import upper_norm
+from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
 from lipbench.lipschitz.operator_norms.rounding_up import plus, raised
 from lipbench.networks.steps import (
     AveragePool,

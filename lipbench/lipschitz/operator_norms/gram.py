@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.lipschitz.operator_norms.layerwise import convolution
+from lipbench.lipschitz.operator_norms.layer_products import convolution
 from lipbench.lipschitz.operator_norms.symbol import symbol_norm
 from lipbench.networks.steps import Linear
 

@@ -8,8 +8,8 @@ from lipbench.bound import Lipschitz
 from lipbench.lipschitz.operator_norms.cholesky import normalised, proved_norm
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.operator_norms.layerwise import convolution
-from lipbench.lipschitz.operator_norms.linear import NotConverged, converged_norm
+from lipbench.lipschitz.operator_norms.dense_and_convolution import NotConverged, converged_norm
+from lipbench.lipschitz.operator_norms.layer_products import convolution
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution, Linear, Step
 from lipbench.norm import Norm

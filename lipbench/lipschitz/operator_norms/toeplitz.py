@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.lipschitz.operator_norms.layerwise import convolution
+from lipbench.lipschitz.operator_norms.layer_products import convolution
 from lipbench.lipschitz.operator_norms.symbol import repetition
 from lipbench.networks.steps import Convolution, Linear
 

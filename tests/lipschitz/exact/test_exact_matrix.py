@@ -19,10 +19,10 @@ from lipbench.lipschitz.exact.dyadic import Dyadic
 from lipbench.lipschitz.exact.exact_matrix import Carried, plain, very
 from lipbench.lipschitz.exact.region_search import HELD
 from lipbench.lipschitz.exact.vertices import norm_of_corners
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.lipschitz.relaxations.rounding import UNIT
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load

@@ -23,7 +23,7 @@ from torch import nn
 from lipbench.audit.audit import audit
 from lipbench.bound import Bound, Lipschitz
 from lipbench.lipschitz.exact.incumbent import incumbent
-from lipbench.lipschitz.soundness import recheck
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load

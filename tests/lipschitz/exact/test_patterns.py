@@ -17,8 +17,8 @@ from lipbench.lipschitz.exact.patterns import explore_patterns, fits, proved
 from lipbench.lipschitz.exact.polyhedra import Empty
 from lipbench.lipschitz.exact.region_search import _PATIENCE, enumerated_bound
 from lipbench.lipschitz.exact.regions import Regions
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

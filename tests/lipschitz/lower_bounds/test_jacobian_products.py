@@ -16,7 +16,7 @@ from lipbench.lipschitz.lower_bounds.decision_boundary import borders
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded
 from lipbench.lipschitz.lower_bounds.jacobian_products import Linearised, power_iteration, products
 from lipbench.lipschitz.lower_bounds.slope_ascent import _bent, climb
-from lipbench.lipschitz.soundness import recheck
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load

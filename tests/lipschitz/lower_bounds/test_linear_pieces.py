@@ -13,8 +13,8 @@ from torch import nn
 from lipbench.bound import Bound
 from lipbench.lipschitz.lower_bounds.chords import chords
 from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

@@ -22,9 +22,14 @@ from torch import nn
 from lipbench.bound import Bound
 from lipbench.lipschitz.operator_norms.cholesky import band_entries, proved_norm
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.operator_norms.layerwise import convolution
-from lipbench.lipschitz.operator_norms.linear import NotConverged, converged_norm, upper_norm
-from lipbench.lipschitz.soundness import crossings, recheck
+from lipbench.lipschitz.operator_norms.dense_and_convolution import (
+    NotConverged,
+    converged_norm,
+    upper_norm,
+)
+from lipbench.lipschitz.operator_norms.layer_products import convolution
+from lipbench.lipschitz.proof_check import recheck
+from lipbench.lipschitz.soundness import crossings
 from lipbench.model import Model
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm

@@ -12,8 +12,8 @@ from torch import nn
 
 import lipbench
 from lipbench.bound import Bound
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.bisection import MOST_DEPTH, bisected_bound
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

@@ -12,9 +12,10 @@ from torch import nn
 
 import lipbench
 from lipbench.bound import Bound
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
-from lipbench.lipschitz.soundness import crossings, recheck
+from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

@@ -16,12 +16,13 @@ from torch import nn
 
 from lipbench import MaxMin
 from lipbench.bound import Bound
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.intervals import centred_on, slopes
 from lipbench.lipschitz.relaxations.krivine import Family, Products, families, plain_bound
 from lipbench.lipschitz.relaxations.loop_transformation import centre
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.lipschitz.relaxations.polynomials import Polynomial, derivative_polynomials, levels
-from lipbench.lipschitz.soundness import crossings, recheck
+from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

@@ -13,6 +13,7 @@ from support.nets import dense, random_network
 from torch import nn
 
 from lipbench.bound import Bound
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.entrywise import boxed_norm
 from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
@@ -21,7 +22,6 @@ from lipbench.lipschitz.relaxations.recursive_derivatives import (
     recursive_derivatives,
     recursive_norm,
 )
-from lipbench.lipschitz.soundness import recheck
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

@@ -13,12 +13,13 @@ from support.nets import by_hand, random_network
 from torch import nn
 
 from lipbench.bound import Bound
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.chain import Chain
 from lipbench.lipschitz.relaxations.loop_transformation import centre
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.lipschitz.semidefinite.certify import certify
 from lipbench.lipschitz.semidefinite.layer_by_layer import closed, solve, staged
-from lipbench.lipschitz.soundness import crossings, recheck
+from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

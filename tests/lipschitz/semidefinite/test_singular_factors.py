@@ -12,8 +12,9 @@ from support.nets import by_hand, random_network
 from torch import nn
 
 from lipbench.bound import Bound
+from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.semidefinite.corners import norm_by_search
-from lipbench.lipschitz.soundness import crossings, recheck
+from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lipbench.bound import Bound
+from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
 from lipbench.lipschitz.operator_norms.gram import gram_norms, kernel_norm
-from lipbench.lipschitz.operator_norms.linear import upper_norm
-from lipbench.lipschitz.soundness import crossings, recheck
+from lipbench.lipschitz.proof_check import recheck
+from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused

@@ -19,7 +19,7 @@ from support.matrices import matrix_norm, matrix_of
 from torch import nn
 
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.operator_norms.linear import (
+from lipbench.lipschitz.operator_norms.dense_and_convolution import (
     NotConverged,
     converged_norm,
     power_iteration,
