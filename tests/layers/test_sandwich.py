@@ -16,7 +16,7 @@ from lipbench.layers.normalise import Normalise
 from lipbench.layers.sandwich import SandwichLayer
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.proof_check import recheck
-from lipbench.lipschitz.relaxations import chain
+from lipbench.lipschitz.relaxations import neuron_blocks
 from lipbench.networks.network import as_network
 from lipbench.networks.sequential import parts
 from lipbench.norm import Norm
@@ -89,7 +89,7 @@ def test_other_bounds_read_the_layer_too():
     """Each neuron's multiplier at its best proves no less than the layer's own."""
     torch.manual_seed(0)
     network = as_network(nn.Sequential(a_layer(4, 6, 3), nn.Linear(3, 2).double()), (4,))
-    assert chain.widths(network) == [6]
+    assert neuron_blocks.widths(network) == (4, 6, 2)
     crude = value_of(network, "product").value
     for name in ("lipsdp_neuron", "liplt", "fastlip"):
         found = value_of(network, name)
