@@ -199,8 +199,14 @@ def test_a_strangers_step_is_no_layer_of_a_chain():
 @pytest.mark.parametrize(
     ("asked", "room"),
     [
-        (lambda network: upper_norm(network.steps[0], Norm(2)), "operator_norms.linear"),
-        (lambda network: constant(network.steps[0], Norm(2)), "operator_norms.linear"),
+        (
+            lambda network: upper_norm(network.steps[0], Norm(2)),
+            "operator_norms.dense_and_convolution",
+        ),
+        (
+            lambda network: constant(network.steps[0], Norm(2)),
+            "operator_norms.dense_and_convolution",
+        ),
         (unroll, "relaxations.neuron_blocks"),
     ],
 )

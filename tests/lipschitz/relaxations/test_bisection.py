@@ -129,8 +129,9 @@ def test_no_pair_expands_by_more(seed, inputs, activation, norm, parts):
     u = -1 + 1.75 * torch.rand(400, inputs, generator=rng, dtype=torch.float64)
     near = (u + 1e-4 * torch.randn(u.shape, generator=rng, dtype=torch.float64)).clamp(*domain)
     for v in (u.flip(0), near):
-        quotients = norm.length(net(u) - net(v)) / norm.length(u - v)
-        assert float(quotients[quotients.isfinite()].max()) <= found.value * (1 + 1e-9)
+        moved, apart = norm.length(net(u) - net(v)), norm.length(u - v)
+        # Outputs are rounded, which is much of a quotient where two points nearly meet.
+        assert bool((moved <= found.value * (1 + 1e-9) * apart + 1e-13).all())
     assert recheck(network, found) == []
 
 
