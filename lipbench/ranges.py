@@ -10,6 +10,9 @@ from typing import Concatenate, ParamSpec
 Rule = tuple[bool, str]
 """Whether it holds, and what to say if not; the sentence begins with the key."""
 
+Real = float | int
+"""A number; an int where a field says float is one too."""
+
 _Limits = ParamSpec("_Limits")
 
 
@@ -24,31 +27,31 @@ def require(*rules: Rule) -> None:
         raise ValueError("\n".join(broken))
 
 
-def at_least(key: str, value: float, least: float) -> Rule:
+def at_least(key: str, value: Real, least: Real) -> Rule:
     """Return the rule least ≤ value; infinity keeps it."""
     return value >= least, f"{key} must be at least {least}, got {value}"
 
 
-def finite_at_least(key: str, value: float, least: float) -> Rule:
+def finite_at_least(key: str, value: Real, least: Real) -> Rule:
     """Return the rule least ≤ value < ∞."""
     return least <= value < math.inf, f"{key} must be at least {least} and finite, got {value}"
 
 
-def positive(key: str, value: float) -> Rule:
+def positive(key: str, value: Real) -> Rule:
     """Return the rule 0 < value; infinity keeps it."""
     return value > 0, f"{key} must be positive, got {value}"
 
 
-def finite_positive(key: str, value: float) -> Rule:
+def finite_positive(key: str, value: Real) -> Rule:
     """Return the rule 0 < value < ∞."""
     return 0 < value < math.inf, f"{key} must be positive and finite, got {value}"
 
 
 def between(
     key: str,
-    value: float,
-    low: float,
-    high: float,
+    value: Real,
+    low: Real,
+    high: Real,
     *,
     without_low: bool = False,
     without_high: bool = False,
@@ -61,9 +64,9 @@ def between(
 
 
 def optional(
-    rule: Callable[Concatenate[str, float, _Limits], Rule],
+    rule: Callable[Concatenate[str, Real, _Limits], Rule],
     key: str,
-    value: float | None,
+    value: Real | None,
     *limits: _Limits.args,
     **more_limits: _Limits.kwargs,
 ) -> Rule:
