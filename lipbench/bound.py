@@ -34,6 +34,28 @@ class Lipschitz:
     flags: tuple[str, ...] = ()
     """Remarks for the row, such as `unverified`."""
 
+    @classmethod
+    def upper(
+        cls,
+        network: "Network",
+        value: float,
+        norm: Norm,
+        domain: Box | None,
+        /,
+        **proof: Tensor,
+    ) -> "Lipschitz":
+        """Return an upper bound, with the flags of the network that it rests on.
+
+        Args:
+            network: The network that was bounded.
+            value: No pair of inputs in the domain expands by more.
+            norm: Norm of inputs and outputs.
+            domain: The box that the pairs lie in, None for all of space.
+            proof: The certificate, by which the core computes the value anew.
+        """
+        flags = network.flags
+        return cls(value=value, side="upper", norm=norm, domain=domain, proof=proof, flags=flags)
+
     @property
     def least(self) -> float:
         """Return what the value proves from below, 0 if nothing."""

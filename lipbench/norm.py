@@ -38,6 +38,10 @@ class Norm(float):
         return 2.0 ** (1 - 1 / self) if self != math.inf else 2.0
 
 
+NORMS = frozenset(map(Norm, (1, 2, math.inf)))
+"""All three norms, for what has no preference."""
+
+
 def support(vectors: Float[Tensor, "batch dim"], norm: Norm) -> Float[Tensor, "batch dim"]:
     """Return w with ⟨w, y⟩ = ‖y‖ and dual norm 1: the gradient of ‖·‖ at each y."""
     if norm == 2.0:

@@ -3,3 +3,16 @@
 
 class Refused(Exception):
     """A bound does not understand the network; the message names the layer and the reason."""
+
+
+def too_many(count: int, what: str, most: int) -> str | None:
+    """Return the refusal of a network that has more of something than a field allows, or None.
+
+    Args:
+        count: How many there are.
+        what: What is counted, as in the field's name: "neurons" for `most_neurons`.
+        most: The field's value.
+    """
+    if count <= most:
+        return None
+    return f"it has {count} {what}, more than the {most} of most_{what}."

@@ -1,6 +1,5 @@
 """Bounds on parts of a box of few inputs, which is bisected."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,8 +8,9 @@ from torch import Tensor
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.bisection import bisected_bound, products
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.ranges import at_least, require
+from lipbench.refused import too_many
 from lipbench.threat import Box
 
 _SECONDS_PER_PRODUCT = 2e-9
@@ -39,7 +39,7 @@ class Bisection(Bound):
     """Most inputs: the parts that are needed grow with their power."""
 
     side: ClassVar[Side] = "upper"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, math.inf)))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def __post_init__(self) -> None:
         require(
@@ -52,10 +52,7 @@ class Bisection(Bound):
         """Return why there is no box, or one of too many inputs, or None."""
         if domain is None:
             return "all of space has no halves; give a domain."
-        inputs = math.prod(network.input_shape)
-        if inputs > self.most_inputs:
-            return f"it has {inputs} inputs, more than the {self.most_inputs} of most_inputs."
-        return None
+        return too_many(network.input_size, "inputs", self.most_inputs)
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that all parts take."""

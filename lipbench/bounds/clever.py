@@ -12,7 +12,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.lower_bounds.extreme_values import right_end
 from lipbench.lipschitz.lower_bounds.witness import starting_points
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.threat import Box
 
 
@@ -36,12 +36,12 @@ class Clever(Bound):
     seed: int = 0
 
     side: ClassVar[Side] = "estimate"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the Jacobians take."""
-        weights = sum(layer.weight.numel() for layer in network.layers)
-        outputs = torch.Size(network.output_shape).numel()
+        weights = network.weights
+        outputs = network.output_size
         return 0.2 + 1e-9 * self.batches * self.samples * outputs * weights
 
     def compute(

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.entrywise import boxed_norm
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.threat import Box
 
 
@@ -28,12 +27,12 @@ class FastLip(Bound):
     """
 
     side: ClassVar[Side] = "upper"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the products of intervals take."""
-        inputs = torch.Size(network.input_shape).numel()
-        return 2e-3 + 1e-10 * inputs * sum(layer.weight.numel() for layer in network.layers)
+        inputs = network.input_size
+        return 2e-3 + 1e-10 * inputs * network.weights
 
     def compute(
         self,
@@ -45,11 +44,4 @@ class FastLip(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the largest absolute value of each derivative."""
         value, entries = boxed_norm(unroll(network), norm, domain)
-        return Lipschitz(
-            value=value,
-            side="upper",
-            norm=norm,
-            domain=domain,
-            proof={"entries": entries},
-            flags=network.flags,
-        )
+        return Lipschitz.upper(network, value, norm, domain, entries=entries)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.operator_norms.gram import gram_norms, grown, kernel_norm
-from lipbench.lipschitz.operator_norms.layer_products import convolution, layerwise
+from lipbench.lipschitz.operator_norms.layer_products import convolution, kernelwise, refused_kernel
 from lipbench.lipschitz.operator_norms.symbol import repetition
 from lipbench.networks.network import Network
-from lipbench.networks.steps import Convolution, Linear
+from lipbench.networks.steps import Convolution
 from lipbench.norm import Norm
 from lipbench.ranges import at_least, require
 from lipbench.threat import Box
@@ -41,15 +41,7 @@ class GramLattice(Bound):
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return which kernel grows too large, or None."""
-        for layer in network.layers:
-            kernel = convolution(layer)
-            if kernel is not None and (entries := self._entries(kernel)) > self.most_entries:
-                return (
-                    f"layer {layer.name!r}: {self.iterations} iterations give a kernel of "
-                    f"{entries} entries, more than {self.most_entries}: lower iterations or raise "
-                    "most_entries."
-                )
-        return None
+        return refused_kernel(network, self._too_large)
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the products take."""
@@ -61,6 +53,15 @@ class GramLattice(Bound):
                 products = kernel.groups * self._entries(kernel) * min(kernel.weight.shape[:2])
                 seconds += 4e-10 * (self.iterations + 1) * products
         return seconds
+
+    def _too_large(self, kernel: Convolution) -> str | None:
+        entries = self._entries(kernel)
+        if entries <= self.most_entries:
+            return None
+        return (
+            f"layer {kernel.name!r}: {self.iterations} iterations give a kernel of {entries} "
+            f"entries, more than {self.most_entries}: lower iterations or raise most_entries."
+        )
 
     def _entries(self, kernel: Convolution) -> int:
         width = min(kernel.weight.shape[0] // kernel.groups, kernel.weight.shape[1])
@@ -75,11 +76,11 @@ class GramLattice(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the product; its certificate is the constant of each step."""
-        return layerwise(network, domain, self._norm)
+        return kernelwise(network, domain, self._kernel_norm, self._matrix_norm)
 
-    def _norm(self, step: Linear) -> float:
-        kernel = convolution(step)
-        if kernel is None:
-            return float(gram_norms(step.weight.unsqueeze(0), self.iterations)[0])
+    def _matrix_norm(self, matrix: Tensor) -> float:
+        return float(gram_norms(matrix.unsqueeze(0), self.iterations)[0])
+
+    def _kernel_norm(self, kernel: Convolution) -> float:
         parts = kernel.weight.chunk(kernel.groups)
         return repetition(kernel) * max(kernel_norm(part, self.iterations) for part in parts)

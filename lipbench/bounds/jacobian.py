@@ -10,7 +10,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded, pairs_along
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.threat import Box
 
 
@@ -27,12 +27,12 @@ class Jacobian(Bound):
     seed: int = 0
 
     side: ClassVar[Side] = "lower"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the Jacobians take."""
-        weights = sum(layer.weight.numel() for layer in network.layers)
-        outputs = torch.Size(network.output_shape).numel()
+        weights = network.weights
+        outputs = network.output_size
         return 2e-2 + 1e-9 * self.points * outputs * weights
 
     def compute(

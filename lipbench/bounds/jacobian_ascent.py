@@ -14,7 +14,7 @@ from lipbench.lipschitz.lower_bounds.jacobian_products import power_iteration, p
 from lipbench.lipschitz.lower_bounds.slope_ascent import climb
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
 from lipbench.networks.network import Network
-from lipbench.norm import Norm, steepest
+from lipbench.norm import NORMS, Norm, steepest
 from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
@@ -55,7 +55,7 @@ class JacobianAscent(Bound):
     seed: int = 0
 
     side: ClassVar[Side] = "lower"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def __post_init__(self) -> None:
         """Refuse budgets that find nothing.

@@ -9,7 +9,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.jacobian_cases import jacobian_bound
 from lipbench.lipschitz.relaxations.jacobians import jacobian_work
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.ranges import at_least, positive, require
 from lipbench.threat import Box
 
@@ -38,7 +38,7 @@ class JacobianBound(Bound):
     """Most products of numbers that the first bounds may take, and again all cases beside them."""
 
     side: ClassVar[Side] = "upper"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def __post_init__(self) -> None:
         require(

@@ -13,8 +13,8 @@ from lipbench.lipschitz.exact.vertices import all_corners_fit
 from lipbench.lipschitz.lower_bounds.witness import known_pairs
 from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
-from lipbench.refused import Refused
+from lipbench.norm import NORMS, Norm
+from lipbench.refused import Refused, too_many
 from lipbench.threat import Box
 
 
@@ -43,14 +43,11 @@ class LipBaB(Bound):
     """Most linear programs that look for a steep region if the search does not end."""
 
     side: ClassVar[Side] = "exact"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why the network has too many neurons, or None."""
-        count = neurons(network)
-        if count <= self.most_neurons:
-            return None
-        return f"it has {count} neurons, more than the {self.most_neurons} of most_neurons."
+        return too_many(neurons(network), "neurons", self.most_neurons)
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the search takes if it does not end before."""

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.operator_norms.layer_products import convolution, layerwise
+from lipbench.lipschitz.operator_norms.layer_products import kernelwise
 from lipbench.lipschitz.operator_norms.toeplitz import sampled_norm, too_many_taps
 from lipbench.networks.network import Network
-from lipbench.networks.steps import Linear
+from lipbench.networks.steps import Convolution
 from lipbench.norm import Norm
 from lipbench.threat import Box
 
@@ -41,7 +40,7 @@ class LipBound(Bound):
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the transforms take."""
-        return 2e-3 + 1e-7 * sum(layer.weight.numel() for layer in network.layers)
+        return 2e-3 + 1e-7 * network.weights
 
     def compute(
         self,
@@ -52,10 +51,7 @@ class LipBound(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the product; its certificate is the constant of each step."""
-        return layerwise(network, domain, self._norm)
+        return kernelwise(network, domain, self._norm)
 
-    def _norm(self, step: Linear) -> float:
-        kernel = convolution(step)
-        if kernel is None:
-            return float(torch.linalg.matrix_norm(step.weight, ord=2))
+    def _norm(self, kernel: Convolution) -> float:
         return float(sampled_norm(kernel, self.samples))

@@ -10,7 +10,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.intervals import centred_on
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.threat import Box
 
 
@@ -28,11 +28,11 @@ class LipLT(Bound):
     """
 
     side: ClassVar[Side] = "upper"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the norms take."""
-        return 2e-3 + 1e-7 * sum(layer.weight.numel() for layer in network.layers)
+        return 2e-3 + 1e-7 * network.weights
 
     def compute(
         self,
@@ -44,11 +44,6 @@ class LipLT(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the constant of each block of neurons."""
         reach = centred_on(unroll(network), domain).reach(norm)
-        return Lipschitz(
-            value=reach[-1],
-            side="upper",
-            norm=norm,
-            domain=domain,
-            proof={"reach": torch.tensor(reach, dtype=torch.float64)},
-            flags=network.flags,
+        return Lipschitz.upper(
+            network, reach[-1], norm, domain, reach=torch.tensor(reach, dtype=torch.float64)
         )

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
@@ -12,7 +11,7 @@ from lipbench.lipschitz.relaxations.neuron_blocks import neurons
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.ranges import at_least, require
-from lipbench.refused import Refused
+from lipbench.refused import Refused, too_many
 from lipbench.threat import Box
 
 
@@ -55,13 +54,9 @@ class LipMIP(Bound):
         """Return why there is no box, or too many neurons, or None."""
         if domain is None:
             return "it needs a box: all of space has no bounds from which its programs start."
-        for what, count, most in (
-            ("neurons", neurons(network), self.most_neurons),
-            ("inputs", _inputs(network), self.most_inputs),
-        ):
-            if count > most:
-                return f"it has {count} {what}, more than the {most} of most_{what}."
-        return None
+        return too_many(neurons(network), "neurons", self.most_neurons) or too_many(
+            network.input_size, "inputs", self.most_inputs
+        )
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the search takes if it does not end before."""
@@ -93,8 +88,4 @@ class LipMIP(Bound):
 
     def _seconds(self, network: Network) -> float:
         count = neurons(network)
-        return 3e-3 + 8e-5 * count + 2.6e-6 * count**2 + 4e-5 * _inputs(network)
-
-
-def _inputs(network: Network) -> int:
-    return torch.Size(network.input_shape).numel()
+        return 3e-3 + 8e-5 * count + 2.6e-6 * count**2 + 4e-5 * network.input_size

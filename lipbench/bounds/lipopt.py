@@ -8,7 +8,7 @@ from torch import Tensor
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.polynomial_bound import planned_terms, positive_bound
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.ranges import at_least, optional, require
 from lipbench.refused import Refused
 from lipbench.threat import Box
@@ -38,7 +38,7 @@ class LiPopt(Bound):
     refused."""
 
     side: ClassVar[Side] = "upper"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def __post_init__(self) -> None:
         require(

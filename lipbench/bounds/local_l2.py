@@ -38,7 +38,7 @@ class LocalL2(Bound):
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the norms take."""
-        return 5e-3 + 8e-7 * sum(layer.weight.numel() for layer in network.layers)
+        return 5e-3 + 8e-7 * network.weights
 
     def compute(
         self,
@@ -50,11 +50,6 @@ class LocalL2(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the constant of each block of neurons."""
         reach = varying_reach(unroll(network), domain)
-        return Lipschitz(
-            value=reach[-1],
-            side="upper",
-            norm=norm,
-            domain=domain,
-            proof={"varying_reach": torch.tensor(reach, dtype=torch.float64)},
-            flags=network.flags,
+        return Lipschitz.upper(
+            network, reach[-1], norm, domain, varying_reach=torch.tensor(reach, dtype=torch.float64)
         )

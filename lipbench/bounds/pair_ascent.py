@@ -11,7 +11,7 @@ from lipbench.lipschitz.lower_bounds import pairs as engine
 from lipbench.lipschitz.lower_bounds.pair_steps import quotients, turn
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.threat import Box
 
 
@@ -38,11 +38,11 @@ class PairAscent(Bound):
     seed: int = 0
 
     side: ClassVar[Side] = "lower"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the ascent takes; it starts best from other results."""
-        weights = sum(layer.weight.numel() for layer in network.layers)
+        weights = network.weights
         return 5e-2 + 1e-8 * self.pairs * self.steps * weights
 
     def compute(

@@ -10,7 +10,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.threat import Box
 
 
@@ -26,11 +26,11 @@ class Product(Bound):
     """
 
     side: ClassVar[Side] = "upper"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the singular values take."""
-        return 1e-3 + 1e-7 * sum(layer.weight.numel() for layer in network.layers)
+        return 1e-3 + 1e-7 * network.weights
 
     def compute(
         self,
@@ -42,11 +42,10 @@ class Product(Bound):
     ) -> Lipschitz:
         """Return the product; its certificate is the constant of each step."""
         constants = tuple(constant(step, norm) for step in network.steps)
-        return Lipschitz(
-            value=composed(network, constants, norm),
-            side="upper",
-            norm=norm,
-            domain=domain,
-            proof={"constants": torch.tensor(constants, dtype=torch.float64)},
-            flags=network.flags,
+        return Lipschitz.upper(
+            network,
+            composed(network, constants, norm),
+            norm,
+            domain,
+            constants=torch.tensor(constants, dtype=torch.float64),
         )

@@ -9,7 +9,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
 from lipbench.lipschitz.relaxations.recursive_derivatives import products, recursive_norm, work
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.ranges import at_least, require
 from lipbench.threat import Box
 
@@ -32,7 +32,7 @@ class RecurJac(Bound):
     """Networks that take more products of numbers are refused: about a minute of one core."""
 
     side: ClassVar[Side] = "upper"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def __post_init__(self) -> None:
         require(at_least("most_products", self.most_products, 1))
@@ -62,11 +62,4 @@ class RecurJac(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the largest absolute value of each derivative."""
         value, entries = recursive_norm(unroll(network), norm, domain)
-        return Lipschitz(
-            value=value,
-            side="upper",
-            norm=norm,
-            domain=domain,
-            proof={"recursive_entries": entries},
-            flags=network.flags,
-        )
+        return Lipschitz.upper(network, value, norm, domain, recursive_entries=entries)

@@ -13,8 +13,9 @@ from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
 from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 from lipbench.ranges import at_least, require
+from lipbench.refused import too_many
 from lipbench.threat import Box
 
 _BEST = 4
@@ -41,7 +42,7 @@ class RegionAscent(Bound):
     seed: int = 0
 
     side: ClassVar[Side] = "lower"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def __post_init__(self) -> None:
         """Refuse budgets that find nothing.
@@ -56,10 +57,7 @@ class RegionAscent(Bound):
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return why the network has too many neurons, or None."""
-        count = neurons(network)
-        if count <= self.most_neurons:
-            return None
-        return f"it has {count} neurons, more than the {self.most_neurons} of most_neurons."
+        return too_many(neurons(network), "neurons", self.most_neurons)
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the linear programs take."""
@@ -111,6 +109,6 @@ class RegionAscent(Bound):
         return points if domain is None else points.clamp(*domain)
 
     def _seconds(self, network: Network, domain: Box | None) -> float:
-        count, inputs = neurons(network), torch.Size(network.input_shape).numel()
+        count, inputs = neurons(network), network.input_size
         unknowns = min(count, inputs) if domain is None else inputs
         return 2e-3 + 1e-8 * count**2 * unknowns

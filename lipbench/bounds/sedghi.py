@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.operator_norms.layer_products import convolution, layerwise
+from lipbench.lipschitz.operator_norms.layer_products import kernelwise, refused_kernel
 from lipbench.lipschitz.operator_norms.symbol import largest_symbol_norm
 from lipbench.networks.network import Network
-from lipbench.networks.steps import Convolution, Linear
+from lipbench.networks.steps import Convolution
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.threat import Box
@@ -35,15 +34,11 @@ class Sedghi(Bound):
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return which convolution has another padding, or None."""
-        for layer in network.layers:
-            kernel = convolution(layer)
-            if kernel is not None and (reason := _stranger(kernel)):
-                return reason
-        return None
+        return refused_kernel(network, _stranger)
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the singular values take."""
-        return 1e-3 + 1e-7 * sum(layer.weight.numel() for layer in network.layers)
+        return 1e-3 + 1e-7 * network.weights
 
     def compute(
         self,
@@ -58,15 +53,13 @@ class Sedghi(Bound):
         Raises:
             Refused: If a convolution's padding is not circular.
         """
-        return layerwise(network, domain, self._norm)
+        return kernelwise(network, domain, _norm)
 
-    def _norm(self, step: Linear) -> float:
-        kernel = convolution(step)
-        if kernel is None:
-            return float(torch.linalg.matrix_norm(step.weight, ord=2))
-        if reason := _stranger(kernel):
-            raise Refused(reason)
-        return largest_symbol_norm(kernel)
+
+def _norm(kernel: Convolution) -> float:
+    if reason := _stranger(kernel):
+        raise Refused(reason)
+    return largest_symbol_norm(kernel)
 
 
 def _stranger(kernel: Convolution) -> str | None:

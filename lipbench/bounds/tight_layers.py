@@ -7,9 +7,10 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.operator_norms.cholesky import band_entries, band_products
-from lipbench.lipschitz.operator_norms.layer_products import convolution
+from lipbench.lipschitz.operator_norms.layer_products import convolution, refused_kernel
 from lipbench.lipschitz.operator_norms.tight import tight_bound
 from lipbench.networks.network import Network
+from lipbench.networks.steps import Convolution
 from lipbench.norm import Norm
 from lipbench.ranges import at_least, require
 from lipbench.threat import Box
@@ -45,14 +46,16 @@ class TightLayers(Bound):
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
         """Return which convolution is too large, or None."""
-        for layer in network.layers:
-            kernel = convolution(layer)
-            if kernel is not None and (entries := band_entries(kernel)) > self.most_entries:
-                return (
-                    f"layer {layer.name!r}: its Gram matrix has a band of {entries} entries, more "
-                    f"than {self.most_entries}: raise most_entries."
-                )
-        return None
+        return refused_kernel(network, self._too_large)
+
+    def _too_large(self, kernel: Convolution) -> str | None:
+        entries = band_entries(kernel)
+        if entries <= self.most_entries:
+            return None
+        return (
+            f"layer {kernel.name!r}: its Gram matrix has a band of {entries} entries, more than "
+            f"{self.most_entries}: raise most_entries."
+        )
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the factorisations take."""

@@ -11,7 +11,7 @@ from lipbench.certificate import Certificate
 from lipbench.lipschitz.certified_radius import gaps
 from lipbench.lipschitz.relaxations.balls import local_radius
 from lipbench.networks.network import Network
-from lipbench.norm import Norm
+from lipbench.norm import NORMS, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class LocalFastLip(Certificate):
         project's.
     """
 
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1.0, 2.0, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
 
     def radius(
         self,

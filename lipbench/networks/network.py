@@ -1,6 +1,7 @@
 """A network as primitive steps: what every bound, and every method that measures layers, reads."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -44,6 +45,21 @@ class Network:
     def output_shape(self) -> Shape:
         """Return the shape of one output."""
         return self.steps[self.output - 1].output_shape if self.output else self.input_shape
+
+    @property
+    def input_size(self) -> int:
+        """Return how many numbers one input has."""
+        return math.prod(self.input_shape)
+
+    @property
+    def output_size(self) -> int:
+        """Return how many numbers one output has."""
+        return math.prod(self.output_shape)
+
+    @property
+    def weights(self) -> int:
+        """Return how many numbers the weights of all linear steps have, biases left out."""
+        return sum(layer.weight.numel() for layer in self.layers)
 
     def follows(self, step: Step) -> Linear | None:
         """Return the linear step whose result `step` reads, reshaped at most, or None."""

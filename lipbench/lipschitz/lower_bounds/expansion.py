@@ -25,7 +25,7 @@ def most_expanded(
     def outputs(point: Tensor) -> Tensor:
         return network(point.unsqueeze(0))[0].flatten()
 
-    size = points[0].numel() * torch.Size(network.output_shape).numel()
+    size = points[0].numel() * network.output_size
     values, directions = [], []
     for part in torch.split(points, max(1, _CHUNK // size)):
         jacobian = vmap(jacrev(outputs))(part).flatten(2).detach()

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.operator_norms.composition import composed
@@ -22,6 +24,11 @@ from lipbench.threat import Box
 _ROUNDING = 1e-12
 
 
+def largest_singular_value(matrix: Float[Tensor, "out in"]) -> float:
+    """Return the l2 norm of a matrix, up to rounding."""
+    return float(torch.linalg.matrix_norm(matrix, ord=2))
+
+
 def layerwise(
     network: Network, domain: Box | None, layer_norm: Callable[[Linear], float]
 ) -> Lipschitz:
@@ -38,14 +45,41 @@ def layerwise(
         else constant(step, Norm(2))
         for step in network.steps
     ]
-    return Lipschitz(
-        value=composed(network, constants, Norm(2)),
-        side="upper",
-        norm=Norm(2),
-        domain=domain,
-        proof={"constants": torch.tensor(constants, dtype=torch.float64)},
-        flags=network.flags,
+    return Lipschitz.upper(
+        network,
+        composed(network, constants, Norm(2)),
+        Norm(2),
+        domain,
+        constants=torch.tensor(constants, dtype=torch.float64),
     )
+
+
+def kernelwise(
+    network: Network,
+    domain: Box | None,
+    kernel_norm: Callable[[Convolution], float],
+    matrix_norm: Callable[[Tensor], float] = largest_singular_value,
+) -> Lipschitz:
+    """Return the l2 bound that norms of convolutions and of matrices make.
+
+    Args:
+        network: The network.
+        domain: What the bound is told of; it holds everywhere.
+        kernel_norm: An upper bound of a convolution's norm, up to rounding.
+        matrix_norm: The same of a dense layer's weights.
+    """
+
+    def layer_norm(step: Linear) -> float:
+        kernel = convolution(step)
+        return matrix_norm(step.weight) if kernel is None else kernel_norm(kernel)
+
+    return layerwise(network, domain, layer_norm)
+
+
+def refused_kernel(network: Network, reason: Callable[[Convolution], str | None]) -> str | None:
+    """Return why the first convolution that is refused is so, None if none is."""
+    kernels = filter(None, map(convolution, network.layers))
+    return next(filter(None, map(reason, kernels)), None)
 
 
 def convolution(step: Linear) -> Convolution | None:

@@ -35,13 +35,12 @@ def tight_bound(
     claims, constants = zip(
         *(_claimed(step, tolerance, iterations) for step in network.steps), strict=True
     )
-    return Lipschitz(
-        value=composed(network, constants, _L2),
-        side="upper",
-        norm=_L2,
-        domain=domain,
-        proof={"claims": torch.tensor(claims, dtype=torch.float64)},
-        flags=network.flags,
+    return Lipschitz.upper(
+        network,
+        composed(network, constants, _L2),
+        _L2,
+        domain,
+        claims=torch.tensor(claims, dtype=torch.float64),
     )
 
 

@@ -89,13 +89,8 @@ def bisected_bound(
             ahead += part.halves
     if not math.isfinite(found):
         raise Refused("its derivatives are too large for float64.")
-    return Lipschitz(
-        value=found,
-        side="upper",
-        norm=norm,
-        domain=domain,
-        proof={"halvings": torch.tensor(sorted(best), dtype=torch.int64)},
-        flags=network.flags,
+    return Lipschitz.upper(
+        network, found, norm, domain, halvings=torch.tensor(sorted(best), dtype=torch.int64)
     )
 
 
@@ -114,8 +109,8 @@ def bisected_proved(network: Network, value: Lipschitz) -> float:
 
 def products(network: Network) -> int:
     """Return how many products of numbers bound one part."""
-    inputs = math.prod(network.input_shape)
-    return (4 * inputs + 4) * sum(layer.weight.numel() for layer in network.layers)
+    inputs = network.input_size
+    return (4 * inputs + 4) * network.weights
 
 
 def _make_up_all(parts: Sequence[Part]) -> bool:

@@ -49,14 +49,7 @@ def jacobian_bound(network: Network, norm: Norm, domain: Box | None, nodes: int)
         cases, value = _searched(jacobians, nodes)
     if not math.isfinite(value):
         raise Refused("its derivatives are too large for float64.")
-    return Lipschitz(
-        value=value,
-        side="upper",
-        norm=norm,
-        domain=domain,
-        proof={"cases": _packed(cases)},
-        flags=network.flags,
-    )
+    return Lipschitz.upper(network, value, norm, domain, cases=_packed(cases))
 
 
 def jacobian_proved(network: Network, value: Lipschitz) -> float:

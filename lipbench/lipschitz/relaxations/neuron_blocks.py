@@ -104,7 +104,7 @@ def unroll(network: Network, largest: int = LARGEST, kind: type[Matrix] = Matrix
     Raises:
         Refused: If it has more, or a step that has no rule.
     """
-    size = torch.Size(network.input_shape).numel()
+    size = network.input_size
     unroller = _Unroller(largest, kind)
     identity = Affine(
         parts={0: kind.exact(torch.eye(size, dtype=torch.float64))},
@@ -137,7 +137,7 @@ def widths(network: Network) -> tuple[int, ...]:
         Refused: If a step is of a kind that has no rule.
     """
     counts = [_count(step) for step in network.steps if not isinstance(step, _WITHOUT_NEURONS)]
-    return (math.prod(network.input_shape), *counts, math.prod(network.output_shape))
+    return (network.input_size, *counts, network.output_size)
 
 
 _WITHOUT_NEURONS = (

@@ -72,13 +72,13 @@ def positive_bound(
     scales = problem.scales()
     sides = problem.sides(scales)
     found = [_search(side, plan) for side, plan in zip(sides, plans, strict=True)]
-    return Lipschitz(
-        value=problem.value([[one.bound for one in side] for side in found]),
-        side="upper",
-        norm=norm,
-        domain=domain,
-        proof={**_packed([one for side in found for one in side]), **scales},
-        flags=network.flags,
+    return Lipschitz.upper(
+        network,
+        problem.value([[one.bound for one in side] for side in found]),
+        norm,
+        domain,
+        **_packed([one for side in found for one in side]),
+        **scales,
     )
 
 

@@ -183,7 +183,7 @@ def staged_cost(network: Network, iterations: int) -> float:
     counts = widths(network)[1:-1]
     stages = min(iterations, _STEPS) / _STEPS * sum((2 * count) ** 3 for count in counts)
     seconds = 5e-3 + _SECONDS_PER_CUBE * (stages + sum(counts) ** 3 / 4)
-    return seconds + 1e-7 * sum(layer.weight.numel() for layer in network.layers)
+    return seconds + 1e-7 * network.weights
 
 
 def _compressed(root: Tensor) -> Float[Tensor, "rows rank"]:

@@ -39,13 +39,13 @@ def certified(
 ) -> Lipschitz:
     """Return the bound that multipliers prove, with what it takes to prove it again."""
     value, proved = _proved(centred, multipliers, square)
-    return Lipschitz(
-        value=value,
-        side="upper",
-        norm=Norm(2),
-        domain=domain,
-        proof={"multipliers": multipliers, "square": torch.tensor(proved, dtype=torch.float64)},
-        flags=network.flags,
+    return Lipschitz.upper(
+        network,
+        value,
+        Norm(2),
+        domain,
+        multipliers=multipliers,
+        square=torch.tensor(proved, dtype=torch.float64),
     )
 
 
@@ -61,7 +61,7 @@ def recertified(network: Network, value: Lipschitz) -> float:
 def relaxed_cost(network: Network) -> float:
     """Return roughly the seconds that the best multipliers take one core."""
     count = neurons(network)
-    inputs = torch.Size(network.input_shape).numel()
+    inputs = network.input_size
     return 5e-3 + _SECONDS_PER_CUBE * (2 * count) ** 3 + 1e-8 * count * inputs * count
 
 

@@ -47,13 +47,13 @@ def factored_bound(network: Network, domain: Box | None, nodes: int) -> Lipschit
     """
     chain = Chain.of(unroll(network), domain).merged
     factors = _largest(chain, nodes, torch.zeros(len(chain.slopes), dtype=torch.float64))
-    return Lipschitz(
-        value=_product(chain, factors),
-        side="upper",
-        norm=Norm(2),
-        domain=domain,
-        proof={"factors": factors, "nodes": torch.tensor(nodes, dtype=torch.int64)},
-        flags=network.flags,
+    return Lipschitz.upper(
+        network,
+        _product(chain, factors),
+        Norm(2),
+        domain,
+        factors=factors,
+        nodes=torch.tensor(nodes, dtype=torch.int64),
     )
 
 
@@ -72,7 +72,7 @@ def refactored(network: Network, value: Lipschitz) -> float:
 
 def factored_cost(network: Network, nodes: int) -> float:
     """Return roughly the seconds that the factors take one core, if no search ends before."""
-    seconds = 5e-3 + 1e-7 * sum(layer.weight.numel() for layer in network.layers)
+    seconds = 5e-3 + 1e-7 * network.weights
     for count in widths(network)[1:-1]:
         seen = min(nodes, 2 ** min(count + 1, 60))
         seconds += 2e-2 + 3e-8 * (2 * count) ** 3 + seen * (1e-5 + 4e-10 * count**3)
