@@ -6,25 +6,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.bounds import bound
 from support.nets import ABSOLUTE, HAT, IDENTITY, SHIFTED, STEP, by_hand, dense, random_network
 from torch import nn
 
-from lipbench.bound import Bound
 from lipbench.layers.normalise import Normalise
 from lipbench.lipschitz.lower_bounds.witness import proved_quotients
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.registry import load
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 L2 = Norm(2.0)
 LOWER = ["jacobian", "pair_ascent"]
-
-
-def bound(name, **options):
-    return load("lipbench.bounds", name, Bound)(**options)
 
 
 def value(name, model, shape, norm=L2, domain=None, inputs=None):

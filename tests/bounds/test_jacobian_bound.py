@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.architectures import CASES
+from support.bounds import bound, rechecked
 from support.nets import ABSOLUTE, HAT, IDENTITY, LINEAR, MAXIMUM, dense, random_network
 from torch import nn
 
-from lipbench.bound import Bound
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.intervals import Interval, derivatives
 from lipbench.lipschitz.relaxations.jacobians import Case, Jacobians
@@ -21,22 +21,14 @@ from lipbench.lipschitz.relaxations.preactivations import closer_slopes
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.registry import load
 
 L1, L2, LINF = map(Norm, (1.0, 2.0, math.inf))
 NORMS = [L1, L2, LINF]
 SAME = 1 + 1e-9
 
 
-def bound(name="jacobian_bound", **options):
-    return load("lipbench.bounds", name, Bound)(**options)
-
-
 def found(model, shape, norm=LINF, domain=None, name="jacobian_bound", **options):
-    network = as_network(model, shape)
-    value = bound(name, **options).compute(network, norm, domain)
-    assert name != "jacobian_bound" or recheck(network, value) == []
-    return value
+    return rechecked(name, model, shape, norm, domain, **options)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -298,7 +290,7 @@ def _searched():
 
 def test_a_search_is_worth_its_time(searched):
     network, value = searched
-    few = bound(nodes=0).compute(network, LINF, (-1.0, 1.0))
+    few = bound("jacobian_bound", nodes=0).compute(network, LINF, (-1.0, 1.0))
     assert value.value < 0.95 * few.value
     assert len(value.proof["cases"]) > len(few.proof["cases"]) == 2
 
@@ -313,7 +305,7 @@ def test_more_cases_never_make_a_value_larger():
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_lowered_value_is_caught(norm):
     network = as_network(random_network(2, (3, 8, 6, 2), nn.ReLU), (3,))
-    value = bound(nodes=10).compute(network, norm, (-1.0, 1.0))
+    value = bound("jacobian_bound", nodes=10).compute(network, norm, (-1.0, 1.0))
     assert recheck(network, value) == []
     (violation,) = recheck(network, replace(value, value=value.value * 0.999999))
     assert "cases of its derivatives prove" in violation.message
@@ -362,25 +354,25 @@ def test_smooth_neurons_are_not_decided():
 def test_large_networks_are_refused_by_their_work():
     model = random_network(0, (50, 60, 60, 10), nn.ReLU)
     network = as_network(model, (50,))
-    small = bound(most_products=1e6)
+    small = bound("jacobian_bound", most_products=1e6)
     assert small.refuses(network, LINF, None).endswith("more than the 1e+06 of most_products.")
-    assert bound().refuses(network, LINF, None) is None
+    assert bound("jacobian_bound").refuses(network, LINF, None) is None
     huge = as_network(
         nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(43264, 10)),
         (1, 28, 28),
     )
-    assert bound().refuses(huge, L1, (0.0, 1.0))
+    assert bound("jacobian_bound").refuses(huge, L1, (0.0, 1.0))
 
 
 def test_less_time_means_fewer_cases():
     network = as_network(random_network(0, (50, 60, 60, 10), nn.ReLU), (50,))
-    whole = bound()
+    whole = bound("jacobian_bound")
     cost = whole.cost(network, LINF, (0.0, 1.0))
-    first = bound(nodes=0).cost(network, LINF, (0.0, 1.0))
+    first = bound("jacobian_bound", nodes=0).cost(network, LINF, (0.0, 1.0))
     assert whole.within(network, LINF, (0.0, 1.0), cost * SAME) == whole
     assert whole.within(network, LINF, (0.0, 1.0), (first + cost) / 2).nodes == 50
     assert whole.within(network, LINF, (0.0, 1.0), 0.9 * first) is None
-    assert whole.cost(network, L2, None) == bound(nodes=0).cost(network, L2, None)
+    assert whole.cost(network, L2, None) == bound("jacobian_bound", nodes=0).cost(network, L2, None)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +384,7 @@ def test_less_time_means_fewer_cases():
 )
 def test_fields_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        bound(**options)
+        bound("jacobian_bound", **options)
 
 
 def test_what_overflows_is_refused():
@@ -402,7 +394,7 @@ def test_what_overflows_is_refused():
         network = as_network(dense(*layers), (1,))
         for norm, box in product(NORMS, [None, (0.0, 1e60)]):
             with pytest.raises(Refused, match="too large for float64"):
-                bound().compute(network, norm, box)
+                bound("jacobian_bound").compute(network, norm, box)
 
 
 def test_a_case_without_points_counts_for_nothing():

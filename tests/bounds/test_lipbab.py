@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_iris
+from support.bounds import rechecked
 from support.nets import ABSOLUTE, HAT, LINEAR, SHIFTED, by_hand, dense, random_network
 from torch import nn
 
@@ -28,10 +29,7 @@ ROUNDING = 1e-9
 
 
 def found(model, features, norm=L2, domain=None, **options):
-    network = as_network(model, (features,))
-    value = load("lipbench.bounds", "lipbab", Bound)(**options).compute(network, norm, domain)
-    assert recheck(network, value) == []
-    return value
+    return rechecked("lipbab", model, features, norm, domain, **options)
 
 
 @pytest.mark.parametrize("norm", NORMS)

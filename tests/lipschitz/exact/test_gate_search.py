@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from sklearn.datasets import load_iris
+from support.bounds import bound, rechecked
 from support.nets import HAT, IDENTITY, LINEAR, SHIFTED, by_hand, dense, random_network
 from torch import nn
 
-from lipbench.bound import Bound
 from lipbench.lipschitz.exact.gates import Gates
 from lipbench.lipschitz.exact.mixed_integer import Mixed
 from lipbench.lipschitz.proof_check import recheck
@@ -22,22 +22,14 @@ from lipbench.lipschitz.relaxations.neuron_blocks import unroll
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.registry import load
 
 NORMS = [Norm(1.0), Norm(math.inf)]
 ROUNDING = 1e-9
 BOX = (-1.0, 1.0)
 
 
-def bound(name="lipmip", **options):
-    return load("lipbench.bounds", name, Bound)(**options)
-
-
 def found(model, features, norm, domain=BOX, name="lipmip", **options):
-    network = as_network(model, (features,))
-    value = bound(name, **options).compute(network, norm, domain)
-    assert name != "lipmip" or recheck(network, value) == []
-    return value
+    return rechecked(name, model, features, norm, domain, **options)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -323,21 +315,21 @@ def test_layers_that_had_to_be_multiplied_are_bounded_and_not_called_exact(norm)
 def test_what_it_cannot_do_is_refused_by_name():
     network = as_network(random_network(0, (2, 61, 2), nn.ReLU), (2,))
     wide = as_network(random_network(0, (101, 2, 2), nn.ReLU), (101,))
-    assert "61 neurons, more than the 60" in bound().refuses(network, NORMS[0], BOX)
-    assert "101 inputs, more than the 100" in bound().refuses(wide, NORMS[0], BOX)
-    assert bound(most_neurons=61).refuses(network, NORMS[0], BOX) is None
-    assert "needs a box" in bound().refuses(network, NORMS[0], None)
+    assert "61 neurons, more than the 60" in bound("lipmip").refuses(network, NORMS[0], BOX)
+    assert "101 inputs, more than the 100" in bound("lipmip").refuses(wide, NORMS[0], BOX)
+    assert bound("lipmip", most_neurons=61).refuses(network, NORMS[0], BOX) is None
+    assert "needs a box" in bound("lipmip").refuses(network, NORMS[0], None)
     with pytest.raises(Refused, match="needs a box"):
         found(HAT, 1, NORMS[0], None)
     with pytest.raises(Refused, match="step '1' is not linear on both sides of 0"):
         found(random_network(0, (2, 3, 2), nn.Sigmoid), 2, NORMS[0])
     with pytest.raises(ValueError, match="nodes must be at least 0, got -1"):
-        bound(nodes=-1)
+        bound("lipmip", nodes=-1)
 
 
 def test_a_search_has_as_many_nodes_as_a_time_allows():
     network = as_network(random_network(0, (3, 8, 2), nn.ReLU), (3,))
-    search = bound()
+    search = bound("lipmip")
     assert search.within(network, NORMS[0], BOX, 1e6) == search
     few = search.within(network, NORMS[0], BOX, 0.5)
     assert 0 < few.nodes < search.nodes
@@ -388,7 +380,7 @@ SPOILT = {
 @pytest.fixture(scope="module")
 def exact():
     network = as_network(random_network(0, (2, 4, 3, 2), nn.ReLU), (2,))
-    value = bound().compute(network, NORMS[1], BOX)
+    value = bound("lipmip").compute(network, NORMS[1], BOX)
     assert value.side == "exact"
     return network, value
 
@@ -401,7 +393,7 @@ def test_a_proof_that_is_spoilt_is_found_out(how, exact):
 
 def test_a_region_that_is_not_empty_is_not_called_so():
     network = as_network(IDENTITY, (1,))
-    value = bound().compute(network, NORMS[0], BOX)
+    value = bound("lipmip").compute(network, NORMS[0], BOX)
     assert len(value.proof["support"])
     for name, other in (("support", 0), ("weights", 0.0)):
         spoilt = replace(value, proof=value.proof | {name: value.proof[name] * other})

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.bounds import bound
 from support.convolutions import exact, random_convolution, settings_of_convolutions, step_of
 from support.nets import random_network
 from torch import nn
 from torch.nn import functional as F
 
-from lipbench.bound import Bound
 from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
 from lipbench.lipschitz.operator_norms.gram import gram_norms, kernel_norm
 from lipbench.lipschitz.proof_check import recheck
@@ -23,7 +23,6 @@ from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import Network, as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.registry import load
 
 L2 = Norm(2)
 BOUNDS = ["gram", "gram_lattice", "lipbound"]
@@ -44,10 +43,6 @@ def filled(layer, taps):
     with torch.no_grad():
         layer.double().weight.copy_(torch.as_tensor(taps).double().reshape(layer.weight.shape))
     return layer
-
-
-def bound(name, **options):
-    return load("lipbench.bounds", name, Bound)(**options)
 
 
 def norm_of(step, name, **options):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
+from support.bounds import rechecked
 from support.nets import ABSOLUTE, by_hand, random_network
 from torch import nn
 
@@ -35,10 +36,7 @@ ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Hardtanh]
 
 
 def value(model, features, norm=INF, domain=None, name="lipopt", **options):
-    network = as_network(model, (features,))
-    found = load("lipbench.bounds", name, Bound)(**options).compute(network, norm, domain)
-    assert recheck(network, found) == []
-    return found
+    return rechecked(name, model, features, norm, domain, **options)
 
 
 def polynomial(model, features, output=0):

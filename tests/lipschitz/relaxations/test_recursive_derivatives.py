@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.architectures import CASES
+from support.bounds import bound
 from support.nets import dense, random_network
 from torch import nn
 
-from lipbench.bound import Bound
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.entrywise import boxed_norm
 from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
@@ -25,14 +25,9 @@ from lipbench.lipschitz.relaxations.recursive_derivatives import (
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.registry import load
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
 ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Hardtanh]
-
-
-def bound(name, **options):
-    return load("lipbench.bounds", name, Bound)(**options)
 
 
 def ends(*factors):

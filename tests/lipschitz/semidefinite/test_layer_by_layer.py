@@ -8,12 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.bounds import bound, rechecked
 from support.chains import GELU, SLOPED, chained, eclipse, norm, random_weights, steepest
 from support.nets import by_hand, random_network
 from torch import nn
 
-from lipbench.bound import Bound
-from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.chain import Chain
 from lipbench.lipschitz.relaxations.loop_transformation import centre
 from lipbench.lipschitz.relaxations.neuron_blocks import unroll
@@ -23,22 +22,14 @@ from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.registry import load
 
 L2 = Norm(2.0)
 TIGHT = 1e-6  # the interior-point method stops a little above the optimum
 BEST = partial(solve, tolerance=1e-6, iterations=200)
 
 
-def bound(name="eclipse", **options):
-    return load("lipbench.bounds", name, Bound)(**options)
-
-
 def found(model, features, domain=None, name="eclipse", **options):
-    network = as_network(model, (features,))
-    value = bound(name, **options).compute(network, L2, domain)
-    assert recheck(network, value) == []
-    return value
+    return rechecked(name, model, features, L2, domain, **options)
 
 
 def value(weights, activation=nn.ReLU, **options):
@@ -248,14 +239,14 @@ def test_layers_that_read_or_pass_on_nothing():
 
 def test_what_is_no_chain_or_too_wide_is_refused():
     pool = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2))
-    reason = bound().refuses(as_network(pool, (4,)), L2, None)
+    reason = bound("eclipse").refuses(as_network(pool, (4,)), L2, None)
     assert reason == "step '2' (MaxPool) is no layer of neurons between two dense ones."
     with pytest.raises(Refused, match="reads more than the neurons"):
         found(pool, 4)
     wide = as_network(random_network(0, (2, 300, 3), nn.ReLU), (2,))
     reason = "a layer has 300 neurons, more than the 256 of most_neurons."
-    assert bound().refuses(wide, L2, None) == reason
-    assert bound(most_neurons=300).refuses(wide, L2, None) is None
+    assert bound("eclipse").refuses(wide, L2, None) == reason
+    assert bound("eclipse", most_neurons=300).refuses(wide, L2, None) is None
 
 
 @pytest.mark.parametrize(
@@ -268,12 +259,12 @@ def test_what_is_no_chain_or_too_wide_is_refused():
 )
 def test_fields_that_make_no_sense_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        bound(**options)
+        bound("eclipse", **options)
 
 
 def test_less_time_is_fewer_steps():
     network = as_network(random_network(0, (5, 100, 100, 3), nn.ReLU), (5,))
-    whole = bound()
+    whole = bound("eclipse")
     assert whole.within(network, L2, None, 1e6) == whole
     less = whole.within(network, L2, None, whole.cost(network, L2, None) * 0.6)
     assert less.iterations in (10, 20)

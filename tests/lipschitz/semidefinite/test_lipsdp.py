@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.bounds import rechecked
 from support.nets import MAXIMUM, STEP, by_hand, random_network
 from support.written import Written
 from torch import nn
@@ -45,10 +46,7 @@ HAND = by_hand(
 
 
 def value(name, model, features, norm=L2):
-    network = as_network(model, (features,))
-    found = load("lipbench.bounds", name, Bound)().compute(network, norm, None)
-    assert recheck(network, found) == []
-    return found.value
+    return rechecked(name, model, features, norm).value
 
 
 @pytest.mark.parametrize(("model", "features", "liplt", "fast", "lipsdp"), HAND)

@@ -7,33 +7,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.bounds import bound, rechecked
 from support.chains import SLOPED, chained, corners, norm, random_weights, seqlip, steepest
 from support.nets import by_hand, random_network
 from torch import nn
 
-from lipbench.bound import Bound
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.semidefinite.corners import norm_by_search
 from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
-from lipbench.registry import load
 
 L2 = Norm(2.0)
 CLOSE = 1e-9  # the search ends within half of that, and rounding is less
 MANY = 10**6
 
 
-def bound(name="seqlip", **options):
-    return load("lipbench.bounds", name, Bound)(**options)
-
-
 def found(model, features, domain=None, name="seqlip", **options):
-    network = as_network(model, (features,))
-    value = bound(name, **options).compute(network, L2, domain)
-    assert recheck(network, value) == []
-    return value
+    return rechecked(name, model, features, L2, domain, **options)
 
 
 def value(weights, activation=nn.ReLU, **options):
@@ -216,7 +208,7 @@ def spoilt(known, **proof):
 def test_a_value_that_its_factors_do_not_prove_is_found_out(nodes):
     model = random_network(0, (4, 7, 6, 3), nn.ReLU)
     network = as_network(model, (4,))
-    own = bound(nodes=nodes).compute(network, L2, None)
+    own = bound("seqlip", nodes=nodes).compute(network, L2, None)
     assert recheck(network, own) == []
     lowered = replace(own, value=own.value * 0.999)
     assert "the norms of its factors prove" in recheck(network, lowered)[0].message
@@ -234,7 +226,7 @@ def test_a_value_that_its_factors_do_not_prove_is_found_out(nodes):
 
 def test_what_is_no_chain_is_refused_by_name():
     pool = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2))
-    assert "step '2' (MaxPool)" in bound().refuses(as_network(pool, (4,)), L2, None)
+    assert "step '2' (MaxPool)" in bound("seqlip").refuses(as_network(pool, (4,)), L2, None)
     with pytest.raises(Refused, match="reads more than the neurons"):
         found(pool, 4)
     steep = nn.Sequential(nn.Linear(2, 3), nn.CELU(-1.0))
@@ -245,16 +237,16 @@ def test_what_is_no_chain_is_refused_by_name():
 def test_networks_it_cannot_do_are_refused_before():
     wide = as_network(random_network(0, (2, 70, 3), nn.ReLU), (2,))
     reason = "a layer has 70 neurons, more than the 64 of most_neurons."
-    assert bound().refuses(wide, L2, None) == reason
-    assert bound(most_neurons=70).refuses(wide, L2, None) is None
+    assert bound("seqlip").refuses(wide, L2, None) == reason
+    assert bound("seqlip", most_neurons=70).refuses(wide, L2, None) is None
     for name in ("nodes", "most_neurons"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            bound(**{name: 0})
+            bound("seqlip", **{name: 0})
 
 
 def test_less_time_is_a_shorter_search():
     network = as_network(random_network(0, (5, 40, 40, 3), nn.ReLU), (5,))
-    whole = bound()
+    whole = bound("seqlip")
     assert whole.within(network, L2, None, 1e6) == whole
     half = whole.within(network, L2, None, whole.cost(network, L2, None) / 2)
     assert 0 < half.nodes < whole.nodes
