@@ -1,19 +1,6 @@
-import math
-
 import pytest
 import torch
-from support.certifying import (
-    Tiny,
-    accuracy,
-    attacked,
-    certified,
-    one_step,
-    refusal,
-    regression,
-    trained,
-)
-from support.training import a_method, a_model, a_net, an_entry, digits, initial, same, train
-from torch import nn
+from support.training import a_method, a_net, digits, initial
 from torch.nn import functional as F
 
 from lipbench.data.splits import Batch
@@ -76,55 +63,3 @@ def test_at_epsilon_0_the_class_bottom_is_the_runner_up(net):
     runner_up = logits.topk(2).values[:, 1:]
     expected = F.cross_entropy(torch.cat([logits, runner_up], dim=1), batch.targets)
     assert float(value) == pytest.approx(float(expected), rel=1e-9)
-
-
-def test_with_lambda_0_it_is_standard_training_bit_for_bit():
-    (ours,) = train(an_entry("gloro", lambda_=0.0, epochs=1))
-    (standard,) = train(an_entry("standard", epochs=1))
-    assert same(ours.checkpoints["last"].params, standard.checkpoints["last"].params)
-
-
-def test_margins_are_certified_by_the_core_and_attacks_agree():
-    net, outcome = trained("gloro", epsilon=0.3)
-    standard, _ = trained("standard")
-    assert certified(net, 0.3) > certified(standard, 0.3) + 0.15
-    assert certified(net, 0.3) <= attacked(net, 0.3)
-    assert accuracy(net, digits().test) > 0.75
-    shares = [row["batch_certified"] for row in outcome.history]
-    assert shares[0] < shares[-1] <= 1
-
-
-def test_epsilon_grows_as_its_fields_say():
-    state = objective(a_net(initial(digits(dtype=torch.float64)), (1, 8, 8)))[1]
-    assert float(state["share"]) == 1.0
-    method = a_method("gloro", first=0.1)
-    begun = method.start(a_net(initial(digits()), (1, 8, 8)), digits(), torch.Generator())
-    assert float(begun["share"]) == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("model", [a_model("madry_cnn"), Tiny()], ids=["madry", "tiny"])
-def test_convolutions_are_trained(model):
-    assert one_step("gloro", model).state == "done"
-
-
-def test_what_has_no_margins_is_refused():
-    assert "regression" in refusal("gloro", nn.Linear(1, 1), regression())
-    headless = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Sigmoid())
-    assert "must end with a dense layer" in refusal("gloro", headless)
-    assert refusal("gloro", initial(digits())) is None
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "expected"),
-    [
-        ("epsilon", -0.1, "epsilon must be at least 0 and finite, got -0.1"),
-        ("epsilon", math.nan, "epsilon must be at least 0 and finite, got nan"),
-        ("lambda_", math.inf, "lambda must be at least 0 and finite, got inf"),
-        ("ramp", 1.5, r"ramp must be in \[0, 1\], got 1.5"),
-        ("first", -1.0, r"first must be in \[0, 1\], got -1.0"),
-        ("iterations", 0, "iterations must be at least 1, got 0"),
-    ],
-)
-def test_bad_fields_are_refused(field, value, expected):
-    with pytest.raises(ValueError, match=expected):
-        a_method("gloro", **{field: value})

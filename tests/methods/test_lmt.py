@@ -2,18 +2,7 @@ import math
 
 import pytest
 import torch
-from support.certifying import (
-    Tiny,
-    accuracy,
-    attacked,
-    certified,
-    one_step,
-    refusal,
-    regression,
-    trained,
-)
-from support.training import a_method, a_model, a_net, an_entry, digits, initial, same, train
-from torch import nn
+from support.training import a_method, a_net, digits, initial
 from torch.nn import functional as F
 
 from lipbench.data.splits import Batch
@@ -80,53 +69,3 @@ def test_objective_and_slope_are_those_of_the_paper(net, form, limited):
     theirs = torch.autograd.grad(expected, [params[name] for name in names])
     for name, slope in zip(names, theirs, strict=True):
         torch.testing.assert_close(slopes[name], slope, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("form", ["rows", "network"])
-def test_with_c_0_it_is_standard_training_bit_for_bit(form):
-    (ours,) = train(an_entry("lmt", c=0.0, form=form, epochs=1))
-    (standard,) = train(an_entry("standard", epochs=1))
-    assert same(ours.checkpoints["last"].params, standard.checkpoints["last"].params)
-
-
-def test_margins_are_certified_by_the_core_and_attacks_agree():
-    net, outcome = trained("lmt", c=0.3)
-    standard, _ = trained("standard")
-    assert certified(net, 0.3) > certified(standard, 0.3) + 0.15
-    assert certified(net, 0.3) <= attacked(net, 0.3)
-    assert accuracy(net, digits().test) > 0.75
-    assert outcome.history[-1]["batch_certified"] > 0.5
-
-
-def test_c_grows_as_its_fields_say():
-    net = a_net(initial(digits()), (1, 8, 8))
-    for fields, share in (({"ramp": 0.5, "first": 0.1}, 0.1), ({"ramp": 0.0}, 1.0)):
-        state = a_method("lmt", **fields).start(net, digits(), torch.Generator())
-        assert float(state["share"]) == pytest.approx(share)
-
-
-@pytest.mark.parametrize("model", [a_model("madry_cnn"), Tiny()], ids=["madry", "tiny"])
-def test_convolutions_are_trained(model):
-    assert one_step("lmt", model).state == "done"
-
-
-def test_what_has_no_margins_is_refused():
-    assert "regression" in refusal("lmt", nn.Linear(1, 1), regression())
-    headless = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Sigmoid())
-    assert "must end with a dense layer" in refusal("lmt", headless)
-    assert refusal("lmt", initial(digits())) is None
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "expected"),
-    [
-        ("c", -0.1, "c must be at least 0 and finite, got -0.1"),
-        ("c", math.nan, "c must be at least 0 and finite, got nan"),
-        ("ramp", 1.5, r"ramp must be in \[0, 1\], got 1.5"),
-        ("first", -1.0, r"first must be in \[0, 1\], got -1.0"),
-        ("iterations", 0, "iterations must be at least 1, got 0"),
-    ],
-)
-def test_bad_fields_are_refused(field, value, expected):
-    with pytest.raises(ValueError, match=expected):
-        a_method("lmt", **{field: value})
