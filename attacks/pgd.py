@@ -1,4 +1,4 @@
-"""Projected gradient descent."""
+"""Projected gradient descent (PGD), in the norms 1, 2 and infinity."""
 
 from dataclasses import dataclass
 from itertools import product

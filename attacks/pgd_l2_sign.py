@@ -1,4 +1,4 @@
-"""The attack of the CLIP paper: sign steps, projected onto an l2 ball."""
+"""Sign PGD in an l2 ball: the attack of the CLIP paper."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Adversarial Lipschitz regularisation."""
+"""Adversarial Lipschitz regularisation (ALR)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal

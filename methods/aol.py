@@ -1,4 +1,4 @@
-"""Almost-orthogonal layers."""
+"""Almost-orthogonal Lipschitz layers (AOL)."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Convex potential layers."""
+"""Convex potential layers (CPL)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

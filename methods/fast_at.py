@@ -1,4 +1,4 @@
-"""Fast adversarial training: one step from a random start, under watch."""
+"""Fast adversarial training: FGSM from a random start, watched for catastrophic overfitting."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Adversarial training by one step of the size of the ball."""
+"""FGSM adversarial training: one step of the size of the ball."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Free adversarial training."""
+"""Free adversarial training: each batch replayed, one gradient for weights and inputs."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

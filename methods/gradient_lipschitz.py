@@ -1,4 +1,4 @@
-"""Lipschitz regularisation by the largest gradient over the data."""
+"""Gradient norm regularisation: a penalty on the largest input gradient over the data."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""Regularisation by Gram iteration."""
+"""Gram regularisation: spectral norms of layers by Gram iteration, as a penalty."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

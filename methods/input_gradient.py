@@ -1,4 +1,4 @@
-"""Input-gradient regularisation, or double backpropagation."""
+"""Input gradient regularisation (double backpropagation)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""LCC: a constraint on the Lipschitz constant of every layer."""
+"""Lipschitz constant constraint (LCC): each layer's norm projected after every step."""
 
 import math
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Regularisation by the Toeplitz bound of convolutions."""
+"""LipBound regularisation: the Toeplitz bound of convolutions as a penalty."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal

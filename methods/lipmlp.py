@@ -1,4 +1,4 @@
-"""Learned Lipschitz multilayer perceptrons."""
+"""Lipschitz MLP: a learnt Lipschitz constant for each layer."""
 
 import math
 from dataclasses import dataclass

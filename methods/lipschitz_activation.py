@@ -1,4 +1,4 @@
-"""Learnt activations of controlled Lipschitz constant."""
+"""Learnt spline activations of controlled Lipschitz constant."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

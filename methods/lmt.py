@@ -1,4 +1,4 @@
-"""LMT: Lipschitz-margin training."""
+"""Lipschitz-margin training (LMT)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal

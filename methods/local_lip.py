@@ -1,4 +1,4 @@
-"""Local-Lip: margins against a Lipschitz constant around each sample."""
+"""Local-Lip: margins against a local Lipschitz constant around each sample."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""Layers of orthogonium."""
+"""Orthogonal layers of the library orthogonium."""
 
 from dataclasses import dataclass
 from importlib import import_module

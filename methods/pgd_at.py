@@ -1,4 +1,4 @@
-"""Adversarial training by projected gradient ascent."""
+"""PGD adversarial training (Madry)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

@@ -1,4 +1,4 @@
-"""Sandwich layers."""
+"""Sandwich layers: 1-Lipschitz by a direct parametrisation of LipSDP."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Training with an enforced Lipschitz constant, by a semidefinite program."""
+"""Lipschitz constant enforced in training by a semidefinite program (LipSDP, ADMM)."""
 
 import math
 from dataclasses import dataclass

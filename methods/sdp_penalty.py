@@ -1,4 +1,4 @@
-"""Training with a penalised Lipschitz bound, by a semidefinite program."""
+"""Lipschitz bound penalised in training by a semidefinite program (LipSDP, ADMM)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""SDP-based Lipschitz layers."""
+"""SDP-based Lipschitz layers (SLL)."""
 
 from dataclasses import dataclass
 

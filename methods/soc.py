@@ -1,4 +1,4 @@
-"""Skew orthogonal convolutions."""
+"""Skew orthogonal convolutions (SOC)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Spectral normalisation."""
+"""Spectral normalisation: each weight divided by its largest singular value."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""Spectral norm regularisation."""
+"""Spectral norm regularisation: squared spectral norms of layers as a penalty."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal

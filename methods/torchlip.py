@@ -1,4 +1,4 @@
-"""Layers of deel-torchlip."""
+"""Orthogonal and spectral layers of the library deel-torchlip."""
 
 from dataclasses import dataclass
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""TRADES: accuracy traded for stability of the predicted probabilities."""
+"""TRADES: accuracy traded for the stability of predicted probabilities."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar

@@ -1,4 +1,4 @@
-"""Weight regularisation."""
+"""Weight regularisation: a norm of the parameters as a penalty."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

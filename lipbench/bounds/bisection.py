@@ -1,4 +1,4 @@
-"""Bounds on parts of a box of few inputs, which is bisected."""
+"""Bisection of the input box: derivative bounds on its parts, for networks of few inputs."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""An estimate of the largest slope from extreme values of sampled ones."""
+"""CLEVER: an estimate of the Lipschitz constant from extreme values of sampled gradient norms."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Multipliers layer by layer, the best of each layer for the next."""
+"""ECLipsE: LipSDP layer by layer, each layer's multipliers the best for the next."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Multipliers in closed form, layer by layer."""
+"""ECLipsE-Fast: LipSDP layer by layer, with multipliers in closed form."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Interval bounds of all derivatives of a network."""
+"""Fast-Lip: interval bounds of all derivatives of a network."""
 
 from dataclasses import dataclass
 from typing import ClassVar

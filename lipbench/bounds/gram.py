@@ -1,4 +1,4 @@
-"""Layer norms by Gram iteration."""
+"""Gram iteration: layer norms from above, convolutions by their Fourier transforms."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Convolution norms by Gram iteration of the kernels themselves."""
+"""Gram iteration of kernels: convolution norms without a Fourier transform."""
 
 import math
 from dataclasses import dataclass

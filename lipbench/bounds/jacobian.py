@@ -1,4 +1,4 @@
-"""The largest Jacobian norm at sampled points, confirmed by a difference quotient."""
+"""Sampled Jacobians: the largest norm, confirmed by a difference quotient."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Ascent to where the Jacobian is large, by products with it alone."""
+"""Jacobian ascent: to where the Jacobian's norm is large, by products with it alone."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Bounds of all Jacobians together, by linear relaxation and branching."""
+"""Jacobian bounds by linear relaxation, and branch and bound over neurons."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The exact constant of a small piecewise linear network."""
+"""LipBaB: the exact constant of a small piecewise linear network, by branch and bound."""
 
 from contextlib import suppress
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Convolution norms from samples of a trigonometric polynomial."""
+"""LipBound: convolution norms from samples of a trigonometric polynomial (Toeplitz)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The loop transformation: each activation as half linear and half residual."""
+"""LipLT: the loop transformation, each activation as half linear and half residual."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The exact constant of a small piecewise linear network on a box, in the norms 1 and infinity."""
+"""LipMIP: the exact constant of a small ReLU network on a box, in the norms 1 and infinity."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

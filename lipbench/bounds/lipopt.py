@@ -1,4 +1,4 @@
-"""The Lipschitz constant as the maximum of a polynomial, by linear programs."""
+"""LiPopt: the Lipschitz constant as the maximum of a polynomial, by linear programs."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The product of layer norms without the neurons that cannot vary on a box."""
+"""Local product bound: layer norms without the neurons that cannot vary on a box."""
 
 from dataclasses import dataclass
 from typing import ClassVar

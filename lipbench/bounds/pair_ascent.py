@@ -1,4 +1,4 @@
-"""Pairs of inputs that climb to the largest difference quotient."""
+"""Pair ascent: pairs of inputs that climb to the largest difference quotient (CLIP)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

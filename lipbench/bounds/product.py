@@ -1,4 +1,4 @@
-"""The product of layer norms, and what takes its place where a network branches."""
+"""Product of layer norms (Szegedy), and what takes its place where a network branches."""
 
 from dataclasses import dataclass
 from typing import ClassVar

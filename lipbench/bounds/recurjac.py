@@ -1,4 +1,4 @@
-"""Recursive bounds of all derivatives of a network."""
+"""RecurJac: recursive bounds of all derivatives of a network."""
 
 from dataclasses import dataclass
 from typing import ClassVar

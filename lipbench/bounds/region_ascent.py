@@ -1,4 +1,4 @@
-"""Climbing from linear region to steeper linear region."""
+"""Linear region ascent: from one activation pattern to a steeper neighbour."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Convolution norms on the frequencies of the image itself."""
+"""Singular values of circular convolutions, on the frequencies of the image itself."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Layers cut in two by their singular values, and the worst slopes of each layer of neurons."""
+"""SeqLip: layers cut in two by their singular values, with the worst slopes between them."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

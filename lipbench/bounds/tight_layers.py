@@ -1,4 +1,4 @@
-"""Layer norms that are exact up to a tolerance."""
+"""Tight layer norms: a product of norms that are exact up to a tolerance."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Derivatives on the ball of each sample, as intervals."""
+"""Fast-Lip on the ball of each sample: local Lipschitz constants from interval derivatives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The regression problem of the CLIP paper, section 4.1."""
+"""Half the largest absolute value: the regression problem of the CLIP paper, section 4.1."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The noisy sine that training with Lipschitz bounds was first shown on."""
+"""A noisy sine: regression on which training with Lipschitz bounds was first shown."""
 
 from dataclasses import dataclass
 from typing import ClassVar

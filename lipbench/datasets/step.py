@@ -1,4 +1,4 @@
-"""The step function that training with Lipschitz bounds was first shown on."""
+"""A step function: regression on which training with Lipschitz bounds was first shown."""
 
 from dataclasses import dataclass
 from typing import ClassVar
