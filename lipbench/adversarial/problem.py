@@ -1,4 +1,4 @@
-"""What an attack works on: some samples, what classifies them, and what is allowed."""
+"""Attack problems: samples, the classifier that they are attacked on, and the threat model."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""What an attack proposes, confined to the threat model and classified anew."""
+"""Adversarial examples as proposed: confined to the threat model, and classified anew."""
 
 import torch
 from torch import Tensor

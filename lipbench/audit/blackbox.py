@@ -1,4 +1,4 @@
-"""A network that is asked and not read: how far apart it puts two inputs, and how sure that is.
+"""Black-box networks, asked and not read: a difference quotient, and how sure it is.
 
 Nothing is proved in this way. Rounding can be bounded only where every operation is known, and what
 computes in unknown ways may round to float32 somewhere inside, or to worse. So the error is

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.intervals import slopes
-from lipbench.lipschitz.relaxations.loop_transformation import centre
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
+from lipbench.lipschitz.relaxations.loop_transformation import loop_transformation
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.lipschitz.semidefinite.lipsdp import certified
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -51,19 +51,19 @@ class ECLipsEFast(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the multipliers."""
-        unrolled = unroll(network)
+        unrolled = as_neuron_blocks(network)
         if domain is None:
             multipliers, square = _closed_form(unrolled)
-            return certified(network, domain, centre(unrolled), multipliers, square)
+            return certified(network, domain, loop_transformation(unrolled), multipliers, square)
         local = slopes(unrolled, domain)
         blocks = zip(unrolled.blocks, local, strict=True)
         narrow = tuple(replace(block, lo=lo, hi=hi) for block, (lo, hi) in blocks)
         multipliers, square = _closed_form(replace(unrolled, blocks=narrow))
-        centred = centre(unrolled, local)
+        centred = loop_transformation(unrolled, local)
         return certified(network, domain, centred.bent, multipliers[centred.is_read], square)
 
 
-def _closed_form(network: Unrolled) -> tuple[Tensor, float]:
+def _closed_form(network: NeuronBlocks) -> tuple[Tensor, float]:
     """Return multipliers of the centred network, and the square of the bound.
 
     With X of the layer before (the identity at first), A = D(m) W and h half the width of the

@@ -11,7 +11,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.exact.region_search import enumerated_bound
 from lipbench.lipschitz.exact.vertices import all_corners_fit
 from lipbench.lipschitz.lower_bounds.witness import known_pairs
-from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, neurons
 from lipbench.networks.network import Network
 from lipbench.norm import NORMS, Norm
 from lipbench.refused import Refused, too_many
@@ -76,6 +76,6 @@ class LipBaB(Bound):
 
 def _seconds(network: Network, norm: Norm) -> float:
     with suppress(Refused):
-        if all_corners_fit(unroll(network), norm):
+        if all_corners_fit(as_neuron_blocks(network), norm):
             return 2e-3  # a linear program at most, and no semidefinite one
     return 1.2e-2 if norm == 2.0 else 5e-3

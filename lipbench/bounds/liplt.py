@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.relaxations.intervals import centred_on
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.norm import NORMS, Norm
 from lipbench.threat import Box
@@ -43,7 +43,7 @@ class LipLT(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the constant of each block of neurons."""
-        reach = centred_on(unroll(network), domain).reach(norm)
+        reach = loop_transformation_on(as_neuron_blocks(network), domain).reach(norm)
         return Lipschitz.upper(
             network, reach[-1], norm, domain, reach=torch.tensor(reach, dtype=torch.float64)
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.varying_neurons import varying_reach
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -49,7 +49,7 @@ class LocalL2(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the constant of each block of neurons."""
-        reach = varying_reach(unroll(network), domain)
+        reach = varying_reach(as_neuron_blocks(network), domain)
         return Lipschitz.upper(
             network, reach[-1], norm, domain, varying_reach=torch.tensor(reach, dtype=torch.float64)
         )

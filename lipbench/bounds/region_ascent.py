@@ -11,7 +11,7 @@ from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded
 from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
-from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, neurons
 from lipbench.networks.network import Network
 from lipbench.norm import NORMS, Norm
 from lipbench.ranges import at_least, require
@@ -83,7 +83,7 @@ class RegionAscent(Bound):
         Raises:
             Refused: If a neuron is not linear on both sides of 0, or the matrices are too large.
         """
-        pieces = Pieces(unroll(network), norm, domain)
+        pieces = Pieces(as_neuron_blocks(network), norm, domain)
         points = self._starts(network, domain, known, inputs)
         steepness, _ = most_expanded(network, points, norm)
         starts = points[steepness.argsort(descending=True)].flatten(1)

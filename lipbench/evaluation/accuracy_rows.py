@@ -1,4 +1,4 @@
-"""Rows of the plain measurement: loss and accuracy, and what is known of a checkpoint besides."""
+"""Rows of loss and accuracy on clean samples, and of what is known of a checkpoint besides."""
 
 from dataclasses import replace
 

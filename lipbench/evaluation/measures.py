@@ -1,4 +1,4 @@
-"""What is measured of one checkpoint, as rows: one kind for each part of the settings."""
+"""Measures of one checkpoint, as rows: one kind for each part of the settings."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -16,9 +16,9 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.relaxations.intervals import centred_on, derivatives
-from lipbench.lipschitz.relaxations.loop_transformation import Centred
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
+from lipbench.lipschitz.relaxations.intervals import derivatives, loop_transformation_on
+from lipbench.lipschitz.relaxations.loop_transformation import LoopTransformation
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.lipschitz.semidefinite.certify import certify
 from lipbench.networks.network import Network
@@ -71,14 +71,14 @@ def _by_multipliers(network: Network, value: Lipschitz, pairs: OutputPairs) -> T
     any c. So for T near the inverse root of FP⁻¹F' one certificate of the outputs Ty, with these
     multipliers, proves all: |c'Δy| is at most ‖w‖·‖TΔy‖ + ‖c - T'w‖·‖Δy‖ for any w.
     """
-    unrolled = unroll(network)
-    centred = centred_on(unrolled, value.domain)
+    unrolled = as_neuron_blocks(network)
+    centred = loop_transformation_on(unrolled, value.domain)
     multipliers, square = value.proof["multipliers"], float(value.proof["square"])
     mixing = _mixing(centred, multipliers, square) if centred.neurons else None
     if mixing is None:
         return _by_blocks(network, value, pairs)
     mixed = replace(unrolled, output=unrolled.output.each(lambda part: part.times(mixing)))
-    constant_of_mixed = certify(centred_on(mixed, value.domain), multipliers, square)[0]
+    constant_of_mixed = certify(loop_transformation_on(mixed, value.domain), multipliers, square)[0]
     signs = torch.zeros(len(pairs), centred.outputs, dtype=torch.float64)
     for row, (i, j) in enumerate(pairs):
         signs[row, i], signs[row, j] = 1.0, -1.0
@@ -90,7 +90,7 @@ def _by_multipliers(network: Network, value: Lipschitz, pairs: OutputPairs) -> T
     return total * (1 + 1e-12 * centred.outputs)
 
 
-def _mixing(centred: Centred, multipliers: Tensor, square: float) -> Tensor | None:
+def _mixing(centred: LoopTransformation, multipliers: Tensor, square: float) -> Tensor | None:
     """Return an inverse root of FP⁻¹F', None if there is none in float64."""
     if multipliers.shape != (centred.neurons,):
         return None
@@ -110,7 +110,7 @@ def _mixing(centred: Centred, multipliers: Tensor, square: float) -> Tensor | No
 
 def _by_blocks(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
     """Return for each pair the sum over blocks of what it reads of one, times its constant."""
-    centred = centred_on(_of_pairs(network, pairs), value.domain)
+    centred = loop_transformation_on(_of_pairs(network, pairs), value.domain)
     *reach, _ = centred.reach(value.norm)
     parts = [slice(0, centred.inputs), *(own for _, own in centred.blocks())]
     values, radius = (
@@ -145,8 +145,8 @@ def _by_steps(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
     return known * _dual_length(rows, value.norm) * (1 + 4 * UNIT)
 
 
-def _of_pairs(network: Network, pairs: OutputPairs) -> Unrolled:
-    return unroll(network).differences(pairs)
+def _of_pairs(network: Network, pairs: OutputPairs) -> NeuronBlocks:
+    return as_neuron_blocks(network).differences(pairs)
 
 
 def _dual_length(rows: Float[Tensor, "pairs columns"], norm: Norm) -> Float[Tensor, " pairs"]:

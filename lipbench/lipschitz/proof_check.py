@@ -14,9 +14,9 @@ from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.operator_norms.tight import reproved
 from lipbench.lipschitz.relaxations.bisection import bisected_proved
 from lipbench.lipschitz.relaxations.entrywise import boxed_norm
-from lipbench.lipschitz.relaxations.intervals import centred_on
+from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
 from lipbench.lipschitz.relaxations.jacobian_cases import jacobian_proved
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.polynomial_bound import repositive
 from lipbench.lipschitz.relaxations.recursive_derivatives import recursive_norm
 from lipbench.lipschitz.relaxations.varying_neurons import varying_reach
@@ -84,19 +84,19 @@ def _recheck_parts(network: Network, value: Lipschitz) -> list[Violation]:
 
 
 def _proved_by_blocks(network: Network, value: Lipschitz) -> float:
-    return centred_on(unroll(network), value.domain).reach(value.norm)[-1]
+    return loop_transformation_on(as_neuron_blocks(network), value.domain).reach(value.norm)[-1]
 
 
 def _proved_by_derivatives(network: Network, value: Lipschitz) -> float:
-    return boxed_norm(unroll(network), value.norm, value.domain)[0]
+    return boxed_norm(as_neuron_blocks(network), value.norm, value.domain)[0]
 
 
 def _proved_by_recursion(network: Network, value: Lipschitz) -> float:
-    return recursive_norm(unroll(network), value.norm, value.domain)[0]
+    return recursive_norm(as_neuron_blocks(network), value.norm, value.domain)[0]
 
 
 def _proved_by_varying_blocks(network: Network, value: Lipschitz) -> float:
-    return varying_reach(unroll(network), value.domain)[-1]
+    return varying_reach(as_neuron_blocks(network), value.domain)[-1]
 
 
 def _proved(what: str, prove: Callable[[Network, Lipschitz], float]) -> "Check":

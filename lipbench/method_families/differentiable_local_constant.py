@@ -1,4 +1,4 @@
-"""What a chain of layers can do in a ball around each sample: with gradients, for training.
+"""Differentiable local constant: l2 bounds in a ball around each sample, for training.
 
 While x' lies in the ball, a neuron whose function has slopes of absolute value c at most, on all
 that it can read there, is √c·ψ(√c·z), where ψ changes by no more than its argument. So what the

@@ -1,4 +1,4 @@
-"""Layers that say what they are: the test of an explanation.
+"""Explanations: layers that say which layers they are made of, and the test of that.
 
 A layer that the network walker has no rule for may define `explain() -> nn.Module`, the same
 function built from layers that it knows. The core bounds the explanation. That both functions

@@ -1,4 +1,4 @@
-"""The functions and methods that are understood inside a forward pass."""
+"""Functions and methods that are understood inside a forward pass."""
 
 import math
 import operator

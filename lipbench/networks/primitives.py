@@ -1,4 +1,4 @@
-"""Which modules the network walker understands, and the steps they stand for."""
+"""Primitive modules: those that the network walker understands, and the steps they are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

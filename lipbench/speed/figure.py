@@ -1,4 +1,4 @@
-"""What was measured of one work."""
+"""Figures: what was measured of one work, in seconds and as ratios."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""The works that train: seconds for one network and one epoch of a short training.
+"""Training timed: seconds for one network and one epoch of a short training.
 
 What a side does once, such as to write down its steps, counts. No side measures anything meanwhile.
 A run does after each epoch, above all the accuracy on the whole training set; that time is told

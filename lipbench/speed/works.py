@@ -1,15 +1,15 @@
-"""Measure the works that are asked for, one after the other."""
+"""The works that are timed, one after the other."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
 
-from lipbench.speed.attacking import pgd_linf
+from lipbench.speed.attacks import pgd_linf
 from lipbench.speed.bench import Bench, Scale
 from lipbench.speed.figure import Figure
-from lipbench.speed.running import noop_rerun, run_overhead
 from lipbench.speed.training import clip64_cost, clip500_stacked, standard_stacked
+from lipbench.speed.whole_runs import noop_rerun, run_overhead
 
 WORKS: Mapping[str, Callable[[Bench], Figure]] = {
     "standard_stacked": standard_stacked,

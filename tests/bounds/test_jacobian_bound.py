@@ -16,7 +16,7 @@ from torch import nn
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.intervals import Interval, derivatives
 from lipbench.lipschitz.relaxations.jacobians import Case, Jacobians
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.preactivations import closer_slopes
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
@@ -151,7 +151,7 @@ def formal(network, slopes, norm):
 )
 def test_all_of_space_is_brute_force_once_all_slopes_are_decided(norm, activation):
     model = random_network(0, (3, 4, 3, 2), activation)
-    network = unroll(as_network(model, (3,)))
+    network = as_neuron_blocks(as_network(model, (3,)))
     expected = formal(network, closer_slopes(network, None), norm)
     few, all_ = (found(model, (3,), norm, nodes=nodes).value for nodes in (0, 2000))
     assert all_ == pytest.approx(expected, rel=1e-9)
@@ -168,7 +168,7 @@ def test_all_of_space_is_brute_force_once_all_slopes_are_decided(norm, activatio
 )
 def test_no_slopes_in_their_ranges_make_a_larger_norm(seed, widths, activation, box, norm):
     model = random_network(seed, widths, activation)
-    network = unroll(as_network(model, widths[:1]))
+    network = as_neuron_blocks(as_network(model, widths[:1]))
     value = found(model, widths[:1], norm, box, nodes=0).value
     assert formal(network, closer_slopes(network, box), norm) <= value * SAME
 
@@ -242,7 +242,7 @@ def twin(model, slopes, known):
 def test_it_is_the_relaxation_of_the_paper(seed, box):
     """Without intervals of adjoints, which may be closer in single neurons."""
     model = random_network(seed, (3, 5, 4, 4, 2), nn.ReLU).double()
-    network = unroll(as_network(model, (3,)))
+    network = as_neuron_blocks(as_network(model, (3,)))
     slopes = closer_slopes(network, box)
     expected = twin(model, slopes, derivatives(network, box, slopes))
     sums, _ = Jacobians(network, LINF, box).bounds([Case(0), Case(1)])
@@ -260,7 +260,7 @@ def test_intervals_of_derivatives_count():
             activation.weight.copy_(torch.rand(fan_out) * 2 - 1)
         layers += [layer, activation]
     model = nn.Sequential(*layers[:-1]).double()
-    network = unroll(as_network(model, (2,)))
+    network = as_neuron_blocks(as_network(model, (2,)))
     slopes = closer_slopes(network, None)
     known = derivatives(network, None, slopes)
     anything = Interval(torch.full_like(known.lo, -1e9), torch.full_like(known.hi, 1e9))
@@ -271,7 +271,7 @@ def test_intervals_of_derivatives_count():
 
 
 def test_a_case_does_not_depend_on_what_else_is_asked():
-    network = unroll(as_network(random_network(3, (4, 8, 8, 3), nn.ReLU), (4,)))
+    network = as_neuron_blocks(as_network(random_network(3, (4, 8, 8, 3), nn.ReLU), (4,)))
     for norm in (L1, LINF):
         jacobians = Jacobians(network, norm, (-1.0, 1.0))
         paths = [(), ((2, True),), ((2, False), (9, True)), ((11, True),)]
@@ -399,7 +399,7 @@ def test_what_overflows_is_refused():
 
 def test_a_case_without_points_counts_for_nothing():
     """The second neuron of the maximum reads an input that is positive."""
-    jacobians = Jacobians(unroll(as_network(MAXIMUM, (2,))), LINF, (1.0, 2.0))
+    jacobians = Jacobians(as_neuron_blocks(as_network(MAXIMUM, (2,))), LINF, (1.0, 2.0))
     sums, splits = jacobians.bounds([Case(0, ((1, False),)), Case(0, ((1, True),))])
     assert sums.tolist() == pytest.approx([0, 1])
     assert splits.tolist() == [-1, 0]

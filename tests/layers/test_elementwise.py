@@ -11,7 +11,7 @@ from torch import nn
 from lipbench.bound import Bound
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
@@ -28,7 +28,7 @@ def local(layer, lo, hi):
     spread.weight.copy_((hi - lo).unsqueeze(1))
     spread.bias.copy_(lo)
     model = nn.Sequential(spread, layer.double())
-    unrolled = unroll(as_network(model, (1,)))
+    unrolled = as_neuron_blocks(as_network(model, (1,)))
     return slopes(unrolled, (0.0, 1.0))[0] if unrolled.blocks else (torch.ones(1), torch.ones(1))
 
 
@@ -110,8 +110,8 @@ def test_where_nothing_can_be_computed_slopes_are_those_of_all_space(layer):
     """The second layer reads numbers that overflow."""
     model = nn.Sequential(nn.Linear(1, 1).double(), layer.double()).requires_grad_(False)
     model[0].weight.fill_(1e300)
-    (block,) = unroll(as_network(model, (1,))).blocks
-    ((lo, hi),) = slopes(unroll(as_network(model, (1,))), (-1e300, 1e300))
+    (block,) = as_neuron_blocks(as_network(model, (1,))).blocks
+    ((lo, hi),) = slopes(as_neuron_blocks(as_network(model, (1,))), (-1e300, 1e300))
     torch.testing.assert_close(lo, block.lo, rtol=0, atol=2e-9)
     torch.testing.assert_close(hi, block.hi, rtol=0, atol=2e-9)
 
@@ -135,7 +135,7 @@ def test_the_least_value_of_a_curve_that_dips_is_known(layer, minimum, gap):
     with torch.no_grad():
         shift.weight.fill_(1)
         shift.bias.fill_(gap - minimum)
-    unrolled = unroll(as_network(nn.Sequential(layer, shift, nn.ReLU()), (1,)))
+    unrolled = as_neuron_blocks(as_network(nn.Sequential(layer, shift, nn.ReLU()), (1,)))
     lo, hi = slopes(unrolled, (-4.0, 0.5))[1]
     assert (lo, hi) == ((1, 1) if gap > 0 else (0, 1))
 
@@ -152,5 +152,5 @@ def test_bounds_of_bent_networks_are_nearly_exact_on_a_small_box(activation, nam
     exact = float(torch.linalg.matrix_norm(jacobian, 2))
     assert exact * (1 - 1e-9) <= found.value <= exact * (1 + 1e-4)
     assert recheck(network, found) == []
-    entries = derivatives(unroll(network), box)
+    entries = derivatives(as_neuron_blocks(network), box)
     assert (entries.hi - entries.lo).max() < 1e-4

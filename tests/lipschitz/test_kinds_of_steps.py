@@ -22,7 +22,7 @@ from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.chain import refusal
-from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll, widths
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, neurons, widths
 from lipbench.lipschitz.relaxations.rounding import enclose
 from lipbench.networks import steps
 from lipbench.networks.network import Network, as_network
@@ -101,7 +101,7 @@ def test_every_kind_has_a_rule_everywhere(kind):
 @pytest.mark.parametrize("kind", sorted(set(EXAMPLES) - NOT_UNROLLED, key=lambda k: k.__name__))
 def test_every_kind_is_unrolled_into_as_many_neurons_as_are_counted(kind):
     network = an_example(kind)
-    unrolled = unroll(network)
+    unrolled = as_neuron_blocks(network)
     inputs = torch.rand(2, *network.input_shape, dtype=torch.float64)
     torch.testing.assert_close(unrolled(inputs.flatten(1)), network(inputs).flatten(1))
     assert sum(map(len, unrolled.blocks)) == neurons(network)
@@ -110,7 +110,7 @@ def test_every_kind_is_unrolled_into_as_many_neurons_as_are_counted(kind):
 @pytest.mark.parametrize("kind", sorted(NOT_UNROLLED, key=lambda kind: kind.__name__))
 def test_a_kind_that_is_not_unrolled_says_so(kind):
     with pytest.raises(Refused, match=rf"\({kind.__name__}\) is not read neuron by neuron\.$"):
-        unroll(an_example(kind))
+        as_neuron_blocks(an_example(kind))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,7 +174,7 @@ POINTS = torch.ones(1, 2, dtype=torch.float64)
         (lambda network: constant(network.steps[0], Norm(1)), "operator_norms.constants"),
         (lambda network: constant(network.steps[0], Norm(2)), "operator_norms.constants"),
         (lambda network: enclose(network, POINTS), "relaxations.rounding"),
-        (unroll, "relaxations.neuron_blocks"),
+        (as_neuron_blocks, "relaxations.neuron_blocks"),
         (neurons, "relaxations.neuron_blocks"),
         (widths, "relaxations.neuron_blocks"),
         (_has_scales, "exact.region_search"),
@@ -207,7 +207,7 @@ def test_a_strangers_step_is_no_layer_of_a_chain():
             lambda network: constant(network.steps[0], Norm(2)),
             "operator_norms.dense_and_convolution",
         ),
-        (unroll, "relaxations.neuron_blocks"),
+        (as_neuron_blocks, "relaxations.neuron_blocks"),
     ],
 )
 def test_a_strangers_linear_step_is_not_taken_for_a_matrix(asked, room):

@@ -13,8 +13,8 @@ from torch import nn
 
 from lipbench.bound import Bound, Lipschitz
 from lipbench.lipschitz.output_differences import difference_constants
-from lipbench.lipschitz.relaxations.loop_transformation import centre
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.loop_transformation import loop_transformation
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -89,7 +89,7 @@ def test_multipliers_prove_what_the_formula_says():
     """‖c'FP⁻¹F'c‖·ρ for each c = e_i - e_j, with P of the stored multipliers."""
     network = as_network(random_network(3, (3, 6, 5, 4), nn.ReLU), (3,))
     value = value_of(network, "lipsdp_neuron")
-    centred = centre(unroll(network))
+    centred = loop_transformation(as_neuron_blocks(network))
     rows, outputs = centred.matrix.values[:11], centred.matrix.values[11:]
     weights, square = value.proof["multipliers"], value.proof["square"]
     form = torch.block_diag(square * torch.eye(3), weights.diag()) - rows.T @ weights.diag() @ rows

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lipbench.layers.explanations import ConvResidual, Residual
 from lipbench.lipschitz.lower_bounds.slope_ascent import _bent
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, widths
 from lipbench.lipschitz.relaxations.rounding import enclose
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
@@ -89,7 +89,7 @@ def test_the_step_is_read_neuron_by_neuron(mode):
     network = as_network(module, (2, 4, 5))
     assert widths(network) == (40, 60, 3)
     x = torch.randn(5, 2, 4, 5, dtype=torch.float64)
-    torch.testing.assert_close(unroll(network)(x.flatten(1)), module(x).detach())
+    torch.testing.assert_close(as_neuron_blocks(network)(x.flatten(1)), module(x).detach())
 
 
 def test_the_rounding_of_the_step_is_enclosed():

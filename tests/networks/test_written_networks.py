@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import lipbench
 from lipbench.bound import Bound
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import as_network
 from lipbench.networks.steps import Convolution, Dense, Scale
 from lipbench.norm import Norm
@@ -71,7 +71,7 @@ def test_copies_of_entries_have_a_constant(forward, copies):
     for p in (1, 2, math.inf):
         product = math.prod(constant(step, Norm(p)) for step in network.steps)
         assert product == pytest.approx(copies ** (1 / p), rel=1e-11)
-    unrolled = unroll(network)
+    unrolled = as_neuron_blocks(network)
     x = torch.randn(3, *shape, dtype=torch.float64)
     matrix = unrolled.output.parts[0].values
     torch.testing.assert_close(x.flatten(1) @ matrix.T, forward(x).flatten(1))

@@ -18,11 +18,11 @@ from lipbench.speed import report, works
 from lipbench.speed.bench import Bench, Scale
 from lipbench.speed.figure import Figure, Ratio
 from lipbench.speed.limits import ON_CPU, ON_GPU, Limit
-from lipbench.speed.running import inside
 from lipbench.speed.samples import Samples
 from lipbench.speed.stopwatch import Times, alternate
 from lipbench.speed.tables import digits as published
 from lipbench.speed.tables import many_cells
+from lipbench.speed.whole_runs import inside
 from lipbench.storage.rows import Row, write_rows
 
 KEYS = {"ratio", "ours_s", "plain_s", "eager_s", "spread"}
@@ -222,7 +222,7 @@ def test_each_run_is_compared_with_its_own_rows(monkeypatch):
     """The first run only warms up."""
     folders = []
     monkeypatch.setattr(
-        "lipbench.speed.running.inside", lambda folder: folders.append(folder.name) or 0.5
+        "lipbench.speed.whole_runs.inside", lambda folder: folders.append(folder.name) or 0.5
     )
     figure = works.measure(bench(), ["run_overhead"])["run_overhead"]
     assert folders == ["1", "2", "3"]

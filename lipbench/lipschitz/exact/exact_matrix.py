@@ -10,7 +10,7 @@ from torch import Tensor
 from lipbench.layers.elementwise import Elementwise
 from lipbench.lipschitz.exact.dyadic import Dyadic
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def very(matrix: Matrix) -> Dyadic | None:
     return None if bool(matrix.radius.any()) else Dyadic.of(matrix.values)
 
 
-def plain(network: Unrolled) -> Unrolled:
+def plain(network: NeuronBlocks) -> NeuronBlocks:
     """Return the same network with the rounded matrices alone."""
 
     def bare(affine: Affine) -> Affine:

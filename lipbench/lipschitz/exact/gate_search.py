@@ -29,7 +29,7 @@ from lipbench.lipschitz.exact.regions import Region, Regions
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points
 from lipbench.lipschitz.relaxations.decisions import Decision, cover
 from lipbench.lipschitz.relaxations.entrywise import boxed_norm
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -57,7 +57,7 @@ def switching_bound(
     Raises:
         Refused: If the network is not piecewise linear.
     """
-    unrolled = unroll(network)
+    unrolled = as_neuron_blocks(network)
     search = _Search(unrolled, norm, domain)
     u, v = known_pairs(known, network, domain)
     rng = torch.Generator().manual_seed(0)
@@ -82,7 +82,7 @@ def switching_problem(network: Network, value: Lipschitz) -> str:
     """Return what is wrong with the stored parts of a value, empty if they prove it."""
     if value.domain is None:
         return "its parts are those of a box"
-    unrolled = unroll(network)
+    unrolled = as_neuron_blocks(network)
     gates = Gates(unrolled, value.norm, value.domain)
     parts = _unpacked(value.proof)
     paths: dict[int, list[tuple[Decision, ...]]] = {number: [] for number in range(gates.sums)}
@@ -160,7 +160,7 @@ def _unpacked(proof: Mapping[str, Tensor]) -> list[_Part]:
 class _Search:
     """The parts that are left, the one with the largest bound first."""
 
-    def __init__(self, network: Unrolled, norm: Norm, domain: Box) -> None:
+    def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box) -> None:
         self.norm, self.gates = norm, Gates(network, norm, domain)
         try:
             self.regions: Regions | None = Regions(network, norm, domain)

@@ -18,7 +18,7 @@ from torch import Tensor
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
 from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.intervals import Interval, combined
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -75,7 +75,7 @@ class Gates:
     numbered after the gates.
     """
 
-    def __init__(self, network: Unrolled, norm: Norm, domain: Box) -> None:
+    def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box) -> None:
         """Read the network.
 
         Raises:

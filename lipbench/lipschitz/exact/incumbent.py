@@ -11,7 +11,7 @@ from lipbench.lipschitz.exact.regions import Regions
 from lipbench.lipschitz.lower_bounds.chords import chords
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded, operator_norms, pairs_along
 from lipbench.lipschitz.lower_bounds.witness import witness
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.refused import Refused
 
@@ -52,7 +52,7 @@ def _in_region(
     """Return pairs in the linear region around a point, which may be too thin for floats to see."""
     exact = [sum(map(Fraction, entry), Fraction(0)) for entry in zip(*point.tolist(), strict=True)]
     try:
-        regions = Regions(unroll(network), value.norm, value.domain)
+        regions = Regions(as_neuron_blocks(network), value.norm, value.domain)
     except Refused:
         return None
     region = regions.region_at(exact)

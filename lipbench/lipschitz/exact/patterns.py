@@ -1,4 +1,4 @@
-"""The exact Lipschitz constant of a small piecewise linear network, by the signs that cannot be.
+"""Activation patterns: exact constants, where a pattern that no input has is struck out.
 
 Each choice of signs for the neurons of a block has a matrix, and its norm is known before it is
 known whether any input has these signs. So the search takes the choice with the largest norm, and

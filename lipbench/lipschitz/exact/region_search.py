@@ -1,4 +1,4 @@
-"""Exact constants: found by branch and bound, stored as tensors, and checked again."""
+"""Region search: exact constants by branch and bound, stored as tensors, checked again."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from lipbench.lipschitz.exact.regions import Regions
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded
 from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
 from lipbench.lipschitz.relaxations.decisions import Decision
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
     AveragePool,
@@ -118,7 +118,7 @@ def enumerated_problem(network: Network, value: Lipschitz) -> str:
 
 
 def _regions(network: Network, norm: Norm, domain: Box | None) -> Regions:
-    return Regions(unroll(network, kind=Carried), norm, domain)
+    return Regions(as_neuron_blocks(network, kind=Carried), norm, domain)
 
 
 def _explored(regions: Regions, nodes: int, starts: list[tuple[Fraction, ...]]) -> Explored:
@@ -136,7 +136,7 @@ def _explored(regions: Regions, nodes: int, starts: list[tuple[Fraction, ...]]) 
 
 def _climbed(
     network: Network,
-    unrolled: Unrolled,
+    unrolled: NeuronBlocks,
     norm: Norm,
     domain: Box | None,
     points: Float[Tensor, "points inputs"],

@@ -1,4 +1,4 @@
-"""The regions on which a piecewise linear network is one matrix, in rational numbers.
+"""Linear regions: where a piecewise linear network is one matrix, in rational numbers.
 
 A neuron that is linear on both sides of 0 splits the inputs into two half-spaces, of the region in
 which all neurons of the blocks before it are on a known side.
@@ -27,8 +27,11 @@ from lipbench.lipschitz.exact.polyhedra import (
 from lipbench.lipschitz.exact.vertices import corners_fit, norm_of_corners
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
 from lipbench.lipschitz.relaxations.decisions import Decision
-from lipbench.lipschitz.relaxations.loop_transformation import Centred, centre
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.loop_transformation import (
+    LoopTransformation,
+    loop_transformation,
+)
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks
 from lipbench.lipschitz.semidefinite.certify import certify
 from lipbench.lipschitz.semidefinite.interior_point import propose
 from lipbench.norm import Norm
@@ -70,7 +73,7 @@ class Region:
 class Regions:
     """The regions of one network in one domain."""
 
-    def __init__(self, network: Unrolled, norm: Norm, domain: Box | None) -> None:
+    def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box | None) -> None:
         """Read the network exactly.
 
         Raises:
@@ -88,7 +91,7 @@ class Regions:
         self._reads = [_exact(block.reads, block.name) for block in network.blocks]
         self._output = _exact(network.output, "the output")
         self.network = network = plain(network)
-        self._influence = _influence(centre(network))
+        self._influence = _influence(loop_transformation(network))
         self._box = () if domain is None else tuple(_box_faces(network.inputs, domain))
 
     def root(self) -> Region:
@@ -189,7 +192,7 @@ class Regions:
             return _norm(matrix, self.norm) * (1 + _SLACK * max(matrix.shape))
         if sharp and self.norm != 2.0 and self.has_sharp_bound(region):
             return norm_of_corners(self.network, self.slopes(region), self.norm)
-        centred = centre(self.network, self.slopes(region)).bent
+        centred = loop_transformation(self.network, self.slopes(region)).bent
         if sharp and self.norm == 2.0 and centred.neurons:
             with suppress(Refused):  # nothing better is known then
                 found = propose(centred, tolerance=_CLOSE)
@@ -371,7 +374,7 @@ def _box_faces(dimension: int, domain: Box) -> Iterator[HalfSpace]:
             yield HalfSpace(row)
 
 
-def _influence(network: Centred) -> list[float]:
+def _influence(network: LoopTransformation) -> list[float]:
     """Return roughly how much the outputs may change with each neuron."""
     absolute = network.matrix.values.abs()[:, network.inputs :]
     found = absolute[network.neurons :].sum(dim=0)

@@ -1,4 +1,4 @@
-"""The signs that the neurons of one block may have, and the largest norm that each choice has."""
+"""Sign choices: the sides that neurons of one block may be on, and the largest norm of each."""
 
 from collections.abc import Sequence
 from fractions import Fraction

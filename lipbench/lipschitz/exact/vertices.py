@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
 from lipbench.lipschitz.relaxations.loop_transformation import SlopeBounds
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.norm import Norm
 
@@ -33,19 +33,19 @@ _BLUR = 1e-13
 """More than rounding makes of a cosine: of the cube of the entries some hundred units."""
 
 
-def corners_fit(network: Unrolled, undecided: int) -> bool:
+def corners_fit(network: NeuronBlocks, undecided: int) -> bool:
     """Return whether there is room for all corners, if so many slopes have two ends."""
     widest = max(map(len, network.blocks), default=1)
     return 2**undecided * widest * network.inputs <= _LARGEST
 
 
-def all_corners_fit(network: Unrolled, norm: Norm) -> bool:
+def all_corners_fit(network: NeuronBlocks, norm: Norm) -> bool:
     """Return whether the norms for all sides of all neurons can be looked at."""
     everywhere = [(block.lo, block.hi) for block in network.blocks]
     return bool(everywhere) and Corners(network, everywhere, norm, 0).fit
 
 
-def norm_of_corners(network: Unrolled, slopes: SlopeBounds, norm: Norm) -> float:
+def norm_of_corners(network: NeuronBlocks, slopes: SlopeBounds, norm: Norm) -> float:
     """Return the largest norm of the matrix over all slopes between their ends, rounded upwards.
 
     Args:
@@ -60,7 +60,7 @@ def norm_of_corners(network: Unrolled, slopes: SlopeBounds, norm: Norm) -> float
 class Corners:
     """The largest norm for each choice of sides of one block's neurons, those before decided."""
 
-    def __init__(self, network: Unrolled, slopes: SlopeBounds, norm: Norm, number: int) -> None:
+    def __init__(self, network: NeuronBlocks, slopes: SlopeBounds, norm: Norm, number: int) -> None:
         """Take the least and the largest slope of each block's neurons; nothing is computed yet.
 
         Args:
@@ -122,7 +122,7 @@ def _corners(lo: Float[Tensor, " neurons"], hi: Float[Tensor, " neurons"]) -> Te
 
 
 def _output(
-    network: Unrolled, slopes: Sequence[Tensor], *, absolute: bool = False
+    network: NeuronBlocks, slopes: Sequence[Tensor], *, absolute: bool = False
 ) -> Float[Tensor, "corners outputs inputs"]:
     """Return the matrix for each row of slopes of all blocks, each combined with each."""
     known = {0: torch.eye(network.inputs, dtype=torch.float64).unsqueeze(0)}
@@ -171,7 +171,7 @@ def _weights(part: Matrix, absolute: bool) -> Tensor:
     return part.values.abs() + part.radius / UNIT if absolute else part.values
 
 
-def _upwards(norms: Tensor, network: Unrolled, slopes: SlopeBounds, norm: Norm) -> Tensor:
+def _upwards(norms: Tensor, network: NeuronBlocks, slopes: SlopeBounds, norm: Norm) -> Tensor:
     """Return norms with what rounding may have taken off them."""
     # It is no more than a share of what the absolute values come to.
     steepest = [torch.maximum(lo.abs(), hi.abs()).unsqueeze(0) for lo, hi in slopes]

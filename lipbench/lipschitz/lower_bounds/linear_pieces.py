@@ -15,7 +15,7 @@ from torch import Tensor
 from lipbench.lipschitz.lower_bounds.chords import chords
 from lipbench.lipschitz.lower_bounds.expansion import operator_norms
 from lipbench.lipschitz.relaxations.affine import Affine
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 from lipbench.threat import Box
@@ -53,7 +53,7 @@ class Piece:
 class Pieces:
     """The pieces of one network in one domain."""
 
-    def __init__(self, network: Unrolled, norm: Norm, domain: Box | None) -> None:
+    def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box | None) -> None:
         """Read the network.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Product bounds with another norm for linear layers."""
+"""Product bounds with other norms of linear layers than the exact ones."""
 
 from collections.abc import Callable
 from dataclasses import replace

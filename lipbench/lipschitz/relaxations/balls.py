@@ -24,7 +24,7 @@ from lipbench.lipschitz.relaxations.intervals import (
     local_slopes,
     values_between,
 )
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, widths
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Dense, Rearrange, Scale
@@ -60,7 +60,7 @@ class Balls:
                 f"a layer of {self._widest} neurons has derivatives in {first} numbers each, more "
                 f"than {_MOST:,} together."
             )
-        self._network = unroll(rest)
+        self._network = as_neuron_blocks(rest)
 
     def constants(
         self,
@@ -179,7 +179,7 @@ class _Stem:
     def of(cls, network: Network | None, norm: Norm) -> "_Stem":
         if network is None:
             return cls(norm=norm)
-        output = unroll(network).output
+        output = as_neuron_blocks(network).output
         return cls(norm=norm, matrix=output.parts[0], offset=output.offset)
 
     @property

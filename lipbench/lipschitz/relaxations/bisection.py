@@ -25,7 +25,7 @@ from lipbench.lipschitz.relaxations.intervals import (
     local_slopes,
     values_between,
 )
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -68,7 +68,7 @@ def bisected_bound(
     Raises:
         Refused: If the network cannot be unrolled, or its slopes are not bounded.
     """
-    local = _Local(unroll(network), norm, domain)
+    local = _Local(as_neuron_blocks(network), norm, domain)
     queue, order = list[tuple[float, int, Part]](), count()
     ahead, met, best, found = [Part(0, 0)], 0.0, list[Part](), math.inf
     while ahead:
@@ -102,7 +102,7 @@ def bisected_proved(network: Network, value: Lipschitz) -> float:
     parts = [Part(*row) for row in rows.tolist()]
     if not _make_up_all(parts):
         return math.inf
-    local = _Local(unroll(network), value.norm, value.domain)
+    local = _Local(as_neuron_blocks(network), value.norm, value.domain)
     pieces = [parts[i : i + _TOGETHER] for i in range(0, len(parts), _TOGETHER)]
     return max(float(local.bounds(piece)[0].max()) for piece in pieces)
 
@@ -127,7 +127,7 @@ def _make_up_all(parts: Sequence[Part]) -> bool:
 class _Local:
     """What bounds a network on parts of a box."""
 
-    def __init__(self, network: Unrolled, norm: Norm, domain: Box) -> None:
+    def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box) -> None:
         self._network, self._norm, self._domain = network, norm, domain
 
     def bounds(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.intervals import slopes
 from lipbench.lipschitz.relaxations.loop_transformation import SlopeBounds
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, widths
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, widths
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
     AveragePool,
@@ -38,7 +38,7 @@ class Chain:
     """Least and largest slope of the neurons after each layer but the last."""
 
     @classmethod
-    def of(cls, network: Unrolled, domain: Box | None) -> "Chain":
+    def of(cls, network: NeuronBlocks, domain: Box | None) -> "Chain":
         """Return a network as a chain, with the slopes that it has on a domain.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Decisions that split something in two, again and again."""
+"""Branching decisions: splits of a search in two, and whether its parts cover the whole."""
 
 from collections.abc import Sequence
 

@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.lipschitz.relaxations.intervals import derivatives
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks
 from lipbench.norm import Norm
 from lipbench.threat import Box
 
 
 def boxed_norm(
-    network: Unrolled, norm: Norm, domain: Box | None
+    network: NeuronBlocks, norm: Norm, domain: Box | None
 ) -> tuple[float, Float[Tensor, "outputs inputs"]]:
     """Return a certified Lipschitz constant on a domain, and bounds of all derivatives there."""
     entries = derivatives(network, domain).largest

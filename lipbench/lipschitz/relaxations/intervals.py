@@ -12,8 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.lipschitz.relaxations.affine import Matrix
-from lipbench.lipschitz.relaxations.loop_transformation import Centred, SlopeBounds, centre
-from lipbench.lipschitz.relaxations.neuron_blocks import Block, Unrolled
+from lipbench.lipschitz.relaxations.loop_transformation import (
+    LoopTransformation,
+    SlopeBounds,
+    loop_transformation,
+)
+from lipbench.lipschitz.relaxations.neuron_blocks import Block, NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.refused import Refused
 from lipbench.threat import Box
@@ -47,7 +51,7 @@ class Interval(NamedTuple):
         return _outwards(ends.amin(dim=0), ends.amax(dim=0), UNIT * ends.abs().amax(dim=0))
 
 
-def centred_on(network: Unrolled, domain: Box | None) -> Centred:
+def loop_transformation_on(network: NeuronBlocks, domain: Box | None) -> LoopTransformation:
     """Return the matrix of a network with the slopes that its neurons have on a domain.
 
     Neurons that are linear there are multiplied out.
@@ -55,10 +59,14 @@ def centred_on(network: Unrolled, domain: Box | None) -> Centred:
     Raises:
         Refused: If slopes are not bounded.
     """
-    return centre(network) if domain is None else centre(network, slopes(network, domain)).bent
+    return (
+        loop_transformation(network)
+        if domain is None
+        else loop_transformation(network, slopes(network, domain)).bent
+    )
 
 
-def slopes(network: Unrolled, domain: Box | None) -> SlopeBounds:
+def slopes(network: NeuronBlocks, domain: Box | None) -> SlopeBounds:
     """Return the least and the largest slope of each neuron between inputs in a domain.
 
     Functions of which only the slopes are known have no others there than everywhere.
@@ -90,7 +98,7 @@ def between(
 
 
 def derivatives(
-    network: Unrolled, domain: Box | None, known_slopes: SlopeBounds | None = None
+    network: NeuronBlocks, domain: Box | None, known_slopes: SlopeBounds | None = None
 ) -> Interval:
     """Return where all derivatives of the outputs lie on a domain, outputs × inputs.
 

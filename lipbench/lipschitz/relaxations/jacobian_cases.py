@@ -1,4 +1,4 @@
-"""Bounds of Jacobians case by case: searched, stored as a tensor, and checked again.
+"""Branch and bound of Jacobian norms: case by case, stored as a tensor, checked again.
 
 A sum of absolute derivatives is convex in the slope of any one neuron, so that no slope makes it
 larger than one of its ends does. Where the inputs lie in a box, each end also says on which side of
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.decisions import Decision, cover
 from lipbench.lipschitz.relaxations.jacobians import Case, Jacobians
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -41,7 +41,7 @@ def jacobian_bound(network: Network, norm: Norm, domain: Box | None, nodes: int)
     Raises:
         Refused: If the network cannot be unrolled, or its slopes or derivatives are not bounded.
     """
-    jacobians = Jacobians(unroll(network), norm, domain)
+    jacobians = Jacobians(as_neuron_blocks(network), norm, domain)
     if norm == 2.0:
         cases = jacobians.whole
         value = jacobians.spectral()
@@ -54,7 +54,7 @@ def jacobian_bound(network: Network, norm: Norm, domain: Box | None, nodes: int)
 
 def jacobian_proved(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored cases prove, infinite if they leave anything out."""
-    jacobians = Jacobians(unroll(network), value.norm, value.domain)
+    jacobians = Jacobians(as_neuron_blocks(network), value.norm, value.domain)
     cases = _unpacked(value.proof["cases"])
     if value.norm == 2.0:
         return jacobians.spectral()

@@ -1,4 +1,4 @@
-"""Norms of all Jacobians on a domain, by linear relaxation.
+"""Jacobian norms on a domain, of all Jacobians at once, by linear relaxation.
 
 Between any two inputs the outputs change by W D W ... D W times the change of the inputs, where
 each D is a diagonal of slopes that neurons have between them. Row by row, from the outputs
@@ -24,7 +24,7 @@ from lipbench.lipschitz.relaxations.affine import Affine, Matrix
 from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.intervals import Interval, derivatives
 from lipbench.lipschitz.relaxations.linear_relaxation import Lines, Relaxation, above, below
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled, widths
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, widths
 from lipbench.lipschitz.relaxations.preactivations import on_parts
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
@@ -57,7 +57,7 @@ class CaseBounds(NamedTuple):
 class Jacobians:
     """The matrices of a network on a domain."""
 
-    def __init__(self, network: Unrolled, norm: Norm, domain: Box | None) -> None:
+    def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box | None) -> None:
         """Find where slopes and derivatives lie.
 
         Raises:

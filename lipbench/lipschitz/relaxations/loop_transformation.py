@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -29,7 +29,7 @@ SlopeBounds = Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Centred:
+class LoopTransformation:
     """Changes of pre-activations and outputs as a matrix times those of inputs and neurons."""
 
     matrix: Matrix
@@ -99,12 +99,12 @@ class Centred:
         return read[:, self.inputs :].any(dim=0)
 
     @property
-    def bent(self) -> "Centred":
+    def bent(self) -> "LoopTransformation":
         """Return the same without the neurons that nothing reads."""
         kept = self.is_read
         rows = torch.cat([kept, kept.new_ones(self.outputs)])
         columns = torch.cat([kept.new_ones(self.inputs), kept])
-        return Centred(
+        return LoopTransformation(
             matrix=Matrix(
                 values=self.matrix.values[rows][:, columns],
                 radius=self.matrix.radius[rows][:, columns],
@@ -114,7 +114,9 @@ class Centred:
         )
 
 
-def centre(network: Unrolled, slopes: SlopeBounds | None = None) -> Centred:
+def loop_transformation(
+    network: NeuronBlocks, slopes: SlopeBounds | None = None
+) -> LoopTransformation:
     """Return the matrix of a network.
 
     Args:
@@ -141,7 +143,7 @@ def centre(network: Unrolled, slopes: SlopeBounds | None = None) -> Centred:
         known.append(share.plus(Matrix.exact(own)))
         start += len(block)
     rows.append(_multiplied(network.output, known))
-    return Centred(
+    return LoopTransformation(
         matrix=Matrix(
             values=torch.cat([row.values for row in rows]),
             radius=torch.cat([row.radius for row in rows]),

@@ -1,4 +1,4 @@
-"""A network as matrices between single neurons.
+"""Neuron blocks: a network of any architecture as matrices between single neurons.
 
 Every step is either linear, and is multiplied out, or acts on each entry by itself. So all
 pre-activations, and the output, are affine in the input and in the neurons before them, whatever
@@ -70,7 +70,7 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unrolled:
+class NeuronBlocks:
     """A function of vectors: blocks of neurons, and an output that is affine in all of them."""
 
     inputs: int
@@ -86,14 +86,16 @@ class Unrolled:
             values.append(block.function(block.reads(values)))
         return self.output(values)
 
-    def differences(self, pairs: Sequence[tuple[int, int]]) -> "Unrolled":
+    def differences(self, pairs: Sequence[tuple[int, int]]) -> "NeuronBlocks":
         """Return the same network with the differences y_i - y_j as its outputs."""
         first, second = (torch.tensor(side) for side in zip(*pairs, strict=True))
         negative = self.output.rows(second).negative
         return replace(self, output=self.output.rows(first).plus(negative))
 
 
-def unroll(network: Network, largest: int = LARGEST, kind: type[Matrix] = Matrix) -> Unrolled:
+def as_neuron_blocks(
+    network: Network, largest: int = LARGEST, kind: type[Matrix] = Matrix
+) -> NeuronBlocks:
     """Return a float64 network on the CPU as matrices between neurons.
 
     Args:
@@ -117,7 +119,7 @@ def unroll(network: Network, largest: int = LARGEST, kind: type[Matrix] = Matrix
             columns = sum(part.values.shape[1] for value in read for part in value.parts.values())
             unroller.reserve(math.prod(step.output_shape) * columns, step.name)
             values.append(_unrolled(step, unroller, *read))
-    return Unrolled(
+    return NeuronBlocks(
         inputs=size,
         blocks=tuple(unroller.blocks),
         output=values[network.output],

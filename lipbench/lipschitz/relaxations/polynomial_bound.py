@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.entrywise import boxed_norm
-from lipbench.lipschitz.relaxations.intervals import centred_on
+from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
 from lipbench.lipschitz.relaxations.krivine import (
     Family,
     Numbers,
@@ -32,7 +32,7 @@ from lipbench.lipschitz.relaxations.krivine import (
     families,
     plain_bound,
 )
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.polynomials import Polynomial, derivative_polynomials, levels
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
@@ -152,9 +152,9 @@ class _Problem:
         Raises:
             Refused: If it cannot be unrolled, or slopes are not bounded.
         """
-        unrolled = unroll(network, _LARGEST)
+        unrolled = as_neuron_blocks(network, _LARGEST)
         self.norm = norm
-        self.centred = centred_on(unrolled, domain)
+        self.centred = loop_transformation_on(unrolled, domain)
         self.boxed, self.entries = boxed_norm(unrolled, norm, domain)
 
     @property

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lipbench.lipschitz.relaxations.loop_transformation import Centred
+from lipbench.lipschitz.relaxations.loop_transformation import LoopTransformation
 from lipbench.lipschitz.relaxations.rounding import UNIT
 
 _STEPS = 50
@@ -95,7 +95,7 @@ class Derivatives:
         return _weighted(values, radius, weights)
 
 
-def derivative_polynomials(network: Centred) -> Derivatives:
+def derivative_polynomials(network: LoopTransformation) -> Derivatives:
     """Return the derivatives of a network, rounding accounted for."""
     groups = levels(network)
     outputs = torch.arange(network.neurons, network.neurons + network.outputs)
@@ -108,7 +108,7 @@ def derivative_polynomials(network: Centred) -> Derivatives:
     return Derivatives(values=values, radius=(most - values.abs()).clamp_min(0) + rounding)
 
 
-def levels(network: Centred) -> list[Int[Tensor, " _"]]:
+def levels(network: LoopTransformation) -> list[Int[Tensor, " _"]]:
     """Return the neurons that read inputs alone, those that read these, and so on."""
     matrix = network.matrix
     reads = ((matrix.values != 0) | (matrix.radius != 0))[:, network.inputs :]

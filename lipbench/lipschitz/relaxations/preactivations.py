@@ -19,7 +19,7 @@ from torch import Tensor
 from lipbench.lipschitz.relaxations.intervals import Interval, between
 from lipbench.lipschitz.relaxations.linear_relaxation import Line, Lines, Relaxation, above, below
 from lipbench.lipschitz.relaxations.loop_transformation import SlopeBounds
-from lipbench.lipschitz.relaxations.neuron_blocks import Block, Unrolled
+from lipbench.lipschitz.relaxations.neuron_blocks import Block, NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.refused import Refused
 from lipbench.threat import Box
@@ -40,7 +40,7 @@ class Parts:
     """Parts that may hold points: the others are empty."""
 
 
-def closer_slopes(network: Unrolled, domain: Box | None) -> SlopeBounds:
+def closer_slopes(network: NeuronBlocks, domain: Box | None) -> SlopeBounds:
     """Return the least and the largest slope of each neuron between inputs in a domain.
 
     They hold as those of `intervals.slopes` do, and lie between them.
@@ -53,7 +53,7 @@ def closer_slopes(network: Unrolled, domain: Box | None) -> SlopeBounds:
 
 
 def on_parts(
-    network: Unrolled,
+    network: NeuronBlocks,
     domain: Box | None,
     sides: Int[Tensor, "neurons parts"],
     known: Sequence[Interval] = (),

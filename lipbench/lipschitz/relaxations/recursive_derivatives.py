@@ -24,7 +24,7 @@ from torch import Tensor
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.entrywise import norm_of_entries
 from lipbench.lipschitz.relaxations.intervals import Interval, combined, derivatives, slopes
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.norm import Norm
 from lipbench.threat import Box
@@ -37,7 +37,7 @@ _ROUNDED = 1e-12
 
 
 def recursive_norm(
-    network: Unrolled, norm: Norm, domain: Box | None
+    network: NeuronBlocks, norm: Norm, domain: Box | None
 ) -> tuple[float, Float[Tensor, "outputs inputs"]]:
     """Return a certified Lipschitz constant on a domain, and bounds of all derivatives there.
 
@@ -50,7 +50,7 @@ def recursive_norm(
     return norm_of_entries(entries, norm), entries
 
 
-def recursive_derivatives(network: Unrolled, domain: Box | None) -> Interval:
+def recursive_derivatives(network: NeuronBlocks, domain: Box | None) -> Interval:
     """Return where all derivatives of the outputs lie on a domain, outputs × inputs.
 
     The recursion starts from the inputs or from the outputs, whichever takes fewer products, and

@@ -1,4 +1,4 @@
-"""How far a network's computed outputs can be from its exact ones.
+"""Rounding error of a network: how far computed outputs can be from exact ones.
 
 A running error analysis in float64: every step passes on the errors of its inputs and adds its
 own rounding. It covers sums in any order; results below the smallest normal number are ignored.

@@ -16,13 +16,13 @@ from dataclasses import replace
 import torch
 
 from lipbench.lipschitz.relaxations.intervals import slopes
-from lipbench.lipschitz.relaxations.loop_transformation import centre
-from lipbench.lipschitz.relaxations.neuron_blocks import Unrolled
+from lipbench.lipschitz.relaxations.loop_transformation import loop_transformation
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks
 from lipbench.norm import Norm
 from lipbench.threat import Box
 
 
-def varying_reach(network: Unrolled, domain: Box | None) -> tuple[float, ...]:
+def varying_reach(network: NeuronBlocks, domain: Box | None) -> tuple[float, ...]:
     """Return certified l2 constants of each block of neurons over its √c, and of the outputs.
 
     Where a block reads several earlier ones, their terms are added.
@@ -31,7 +31,7 @@ def varying_reach(network: Unrolled, domain: Box | None) -> tuple[float, ...]:
         Refused: If slopes are not bounded.
     """
     steepest = [torch.maximum(lo.abs(), hi.abs()) for lo, hi in slopes(network, domain)]
-    whole = centre(network, [(-most, most) for most in steepest])
+    whole = loop_transformation(network, [(-most, most) for most in steepest])
     kept = whole.bent
     ones = torch.ones(max(kept.inputs, kept.outputs), dtype=torch.float64)
     roots = torch.cat([ones[:0], *steepest])[whole.is_read].sqrt()

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lipbench.lipschitz.relaxations.loop_transformation import Centred
+from lipbench.lipschitz.relaxations.loop_transformation import LoopTransformation
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.norm import Norm
 
@@ -26,7 +26,7 @@ _WIDENINGS = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
 
 def certify(
-    network: Centred, multipliers: Float[Tensor, " neurons"], square: float
+    network: LoopTransformation, multipliers: Float[Tensor, " neurons"], square: float
 ) -> tuple[float, float]:
     """Return a certified l2 Lipschitz constant, and the ρ with which it was proved.
 
@@ -59,7 +59,9 @@ def certify(
     return best
 
 
-def _excess(network: Centred, multipliers: Float[Tensor, " neurons"], square: float) -> float:
+def _excess(
+    network: LoopTransformation, multipliers: Float[Tensor, " neurons"], square: float
+) -> float:
     """Return an upper bound of ‖D_out^½ G D_in^-½‖² - 1, or 0 if it is below."""
     ones = multipliers.new_ones
     right = torch.cat([ones(network.inputs) * square, multipliers]).rsqrt()

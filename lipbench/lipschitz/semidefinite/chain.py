@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.relaxations.loop_transformation import Centred, centre
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.loop_transformation import (
+    LoopTransformation,
+    loop_transformation,
+)
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.semidefinite.certify import certify
 from lipbench.lipschitz.semidefinite.interior_point import propose
 from lipbench.networks.network import Network
@@ -91,13 +94,13 @@ class Layers:
         own = torch.cat([2 * part * half**2 for part, half in pairs])
         return certify(self._centred(weights), own, square)[0]
 
-    def _centred(self, weights: Weights) -> Centred:
+    def _centred(self, weights: Weights) -> LoopTransformation:
         left = iter(weights)
         steps: tuple[Step, ...] = tuple(
             replace(step, weight=next(left)) if isinstance(step, Dense) else step
             for step in self.core.steps
         )
-        return centre(unroll(replace(self.core, steps=steps)), self.slopes)
+        return loop_transformation(as_neuron_blocks(replace(self.core, steps=steps)), self.slopes)
 
 
 def reduced(

@@ -1,4 +1,4 @@
-"""The largest norm of A·diag(s)·B over a box of slopes s, by search of its corners.
+"""Norm maximisation: the largest norm of A·diag(s)·B over a box of slopes s, by corners.
 
 The norm is convex in s, so that it is largest at a corner: each slope at one of its ends. The
 corners are searched neuron by neuron. What all corners below a node have at most is known from
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lipbench.bound import EXACT_WITHIN
 from lipbench.lipschitz.relaxations.affine import Matrix
-from lipbench.lipschitz.relaxations.loop_transformation import Centred
+from lipbench.lipschitz.relaxations.loop_transformation import LoopTransformation
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.lipschitz.semidefinite.interior_point import propose
 
@@ -200,7 +200,7 @@ def _weights(
     """Return multipliers of the free neurons that are the best at the root; any are valid."""
     first = torch.cat([right[:free], right.new_zeros(free, free)], dim=1)
     whole = torch.cat([(left * middle) @ right, left[:, :free] * half[:free]], dim=1)
-    network = Centred(
+    network = LoopTransformation(
         matrix=Matrix.exact(torch.cat([first, whole])), inputs=right.shape[1], sizes=(free,)
     )
     return propose(network, tolerance=_TOLERANCE).multipliers

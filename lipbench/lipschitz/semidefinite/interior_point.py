@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.lipschitz.relaxations.affine import Matrix
-from lipbench.lipschitz.relaxations.loop_transformation import Centred
+from lipbench.lipschitz.relaxations.loop_transformation import LoopTransformation
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 
@@ -45,7 +45,7 @@ class Proposal(NamedTuple):
 
 
 def propose(
-    network: Centred,
+    network: LoopTransformation,
     groups: Int[Tensor, " neurons"] | None = None,
     tolerance: float = 1e-6,
     iterations: int = 200,
@@ -81,7 +81,10 @@ def propose(
 
 
 def _solved(
-    network: Centred, groups: Int[Tensor, " neurons"] | None, tolerance: float, iterations: int
+    network: LoopTransformation,
+    groups: Int[Tensor, " neurons"] | None,
+    tolerance: float,
+    iterations: int,
 ) -> Proposal:
     program = _Program.of(network, groups)
     point = program.start()
@@ -97,7 +100,7 @@ def _solved(
     return Proposal(program.spread(point.weights) * scale, point.square * scale, float(gap))
 
 
-def _reading(network: Centred) -> Centred:
+def _reading(network: LoopTransformation) -> LoopTransformation:
     """Return the network with neurons that read nothing made to read a trace of an input.
 
     Their multipliers may be as large as one likes, so that without it the barrier has no minimum.
@@ -112,7 +115,7 @@ def _reading(network: Centred) -> Centred:
     return replace(network, matrix=Matrix(values=values, radius=network.matrix.radius))
 
 
-def _in_units(network: Centred, units: Sequence[float]) -> Centred:
+def _in_units(network: LoopTransformation, units: Sequence[float]) -> LoopTransformation:
     """Return the network whose neurons and outputs are divided by those of their block."""
     each = _each(network.sizes, units)
     rows = torch.cat([each, each.new_full((network.outputs,), units[-1])]).unsqueeze(1)
@@ -151,7 +154,7 @@ class _Program:
     scale: float
 
     @classmethod
-    def of(cls, network: Centred, groups: Tensor | None) -> "_Program":
+    def of(cls, network: LoopTransformation, groups: Tensor | None) -> "_Program":
         matrix = network.matrix.values
         first, rest = matrix[:, : network.inputs], matrix[:, network.inputs :]
         # Only the part of the inputs that is read counts, in whatever orthogonal coordinates.
@@ -190,7 +193,7 @@ class _Program:
         return diagonal.diag() - drop
 
     def start(self) -> _Point:
-        """Return a point inside, whose square is a little more than that of `Centred.reach`.
+        """Return a point inside; its square is a little more than `LoopTransformation.reach` has.
 
         With a_j the norm of what a row reads of block j, and K_j, K the certified constants of
         that block and of the row, (Σ a_j‖ψ_j‖)² is at most K Σ a_j‖ψ_j‖²/K_j: so much weight

@@ -33,8 +33,11 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.chain import Chain
-from lipbench.lipschitz.relaxations.loop_transformation import Centred, centre
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
+from lipbench.lipschitz.relaxations.loop_transformation import (
+    LoopTransformation,
+    loop_transformation,
+)
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, widths
 from lipbench.lipschitz.semidefinite.interior_point import propose
 from lipbench.lipschitz.semidefinite.lipsdp import certified
 from lipbench.networks.network import Network
@@ -98,9 +101,9 @@ def staged_bound(
     Raises:
         Refused: If the network is no chain, is constant, or has a square beyond float64.
     """
-    unrolled = unroll(network)
+    unrolled = as_neuron_blocks(network)
     chain = Chain.of(unrolled, domain)
-    centred = centre(unrolled, chain.slopes)
+    centred = loop_transformation(unrolled, chain.slopes)
     kept = torch.ones(centred.neurons, dtype=torch.bool)
     if domain is not None:
         kept, centred = centred.is_read, centred.bent
@@ -169,7 +172,7 @@ def solve(stage: Stage, tolerance: float, iterations: int) -> Float[Tensor, " ne
     reads = torch.cat([root[bent], root.new_zeros(count, count)], dim=1)
     free = (after * stage.half)[:, bent]
     outputs = torch.cat([(after * stage.middle) @ root, free], dim=1)
-    network = Centred(
+    network = LoopTransformation(
         matrix=Matrix.exact(torch.cat([reads, outputs])), inputs=root.shape[1], sizes=(count,)
     )
     found = propose(network, tolerance=tolerance, iterations=iterations)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
-from lipbench.lipschitz.relaxations.intervals import centred_on
-from lipbench.lipschitz.relaxations.loop_transformation import Centred
-from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
+from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
+from lipbench.lipschitz.relaxations.loop_transformation import LoopTransformation
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, neurons
 from lipbench.lipschitz.semidefinite.certify import certify
 from lipbench.lipschitz.semidefinite.interior_point import propose
 from lipbench.networks.network import Network
@@ -26,7 +26,7 @@ def relaxed_bound(
     Raises:
         Refused: If the network cannot be unrolled.
     """
-    centred = centred_on(unroll(network), domain)
+    centred = loop_transformation_on(as_neuron_blocks(network), domain)
     groups = _blocks(centred) if by_block else None
     if not centred.neurons:
         return certified(network, domain, centred, torch.empty(0, dtype=torch.float64), 0.0)
@@ -35,7 +35,11 @@ def relaxed_bound(
 
 
 def certified(
-    network: Network, domain: Box | None, centred: Centred, multipliers: Tensor, square: float
+    network: Network,
+    domain: Box | None,
+    centred: LoopTransformation,
+    multipliers: Tensor,
+    square: float,
 ) -> Lipschitz:
     """Return the bound that multipliers prove, with what it takes to prove it again."""
     value, proved = _proved(centred, multipliers, square)
@@ -52,7 +56,7 @@ def certified(
 def recertified(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored multipliers prove, computed from the network anew."""
     multipliers, square = value.proof["multipliers"], float(value.proof["square"])
-    centred = centred_on(unroll(network), value.domain)
+    centred = loop_transformation_on(as_neuron_blocks(network), value.domain)
     if multipliers.shape != (centred.neurons,):
         return math.inf
     return _proved(centred, multipliers, square)[0]
@@ -65,12 +69,12 @@ def relaxed_cost(network: Network) -> float:
     return 5e-3 + _SECONDS_PER_CUBE * (2 * count) ** 3 + 1e-8 * count * inputs * count
 
 
-def _proved(centred: Centred, multipliers: Tensor, square: float) -> tuple[float, float]:
+def _proved(centred: LoopTransformation, multipliers: Tensor, square: float) -> tuple[float, float]:
     if not centred.neurons:  # a linear map
         return centred.reach(Norm(2.0))[-1], square
     return certify(centred, multipliers, square)
 
 
-def _blocks(centred: Centred) -> Tensor:
+def _blocks(centred: LoopTransformation) -> Tensor:
     sizes = torch.tensor(centred.sizes, dtype=torch.int64)
     return torch.arange(len(sizes)).repeat_interleave(sizes)

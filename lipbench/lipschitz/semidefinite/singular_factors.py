@@ -26,7 +26,7 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.chain import Chain
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll, widths
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, widths
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.lipschitz.semidefinite.corners import norm_by_search
 from lipbench.networks.network import Network
@@ -45,7 +45,7 @@ def factored_bound(network: Network, domain: Box | None, nodes: int) -> Lipschit
     Raises:
         Refused: If the network is no chain.
     """
-    chain = Chain.of(unroll(network), domain).merged
+    chain = Chain.of(as_neuron_blocks(network), domain).merged
     factors = _largest(chain, nodes, torch.zeros(len(chain.slopes), dtype=torch.float64))
     return Lipschitz.upper(
         network,
@@ -64,7 +64,7 @@ def refactored(network: Network, value: Lipschitz) -> float:
     its own was found; what does not hold comes out larger.
     """
     stored, nodes = value.proof["factors"], int(value.proof["nodes"])
-    chain = Chain.of(unroll(network), value.domain).merged
+    chain = Chain.of(as_neuron_blocks(network), value.domain).merged
     if stored.shape != (len(chain.slopes),) or not bool((stored >= 0).all()):
         return math.inf
     return _product(chain, _largest(chain, nodes, stored))

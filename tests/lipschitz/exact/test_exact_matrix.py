@@ -21,7 +21,7 @@ from lipbench.lipschitz.exact.region_search import HELD
 from lipbench.lipschitz.exact.vertices import norm_of_corners
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.affine import Matrix
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
@@ -126,7 +126,7 @@ def test_a_network_is_evaluated_exactly(seed):
     image = [nn.Unflatten(1, (1, 2)), nn.ZeroPad1d(1), nn.Conv1d(1, 2, 2), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(4, 2), *image).double().eval()
     network = as_network(model, (3,))
-    unrolled = unroll(network, kind=Carried)
+    unrolled = as_neuron_blocks(network, kind=Carried)
     x = [Fraction(entry) for entry in torch.randn(3, dtype=torch.float64).tolist()]
     known = [x]
     for block in unrolled.blocks:
@@ -198,7 +198,7 @@ def test_what_is_known_up_to_rounding_stays_so():
 @pytest.mark.parametrize("make", [scaled, merged])
 def test_rounded_matrices_are_those_without_exact_ones(make):
     network = as_network(make(), (3,))
-    one, other = plain(unroll(network, kind=Carried)), unroll(network)
+    one, other = plain(as_neuron_blocks(network, kind=Carried)), as_neuron_blocks(network)
     pairs = [(one.output, other.output)]
     pairs += [(a.reads, b.reads) for a, b in zip(one.blocks, other.blocks, strict=True)]
     for mine, its in pairs:
@@ -226,7 +226,7 @@ def test_corners_allow_for_what_is_known_up_to_rounding_only():
     first.weight.data = torch.tensor([[1e8, 1.0], [1e8, 0.0]])
     second.weight.data = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
     model = nn.Sequential(first, second, nn.ReLU(), nn.Linear(2, 1)).double()
-    unrolled = unroll(as_network(model, (2,)))
+    unrolled = as_neuron_blocks(as_network(model, (2,)))
     slopes = [(block.lo, block.hi) for block in unrolled.blocks]
     radius = unrolled.blocks[0].reads.parts[0].radius
     spread = float((unrolled.output.parts[1].values.abs() @ radius).sum())

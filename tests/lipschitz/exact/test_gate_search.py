@@ -18,7 +18,7 @@ from torch import nn
 from lipbench.lipschitz.exact.gates import Gates
 from lipbench.lipschitz.exact.mixed_integer import Mixed
 from lipbench.lipschitz.proof_check import recheck
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -73,7 +73,7 @@ def test_an_end_of_a_box_is_not_rounded_to_float32():
     for norm in NORMS:
         value = found(late, 1, norm, (0.0, 7000.3))
         assert (value.side, value.value) == ("exact", pytest.approx(1, rel=ROUNDING))
-        gates = Gates(unroll(as_network(late, (1,))), norm, (0.0, 7000.3))
+        gates = Gates(as_neuron_blocks(as_network(late, (1,))), norm, (0.0, 7000.3))
         program = Mixed(gates, 0, [(0, True)]).program()
         assert program.bound(program.propose().duals) >= 1
 
@@ -249,7 +249,7 @@ def test_a_trained_network_is_known_exactly():
 )
 def test_whatever_is_decided_points_of_which_it_is_true_stay_below(seed, activation, norm, data):
     model = random_network(seed, (3, 4, 4, 2), activation).double()
-    network = unroll(as_network(model, (3,)))
+    network = as_neuron_blocks(as_network(model, (3,)))
     gates = Gates(network, norm, BOX)
     point = 2 * torch.rand(1, 3, generator=torch.Generator().manual_seed(seed)).double() - 1
     sides = gates.sides(point)
@@ -305,7 +305,9 @@ def test_layers_that_had_to_be_multiplied_are_bounded_and_not_called_exact(norm)
     with torch.no_grad():
         one[0].weight.copy_(model[1].weight @ model[0].weight)
         one[0].bias.copy_(model[1](model[0].bias))
-    rows = Mixed(Gates(unroll(as_network(model, (2,))), norm, BOX), 0).program().equal.radius
+    rows = (
+        Mixed(Gates(as_neuron_blocks(as_network(model, (2,))), norm, BOX), 0).program().equal.radius
+    )
     assert (rows[:3, :2] > 0).all()
     value = found(model, 2, norm)
     assert value.side == "upper"

@@ -18,7 +18,7 @@ from lipbench.lipschitz.exact.polyhedra import Empty
 from lipbench.lipschitz.exact.region_search import _PATIENCE, enumerated_bound
 from lipbench.lipschitz.exact.regions import Regions
 from lipbench.lipschitz.proof_check import recheck
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -39,7 +39,7 @@ class Skipping(nn.Module):
 
 
 def regions(model, features, norm, domain=BOX):
-    network = unroll(as_network(model.double(), (features,)), kind=Carried)
+    network = as_neuron_blocks(as_network(model.double(), (features,)), kind=Carried)
     return Regions(network, Norm(norm), domain)
 
 
@@ -126,7 +126,7 @@ DEAD = dense(([[1], [-1]], [-2, -3]), ([[1, 1], [2, 0]], [-1, 1]), ([[5, 1]], [0
 @pytest.mark.parametrize(("model", "constant"), [(CONSTANT, 1.0), (DEAD, 0.0)])
 def test_a_neuron_that_does_not_move_has_its_value_and_not_a_side(model, constant, norm):
     network = as_network(model, (1,))
-    own = Regions(unroll(network), Norm(norm), BOX)
+    own = Regions(as_neuron_blocks(network), Norm(norm), BOX)
     for search in (explore, explore_patterns):
         assert search(own, 100).upper == pytest.approx(constant, rel=1e-9)
     value = enumerated_bound(network, Norm(norm), BOX, 500)
@@ -173,7 +173,7 @@ def test_no_slope_is_steeper_than_the_constant(seed, kind, slope, norm, domain):
     slopes = vmap(jacrev(lambda x: model(x.unsqueeze(0)).squeeze(0)))(points)
     steepest = float(torch.linalg.matrix_norm(slopes.detach(), norm).max())
     assert steepest <= found.value * (1 + 1e-9) + 1e-12
-    own = Regions(unroll(network, kind=Carried), Norm(norm), domain)
+    own = Regions(as_neuron_blocks(network, kind=Carried), Norm(norm), domain)
     if fits(own):
         assert proved(own, (cut := explore_patterns(own, 3)).upper, cut.empty)
         assert steepest <= cut.upper * (1 + 1e-9) + 1e-12
@@ -181,7 +181,7 @@ def test_no_slope_is_steeper_than_the_constant(seed, kind, slope, norm, domain):
 
 def test_what_overflows_is_not_said_to_be_flat():
     layers = ([[1e160], [1]], [-1e170, 0]), ([[1e160, 0]], [0]), ([[1e-20]], [0])
-    own = Regions(unroll(as_network(dense(*layers), (1,))), Norm(2.0), (0.0, 1e11))
+    own = Regions(as_neuron_blocks(as_network(dense(*layers), (1,))), Norm(2.0), (0.0, 1e11))
     assert not proved(own, 0.0, ())
     assert not proved(own, 1e299, ())
     assert explore_patterns(own, 1).upper >= 1e299
@@ -189,7 +189,7 @@ def test_what_overflows_is_not_said_to_be_flat():
 
 def test_a_network_of_tiny_slopes_is_not_flat():
     layers = ([[1, 1], [1, -1]], [0, 0]), ([[1e-200, 1e-200]], [0])
-    own = Regions(unroll(as_network(dense(*layers), (2,))), Norm(2.0), (0.0, 1.0))
+    own = Regions(as_neuron_blocks(as_network(dense(*layers), (2,))), Norm(2.0), (0.0, 1.0))
     assert explore_patterns(own, 50).upper == pytest.approx(2e-200, rel=1e-6)
     assert not proved(own, 0.0, ())
 
@@ -307,7 +307,7 @@ def test_a_proof_without_its_cuts_proves_less():
 
 def test_what_the_first_search_does_not_end_the_other_one_does():
     network = as_network(random_network(0, (10, 15, 10, 3), nn.ReLU).double(), (10,))
-    own = Regions(unroll(network), Norm(math.inf), (0.0, 1.0))
+    own = Regions(as_neuron_blocks(network), Norm(math.inf), (0.0, 1.0))
     assert not explore(own, _PATIENCE).is_exact
     value = enumerated_bound(network, Norm(math.inf), (0.0, 1.0), 2_000)
     assert value.side == "exact"

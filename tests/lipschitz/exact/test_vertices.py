@@ -11,7 +11,7 @@ from support.nets import random_network
 from torch import nn
 
 from lipbench.lipschitz.exact.vertices import Corners, _norms, corners_fit, norm_of_corners
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 
@@ -35,7 +35,7 @@ def naive(network, slopes, p):
 @given(seed=st.integers(0, 2**32), p=st.sampled_from([1.0, math.inf]))
 def test_no_corner_is_left_out(seed, p):
     rng = torch.Generator().manual_seed(seed)
-    network = unroll(as_network(random_network(seed % 1000, (3, 4, 3, 2), nn.ReLU), (3,)))
+    network = as_neuron_blocks(as_network(random_network(seed % 1000, (3, 4, 3, 2), nn.ReLU), (3,)))
     slopes = []
     for block in network.blocks:
         ends = torch.randn(2, len(block), generator=rng, dtype=torch.float64).sort(dim=0).values
@@ -61,7 +61,7 @@ def test_branches_are_followed(seed):
     torch.manual_seed(seed)
     model = Skipping()
     one, two, three = (layer.weight.detach().double() for layer in model.children())
-    network = unroll(as_network(model, (2,)))
+    network = as_neuron_blocks(as_network(model, (2,)))
     slopes = [(torch.zeros(len(b)).double(), torch.ones(len(b)).double()) for b in network.blocks]
     found = norm_of_corners(network, slopes, Norm(math.inf))
     best = 0.0
@@ -87,7 +87,7 @@ def test_each_choice_of_sides_has_the_largest_norm_of_its_corners(seed, p, numbe
     """
     rng = torch.Generator().manual_seed(seed)
     model = random_network(seed % 1000, (3, 4, 3, outputs), lambda: nn.LeakyReLU(-0.5))
-    network = unroll(as_network(model.double(), (3,)))
+    network = as_neuron_blocks(as_network(model.double(), (3,)))
     slopes = [(block.lo, block.hi) for block in network.blocks]
     if number == 1:
         sides = torch.rand(4, generator=rng) < 0.5
@@ -120,7 +120,7 @@ def test_each_choice_of_sides_has_the_largest_norm_of_its_corners(seed, p, numbe
     ],
 )
 def test_what_takes_too_long_is_known_before(widths, norm, number, fit):
-    network = unroll(as_network(random_network(0, widths, nn.ReLU), widths[:1]))
+    network = as_neuron_blocks(as_network(random_network(0, widths, nn.ReLU), widths[:1]))
     slopes = [(block.lo, block.hi) for block in network.blocks]
     slopes = [*((lo, lo) for lo, _ in slopes[:number]), *slopes[number:]]
     assert Corners(network, slopes, Norm(norm), number).fit == fit
@@ -163,6 +163,6 @@ def test_no_spectral_norm_is_too_small(seed, rows, rank):
 
 
 def test_corners_need_room():
-    network = unroll(as_network(random_network(0, (10, 15, 10, 3), nn.ReLU), (10,)))
+    network = as_neuron_blocks(as_network(random_network(0, (10, 15, 10, 3), nn.ReLU), (10,)))
     assert corners_fit(network, 13)
     assert not corners_fit(network, 14)

@@ -14,7 +14,7 @@ from lipbench.bound import Bound
 from lipbench.lipschitz.lower_bounds.chords import chords
 from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
 from lipbench.lipschitz.proof_check import recheck
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -36,7 +36,7 @@ def exact(network, norm, domain=None):
 
 
 def pieces(model, features, norm=L2, domain=None):
-    return Pieces(unroll(as_network(model, (features,))), norm, domain)
+    return Pieces(as_neuron_blocks(as_network(model, (features,))), norm, domain)
 
 
 # Pieces.

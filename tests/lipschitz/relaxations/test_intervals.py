@@ -14,7 +14,7 @@ import lipbench
 from lipbench.bound import Bound
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
@@ -56,7 +56,7 @@ def cases(draw):
 def test_slopes_and_derivatives_hold_at_points_of_the_box(case):
     model, features, box = case
     network = as_network(model, (features,))
-    unrolled = unroll(network)
+    unrolled = as_neuron_blocks(network)
     points = box[0] + (box[1] - box[0]) * torch.rand(30, features, dtype=torch.float64)
     corners = torch.cartesian_prod(*[torch.tensor(box, dtype=torch.float64)] * features)
     points = torch.cat([points, corners.reshape(-1, features)])
@@ -90,7 +90,7 @@ def test_a_bound_on_a_box_is_between_the_lower_bounds_and_that_of_a_larger_box(c
 def test_ends_of_a_box_are_not_rounded():
     """0.7 in float32 is smaller by 1e-8: a bend between both numbers is inside the box."""
     bent = dense(([[1]], [-0.7 + 1e-9]), ([[1]], [0]))
-    ((lo, hi),) = slopes(unroll(as_network(bent, (1,))), (0.0, 0.7))
+    ((lo, hi),) = slopes(as_neuron_blocks(as_network(bent, (1,))), (0.0, 0.7))
     assert (lo, hi) == (0, 1)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
 from lipbench.lipschitz.relaxations.intervals import Interval, slopes
 from lipbench.lipschitz.relaxations.linear_relaxation import Line, Lines, Relaxation, above, below
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.preactivations import closer_slopes, on_parts
 from lipbench.networks.network import as_network
 from lipbench.refused import Refused
@@ -120,7 +120,7 @@ def literal(model, box):
 @pytest.mark.parametrize("box", [(-0.3, 0.4), (0.1, 0.2), (-2.0, 1.0)])
 def test_what_neurons_read_is_the_recursion_of_the_paper(seed, box):
     model = random_network(seed, (3, 6, 5, 4, 2), nn.ReLU).double()
-    network = unroll(as_network(model, (3,)))
+    network = as_neuron_blocks(as_network(model, (3,)))
     found = on_parts(network, box, whole(network)).reads
     for ends, expected in zip(found, literal(model, box), strict=True):
         torch.testing.assert_close(torch.cat(ends, dim=1), expected, rtol=0, atol=1e-12)
@@ -139,7 +139,7 @@ ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, lambda: nn.LeakyReLU(-2.0), nn.Tanh, nn.GE
 )
 def test_neurons_read_what_lies_between_the_ends(seed, widths, activation, lo, width):
     box = (lo, lo + width)
-    network = unroll(as_network(random_network(seed, widths, activation), (widths[0],)))
+    network = as_neuron_blocks(as_network(random_network(seed, widths, activation), (widths[0],)))
     known = on_parts(network, box, whole(network))
     wide = slopes(network, box)
     for ends, values in zip(
@@ -155,7 +155,7 @@ def test_neurons_read_what_lies_between_the_ends(seed, widths, activation, lo, w
 @pytest.mark.parametrize("case", ["branching", "groups", "convolutional", "residual", "sandwich"])
 def test_any_architecture_is_followed(case):
     model, shape = CASES[case]()
-    network = unroll(as_network(model, shape))
+    network = as_neuron_blocks(as_network(model, shape))
     for box in ((-0.5, 0.5), (0.2, 0.25)):
         known = on_parts(network, box, whole(network))
         values = pre_activations(network, sampled(network, box))
@@ -170,7 +170,11 @@ def _parts():
     sides = torch.zeros(8, 3, dtype=torch.int64)
     sides[1, 1:] = torch.tensor([1, -1])
     sides[5, 2] = 1
-    return unroll(as_network(random_network(9, (2, 4, 4, 2), nn.ReLU), (2,))), (-2.0, 2.0), sides
+    return (
+        as_neuron_blocks(as_network(random_network(9, (2, 4, 4, 2), nn.ReLU), (2,))),
+        (-2.0, 2.0),
+        sides,
+    )
 
 
 def test_parts_of_a_box_hold_their_own_points(parts):
@@ -210,7 +214,7 @@ def test_a_part_lies_in_the_whole(parts):
 
 def test_a_part_without_points_is_empty():
     """MAXIMUM on [1, 2]: its second neuron reads the second input, which is positive."""
-    network = unroll(as_network(MAXIMUM, (2,)))
+    network = as_neuron_blocks(as_network(MAXIMUM, (2,)))
     sides = torch.tensor([[0, 0], [-1, 1], [0, 0]])
     assert on_parts(network, (1.0, 2.0), sides).possible.tolist() == [False, True]
 
@@ -219,7 +223,7 @@ def test_lines_know_what_intervals_forget():
     """relu(x) + relu(-x) is at most 1 between -1 and 1, and not 2 as by intervals."""
     absolute = ([[1], [-1]], [0, 0])
     model = dense(absolute, ([[1, 1]], [-1.5]), ([[1]], [0]))
-    network = unroll(as_network(model, (1,)))
+    network = as_neuron_blocks(as_network(model, (1,)))
     assert [end.tolist() for end in slopes(network, (-1.0, 1.0))[1]] == [[0], [1]]
     assert [end.tolist() for end in closer_slopes(network, (-1.0, 1.0))[1]] == [[0], [0]]
 
@@ -245,7 +249,7 @@ def test_rounding_is_never_cut_off(lo, seed):
         layer.weight.abs_().mul_(1000)
         layer.bias.copy_(-400 * torch.rand(len(layer.bias)))
     model[4].bias.sub_(model(corner))
-    network = unroll(as_network(model, (3,)))
+    network = as_neuron_blocks(as_network(model, (3,)))
     start = Interval(*(torch.full((3, 1), end, dtype=torch.float64) for end in (lo, 0.9)))
     relaxation, values = Relaxation(start), [Fraction(0.9)] * 3
     for block in network.blocks:
@@ -282,7 +286,7 @@ def test_what_is_not_known_of_weights_counts(start):
 
 
 def test_slopes_that_are_not_bounded_are_refused():
-    network = unroll(
+    network = as_neuron_blocks(
         as_network(nn.Sequential(nn.Linear(2, 2), nn.CELU(-1.0), nn.Linear(2, 1)), (2,))
     )
     with pytest.raises(Refused, match="step '1' has slopes that are not bounded"):

@@ -14,7 +14,7 @@ from support.nets import MAXIMUM, random_network
 from torch import nn
 
 from lipbench.lipschitz.relaxations.affine import Matrix
-from lipbench.lipschitz.relaxations.neuron_blocks import neurons, unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, neurons
 from lipbench.networks.network import as_network
 from lipbench.refused import Refused
 
@@ -24,7 +24,7 @@ def test_it_is_the_same_function(case):
     model, shape = CASES[case]()
     network = as_network(model, shape)
     inputs = torch.randn(20, *shape, dtype=torch.float64)
-    found, expected = unroll(network)(inputs.flatten(1)), network(inputs).flatten(1)
+    found, expected = as_neuron_blocks(network)(inputs.flatten(1)), network(inputs).flatten(1)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
@@ -32,14 +32,14 @@ def test_it_is_the_same_function(case):
 def test_neurons_are_counted_beforehand(case):
     """Those that turn out to be linear are counted too."""
     network = as_network(*CASES[case]())
-    found = sum(map(len, unroll(network).blocks))
+    found = sum(map(len, as_neuron_blocks(network).blocks))
     straight = 64 if case == "convolutional" else 0
     assert found == neurons(network) - straight
 
 
 def test_a_plain_network_is_read_without_rounding():
     network = as_network(*CASES["dense"]())
-    unrolled = unroll(network)
+    unrolled = as_neuron_blocks(network)
     first, second = (layer.weight for layer in network.layers)
     assert torch.equal(unrolled.blocks[0].reads.parts[0].values, first)
     assert torch.equal(unrolled.output.parts[1].values, second)
@@ -78,7 +78,7 @@ def test_merged_layers_stay_within_their_radius(seed):
     torch.manual_seed(seed)
     for layer in model[:2]:
         nn.init.normal_(layer.weight)
-    part = unroll(as_network(model, (3,))).blocks[0].reads.parts[0]
+    part = as_neuron_blocks(as_network(model, (3,))).blocks[0].reads.parts[0]
     first, second = (fractions(layer.weight) for layer in model[:2])
     for i in range(2):
         for j in range(3):
@@ -94,14 +94,14 @@ def test_a_sum_with_itself_is_exact():
         def forward(self, x):
             return x + torch.relu(x) + 3 * torch.relu(-x)
 
-    unrolled = unroll(as_network(Twice(), (1,)))
+    unrolled = as_neuron_blocks(as_network(Twice(), (1,)))
     points = torch.tensor([[-3.0], [2.0]], dtype=torch.float64)
     assert unrolled(points).flatten().tolist() == [6.0, 4.0]
     assert [len(block) for block in unrolled.blocks] == [1, 1]
 
 
 def test_differences_of_outputs():
-    unrolled = unroll(as_network(random_network(0, (5, 7, 3), nn.ReLU), (5,)))
+    unrolled = as_neuron_blocks(as_network(random_network(0, (5, 7, 3), nn.ReLU), (5,)))
     inputs = torch.randn(6, 5, dtype=torch.float64)
     found, outputs = unrolled.differences([(0, 1), (2, 0)])(inputs), unrolled(inputs)
     assert torch.allclose(found[:, 0], outputs[:, 0] - outputs[:, 1])
@@ -111,7 +111,7 @@ def test_differences_of_outputs():
 def test_what_is_too_large_is_refused_by_name():
     network = as_network(nn.Sequential(nn.Linear(5, 7), nn.ReLU()), (5,))
     with pytest.raises(Refused, match=r"step '0': .* more than 10 entries"):
-        unroll(network, largest=10)
+        as_neuron_blocks(network, largest=10)
 
 
 def test_a_large_network_is_refused_before_its_matrices_are_made():
@@ -120,12 +120,12 @@ def test_a_large_network_is_refused_before_its_matrices_are_made():
     network = as_network(model, (1, 28, 28))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Refused, match=r"step '1': .* more than 67108864 entries"):
-        unroll(network)
+        as_neuron_blocks(network)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
 
 
 def test_the_maximum_of_two_numbers_is_one_neuron():
-    unrolled = unroll(as_network(nn.MaxPool1d(2), (1, 2)))
+    unrolled = as_neuron_blocks(as_network(nn.MaxPool1d(2), (1, 2)))
     assert [len(block) for block in unrolled.blocks] == [1]
     points = torch.tensor([[3.0, 1.0], [-1.0, 2.0]], dtype=torch.float64)
     assert unrolled(points).flatten().tolist() == [3.0, 2.0]

@@ -18,10 +18,10 @@ from torch import nn
 from lipbench import MaxMin
 from lipbench.bound import Bound
 from lipbench.lipschitz.proof_check import recheck
-from lipbench.lipschitz.relaxations.intervals import centred_on, slopes
+from lipbench.lipschitz.relaxations.intervals import loop_transformation_on, slopes
 from lipbench.lipschitz.relaxations.krivine import Family, Products, families, plain_bound
-from lipbench.lipschitz.relaxations.loop_transformation import centre
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.loop_transformation import loop_transformation
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.polynomials import Polynomial, derivative_polynomials, levels
 from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
@@ -40,7 +40,9 @@ def value(model, features, norm=INF, domain=None, name="lipopt", **options):
 
 
 def polynomial(model, features, output=0):
-    known = derivative_polynomials(centred_on(unroll(as_network(model, (features,))), None))
+    known = derivative_polynomials(
+        loop_transformation_on(as_neuron_blocks(as_network(model, (features,))), None)
+    )
     return known.row(output, torch.ones(features, dtype=torch.float64))
 
 
@@ -257,7 +259,7 @@ def test_coefficients_are_known_up_to_their_radius():
         return np.array(rows, dtype=object)
 
     first, second, third, fourth = map(exact, matrices(model))
-    known = derivative_polynomials(centre(unroll(as_network(model, (2,)))))
+    known = derivative_polynomials(loop_transformation(as_neuron_blocks(as_network(model, (2,)))))
     values, radius = exact(known.values.flatten(1)), exact(known.radius.flatten(1))
     values, radius = (part.reshape(known.values.shape) for part in (values, radius))
     differ = 0
@@ -314,9 +316,9 @@ def test_a_neuron_is_one_level_above_those_that_it_reads():
             one, other = torch.relu(self.layers[0](x)), torch.tanh(self.layers[1](x))
             return other + torch.relu(self.layers[2](one))
 
-    network = unroll(as_network(Parallel().double(), (2,)))
+    network = as_neuron_blocks(as_network(Parallel().double(), (2,)))
     assert sorted(map(len, network.blocks)) == [1, 1, 3]
-    assert [len(level) for level in levels(centred_on(network, None))] == [4, 1]
+    assert [len(level) for level in levels(loop_transformation_on(network, None))] == [4, 1]
 
 
 @st.composite
@@ -340,7 +342,7 @@ def test_the_bound_is_between_derivatives_of_some_slopes_and_intervals(case, nor
     )
     assert recheck(network, bound) == []
     assert bound.value <= intervals.value
-    known = slopes(unroll(network), box)
+    known = slopes(as_neuron_blocks(network), box)
     for _ in range(50):
         matrix, (last, *others) = torch.eye(features).double(), reversed(matrices(model))
         for weight, (lo, hi) in zip(reversed(others), known, strict=True):
@@ -354,7 +356,7 @@ def test_a_box_leaves_the_slopes_that_neurons_have_there(seed):
     """The maximum is that over the slopes of intervals, from the paper's own formula."""
     model = random_network(seed, (3, 5, 4, 1), nn.ReLU).double()
     box = (0.2, 0.9)
-    known = slopes(unroll(as_network(model, (3,))), box)
+    known = slopes(as_neuron_blocks(as_network(model, (3,))), box)
     ends = [
         sorted({float(lo), float(hi)}) for block in known for lo, hi in zip(*block, strict=True)
     ]

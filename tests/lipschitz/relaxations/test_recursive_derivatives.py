@@ -16,7 +16,7 @@ from torch import nn
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.entrywise import boxed_norm
 from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.recursive_derivatives import (
     products,
     recursive_derivatives,
@@ -88,7 +88,7 @@ def literal(weights, gates):
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.Hardtanh])
 def test_it_is_the_recursion_of_the_paper_from_both_ends(widths, activation):
     model = random_network(3, widths, activation).double()
-    unrolled = unroll(as_network(model, (widths[0],)))
+    unrolled = as_neuron_blocks(as_network(model, (widths[0],)))
     weights = [layer.weight.tolist() for layer in model if isinstance(layer, nn.Linear)]
     turned = [list(map(list, zip(*weight, strict=True))) for weight in reversed(weights)]
     differ = 0
@@ -113,7 +113,7 @@ NOTHING = dense(([[1]], [0]), ([[1], [1]], [5, 5]), ([[1, -1]], [0]))
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_products_of_layers_that_cancel_are_known(norm):
-    unrolled = unroll(as_network(NOTHING, (1,)))
+    unrolled = as_neuron_blocks(as_network(NOTHING, (1,)))
     assert recursive_norm(unrolled, norm, (-1.0, 1.0))[0] <= 1e-14
     assert boxed_norm(unrolled, norm, (-1.0, 1.0))[0] == pytest.approx(1)
 
@@ -125,7 +125,7 @@ def test_it_is_exact_for_weights_that_are_not_negative(norm):
     for layer in model[::2]:
         layer.weight.abs_()
     product = model[4].weight @ model[2].weight @ model[0].weight
-    found = recursive_norm(unroll(as_network(model, (3,))), norm, None)[0]
+    found = recursive_norm(as_neuron_blocks(as_network(model, (3,))), norm, None)[0]
     assert found == pytest.approx(float(torch.linalg.matrix_norm(product, float(norm))), rel=1e-9)
 
 
@@ -142,7 +142,7 @@ boxes = st.tuples(st.floats(-2, 1), st.floats(-2, 0.3)).map(
 
 
 def encloses(network, box):
-    unrolled = unroll(network)
+    unrolled = as_neuron_blocks(network)
     shape = 16, *network.input_shape
     points = box[0] + (box[1] - box[0]) * torch.rand(shape, dtype=torch.float64)
     jacobians = torch.func.vmap(torch.func.jacrev(lambda x: network(x.unsqueeze(0))[0]))(points)
@@ -167,7 +167,7 @@ def test_networks_that_branch_are_enclosed(case):
 def test_branches_tighten_as_well():
     network = as_network(*CASES["branching"]())
     found, plain = (
-        one(unroll(network), (0.0, 0.3)) for one in (recursive_derivatives, derivatives)
+        one(as_neuron_blocks(network), (0.0, 0.3)) for one in (recursive_derivatives, derivatives)
     )
     assert float((found.hi - found.lo).sum()) < 0.99 * float((plain.hi - plain.lo).sum())
 
@@ -208,7 +208,7 @@ def test_no_rounding_leaves_the_true_derivative_out(seed):
     exact = fractions(model[0].weight)
     for layer in model[2::2]:
         exact = product(fractions(layer.weight), exact)
-    unrolled = unroll(as_network(model, (2,)))
+    unrolled = as_neuron_blocks(as_network(model, (2,)))
     box = (0.0, 1e-3)
     assert all((lo == 1).all() for lo, _ in slopes(unrolled, box))
     found = recursive_derivatives(unrolled, box)

@@ -14,7 +14,7 @@ from torch import nn
 from lipbench.bound import Bound
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.intervals import slopes
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
@@ -36,7 +36,7 @@ def norm(matrix):
 def masked(model, network, box):
     """Return the product of the paper: masks of ones for the neurons that are not constant."""
     layers = [layer.weight.detach() for layer in model if isinstance(layer, nn.Linear)]
-    masks = [(hi > 0).double() for _, hi in slopes(unroll(network), box)]
+    masks = [(hi > 0).double() for _, hi in slopes(as_neuron_blocks(network), box)]
     total = norm(masks[0].diag() @ layers[0])
     for before, own, weight in zip(masks, masks[1:], layers[1:], strict=False):
         total *= norm(own.diag() @ weight @ before.diag())

@@ -14,8 +14,8 @@ from support.nets import by_hand, random_network
 from torch import nn
 
 from lipbench.lipschitz.relaxations.chain import Chain
-from lipbench.lipschitz.relaxations.loop_transformation import centre
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.loop_transformation import loop_transformation
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.semidefinite.certify import certify
 from lipbench.lipschitz.semidefinite.layer_by_layer import closed, solve, staged
 from lipbench.lipschitz.soundness import crossings
@@ -38,7 +38,7 @@ def value(weights, activation=nn.ReLU, **options):
 
 def proposed(weights, activation, choice):
     """Return the multipliers of each layer as the paper has them, and the square."""
-    unrolled = unroll(as_network(chained(weights, activation), (weights[0].shape[1],)))
+    unrolled = as_neuron_blocks(as_network(chained(weights, activation), (weights[0].shape[1],)))
     chain = Chain.of(unrolled, None)
     multipliers, square = staged(chain, [choice] * len(chain.slopes))
     half = torch.cat([(hi - lo) / 2 for lo, hi in chain.slopes])
@@ -134,7 +134,7 @@ def test_the_product_of_slopes_is_not_dropped():
     # The best multipliers for slopes in [0, 1] have the same mean, and another product.
     multipliers, square = proposed(weights, nn.ReLU, BEST)
     assert math.sqrt(square) < formal
-    network = centre(unroll(as_network(chained(weights, nn.GELU), (3,))))
+    network = loop_transformation(as_neuron_blocks(as_network(chained(weights, nn.GELU), (3,))))
     same = torch.cat(multipliers) * square * (GELU - 1 / 2) ** 2
     assert certify(network, same, square)[0] >= formal
     assert value(weights, nn.GELU) >= formal

@@ -15,8 +15,8 @@ from torch import nn
 import lipbench
 from lipbench.bound import Bound
 from lipbench.lipschitz.proof_check import recheck
-from lipbench.lipschitz.relaxations.loop_transformation import centre
-from lipbench.lipschitz.relaxations.neuron_blocks import unroll
+from lipbench.lipschitz.relaxations.loop_transformation import loop_transformation
+from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.semidefinite.certify import certify
 from lipbench.lipschitz.semidefinite.interior_point import propose
 from lipbench.networks.network import as_network
@@ -77,7 +77,7 @@ def test_slopes_of_both_signs_have_no_closed_form():
 
 def formal_constant(network):
     # The largest norm over all slopes at their ends, of a network with few neurons.
-    unrolled, best = unroll(network), 0.0
+    unrolled, best = as_neuron_blocks(network), 0.0
     lo, hi = (torch.cat([getattr(b, end) for b in unrolled.blocks]) for end in ("lo", "hi"))
     for bits in product([False, True], repeat=len(lo)):
         slopes, start = torch.where(torch.tensor(bits), hi, lo), 0
@@ -208,7 +208,7 @@ def test_a_convolution_is_the_matrix_it_unrolls_to():
 def test_whatever_multipliers_are_proposed_the_bound_holds(seed, noise, size):
     """Also those of a solver that was wrong: the kernel certifies or gets loose."""
     network = as_network(random_network(seed, (3, 4, 3, 2), nn.ReLU), (3,))
-    centred, formal = centre(unroll(network)), formal_constant(network)
+    centred, formal = loop_transformation(as_neuron_blocks(network)), formal_constant(network)
     best = propose(centred)
     rng = torch.Generator().manual_seed(seed)
     spoilt = torch.exp(noise * torch.randn(7, generator=rng, dtype=torch.float64))
@@ -224,7 +224,7 @@ def test_a_solver_that_stops_too_early_proves_no_less_than_the_truth(share):
         layer.weight.abs_()
     whole = torch.linalg.multi_dot([layer.weight for layer in reversed(model[::2])])
     truth = float(torch.linalg.matrix_norm(whole, 2))
-    centred = centre(unroll(as_network(model, (2,))))
+    centred = loop_transformation(as_neuron_blocks(as_network(model, (2,))))
     best = propose(centred)
     assert certify(centred, best.multipliers, best.square)[0] == pytest.approx(truth, rel=1e-4)
     claimed = best.square * share**2
@@ -272,7 +272,7 @@ def test_a_constant_network_is_refused(name, layer):
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_no_multiplier_that_is_no_positive_number_proves_anything(bad):
-    centred = centre(unroll(as_network(MAXIMUM, (2,))))
+    centred = loop_transformation(as_neuron_blocks(as_network(MAXIMUM, (2,))))
     best = propose(centred)
     spoilt = best.multipliers.clone()
     spoilt[1] = bad
@@ -348,7 +348,7 @@ def test_lipsdp_reaches_the_optimum_of_a_general_solver(widths):
 def test_its_own_gap_is_honest():
     """The proposal says how far it may be from the optimum."""
     model = random_network(0, (4, 6, 5, 3), nn.ReLU).double()
-    centred = centre(unroll(as_network(model, (4,))))
+    centred = loop_transformation(as_neuron_blocks(as_network(model, (4,))))
     close, far = propose(centred, tolerance=1e-9), propose(centred, tolerance=1e-2)
     assert close.gap <= 1e-9
     assert close.square * (1 - 1e-12) <= far.square

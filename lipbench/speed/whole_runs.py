@@ -1,4 +1,4 @@
-"""The works that run the whole program: its overhead, and its time where nothing is left to do."""
+"""Whole runs timed: the program's overhead, and its time where nothing is left to do."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The work that attacks: PGD in the norm inf, by torchattacks and by this project."""
+"""Attacks timed: PGD in the norm inf, by torchattacks and by this project."""
 
 from collections.abc import Callable
 from functools import partial
