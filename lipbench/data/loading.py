@@ -11,7 +11,10 @@ from lipbench.dataset import Dataset
 
 @lru_cache(maxsize=2)
 def load(dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Data:
-    """Return a data set on a device, fetched first if it is not there.
+    """Load a data set onto a device; fetch it first if it is not there.
+
+    Returns:
+        The data set, split as it says.
 
     Raises:
         DataMissing: If it cannot be had.

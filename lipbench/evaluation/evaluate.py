@@ -118,7 +118,11 @@ def evaluate(
 def _complete(
     cell: Cell, folder: CellFolder, subjects: Sequence[Subject], missing: Sequence[Evaluation]
 ) -> list[EvaluationFailed]:
-    """Return what could not be measured of what is missing; all else is saved."""
+    """Measure what is missing and write it.
+
+    Returns:
+        What could not be measured.
+    """
     errors = []
     bounds = any(evaluation.kind == "bound" for evaluation in missing)
     with Writer() as writer:

@@ -13,7 +13,11 @@ _COLUMNS = ("benchmark", "method", "train_key", "seed", "checkpoint", "x", "y")
 
 
 def write_curves(run: Path) -> Path | None:
-    """Return the path of curves.csv, rebuilt from the cells; None where there are no curves."""
+    """Write curves.csv anew from the cells.
+
+    Returns:
+        The path of the file, None where there are no curves.
+    """
     if not has_cells(run):
         return None
     rows = [row for cell in read_plan(run) for row in _curves(run, cell)]

@@ -112,12 +112,20 @@ def run_cells(
 
 
 def run_cell(cell: Cell, out: Path | str, device: str = "auto") -> str:
-    """Return the state of one cell after it was trained and evaluated, see `run_cells`."""
+    """Train and evaluate one cell.
+
+    Returns:
+        The state of the cell; see `run_cells`.
+    """
     return run_cells([cell], out, device)[cell.key]
 
 
 def _recorded(folder: Path) -> str:
-    """Return the hash of this machine and software, which are on record in the folder."""
+    """Put this machine and software on record in the folder.
+
+    Returns:
+        The hash of both.
+    """
     environment = record()
     identity = env_id(environment)
     update_json(folder / "env" / f"{identity}.json", environment)
@@ -160,7 +168,10 @@ class _Run:
         self.report.say(self.whole.describe() if self.has_work else "nothing left to do")
 
     def work(self) -> ExitCode | None:
-        """Return the signal that stopped the work on the stacks that need it, None if none did.
+        """Work on the stacks that need it.
+
+        Returns:
+            The signal that stopped it, None if none did.
 
         Raises:
             SystemExit: If something else asked for the end of the process.

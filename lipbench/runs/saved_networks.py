@@ -30,7 +30,11 @@ def network_path(folder: CellFolder, checkpoint: str) -> Path:
 
 
 def save_networks(folder: CellFolder, outcome: Outcome) -> dict[str, Facts]:
-    """Return what is known of each checkpoint of a trained cell, having saved it."""
+    """Write each checkpoint of a trained cell.
+
+    Returns:
+        What is known of each checkpoint, by its name.
+    """
     facts = {}
     for name, checkpoint in outcome.checkpoints.items():
         tensors = {**checkpoint.params, **checkpoint.buffers}

@@ -161,10 +161,13 @@ class CellLock:
 
 
 def lock_cells(folders: Iterable[CellFolder]) -> CellLock | None:
-    """Return a claim on all of `folders`, or None if a live process holds one of them.
+    """Claim all of `folders`.
 
     The locks belong to the operating system, which frees them when the process dies in whatever
     way. Half-written files of dead processes are removed from the claimed folders.
+
+    Returns:
+        The claim, or None if a live process holds one of them.
     """
     # Always in the same order: of two claims that overlap, one gets all it wants.
     ordered = tuple(sorted(folders, key=lambda folder: folder.path))

@@ -108,7 +108,11 @@ def read_json(path: Path) -> Any:
 
 
 def quarantine(path: Path) -> Path | None:
-    """Return where a damaged file is now: `<name>.corrupt-<n>`, or None if it cannot be moved."""
+    """Move a damaged file to `<name>.corrupt-<n>`.
+
+    Returns:
+        Where it is now, None if it cannot be moved.
+    """
     for number in itertools.count(1):
         kept = path.with_name(f"{path.name}.corrupt-{number}")
         if not kept.exists():
@@ -120,7 +124,11 @@ def quarantine(path: Path) -> Path | None:
 
 
 def clean(folder: Path) -> list[Path]:
-    """Return the half-written files of dead processes that were removed from `folder`."""
+    """Remove the half-written files of dead processes from `folder`.
+
+    Returns:
+        The files that were removed.
+    """
     removed = []
     for path in sorted(folder.glob(".tmp-*")):
         match = _TEMPORARY.fullmatch(path.name)

@@ -132,14 +132,22 @@ def collect(run: Path, cells: Sequence[PlannedCell], read: Read = read_rows) -> 
 
 
 def write_results(run: Path, read: Read = read_rows) -> Path | None:
-    """Return the path of results.csv, rebuilt from the cells; None where there are no cells."""
+    """Write results.csv anew from the cells.
+
+    Returns:
+        The path of the file, None where there are no cells.
+    """
     if not has_cells(run):
         return None
     return store(run, collect(run, read_plan(run), read))
 
 
 def store(run: Path, rows: Iterable[Row]) -> Path:
-    """Return the path of results.csv, which holds `rows` now; it is not touched if it did."""
+    """Write `rows` to results.csv, if it holds others.
+
+    Returns:
+        The path of the file.
+    """
     path = run / "results.csv"
     update_text(path, format_rows(rows))
     return path

@@ -70,7 +70,11 @@ class Trainer:
         progress: TrainingState,
         after_epoch: Callable[[TrainingState], None] = lambda progress: None,
     ) -> list[Outcome]:
-        """Return what became of each trial, trained to the end from where `progress` stands."""
+        """Train to the end from where `progress` stands.
+
+        Returns:
+            What became of each trial.
+        """
         points = len(self.trials[0].points)
         while progress.point < points:
             while progress.epoch < self.training.epochs and None in progress.ended:
