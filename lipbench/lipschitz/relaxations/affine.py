@@ -20,7 +20,7 @@ class Matrix:
 
     @classmethod
     def exact(cls, values: Float[Tensor, "rows columns"]) -> "Matrix":
-        """Return a matrix that is what it says."""
+        """Return a matrix whose entries are exact."""
         return cls(values=values, radius=torch.zeros_like(values))
 
     @classmethod
@@ -50,8 +50,8 @@ class Matrix:
         """Return the sum; adding zeros is exact."""
         values = self.values + other.values
         some = (self.values != 0) & (other.values != 0)
-        own = torch.where(some, UNIT * values.abs(), 0.0)
-        return Matrix(values=values, radius=self.radius + other.radius + own)
+        rounding = torch.where(some, UNIT * values.abs(), 0.0)
+        return Matrix(values=values, radius=self.radius + other.radius + rounding)
 
     def blurred(self, radius: Float[Tensor, "rows columns"]) -> "Matrix":
         """Return the matrix with entries that may be off by as much more."""
@@ -65,8 +65,8 @@ class Matrix:
             held: Whether a step holds them as they are.
         """
         values = self.values * factor
-        own = torch.where((factor == 0) | (factor.abs() == 1), 0.0, 8 * UNIT * values.abs())
-        return Matrix(values=values, radius=self.radius * factor.abs() * (1 + UNIT) + own)
+        rounding = torch.where((factor == 0) | (factor.abs() == 1), 0.0, 8 * UNIT * values.abs())
+        return Matrix(values=values, radius=self.radius * factor.abs() * (1 + UNIT) + rounding)
 
     def times(self, matrix: Float[Tensor, "results rows"]) -> "Matrix":
         """Return the product with an exact matrix from the left."""
@@ -106,11 +106,11 @@ class Matrix:
         """Return some of the rows."""
         return Matrix(values=self.values[chosen], radius=self.radius[chosen])
 
-    def among(self, places: Int[Tensor, " rows"], count: int) -> "Matrix":
-        """Return the matrix with its rows at these places among `count`, zero elsewhere."""
+    def among(self, indices: Int[Tensor, " rows"], count: int) -> "Matrix":
+        """Return the matrix with its rows at these indices among `count`, zero elsewhere."""
         values, radius = (
-            given.new_zeros(count, given.shape[1]).index_copy(0, places, given)
-            for given in (self.values, self.radius)
+            entries.new_zeros(count, entries.shape[1]).index_copy(0, indices, entries)
+            for entries in (self.values, self.radius)
         )
         return Matrix(values=values, radius=radius)
 
@@ -130,27 +130,27 @@ class Affine:
     def __call__(self, values: Sequence[Tensor]) -> Float[Tensor, "batch numbers"]:
         """Return the numbers for samples of all sources, in their order."""
         total = self.offset.values.T
-        for source, part in self.parts.items():
-            total = total + values[source] @ part.values.T
+        for source, matrix in self.parts.items():
+            total = total + values[source] @ matrix.values.T
         return total
 
     @property
     def negative(self) -> "Affine":
         """Return the numbers times -1."""
-        return self.each(lambda part: part.negative)
+        return self.each(lambda matrix: matrix.negative)
 
     def each(self, function: Callable[[Matrix], Matrix]) -> "Affine":
         """Return the same with every matrix replaced: a linear map of all numbers."""
-        parts = {source: function(part) for source, part in self.parts.items()}
-        return Affine(parts=parts, offset=function(self.offset))
+        matrices = {source: function(matrix) for source, matrix in self.parts.items()}
+        return Affine(parts=matrices, offset=function(self.offset))
 
     def plus(self, other: "Affine") -> "Affine":
         """Return the sum, number by number."""
-        parts = dict(self.parts)
-        for source, part in other.parts.items():
-            parts[source] = parts[source].plus(part) if source in parts else part
-        return Affine(parts=parts, offset=self.offset.plus(other.offset))
+        matrices = dict(self.parts)
+        for source, matrix in other.parts.items():
+            matrices[source] = matrices[source].plus(matrix) if source in matrices else matrix
+        return Affine(parts=matrices, offset=self.offset.plus(other.offset))
 
     def rows(self, chosen: Tensor) -> "Affine":
         """Return some of the numbers."""
-        return self.each(lambda part: part.rows(chosen))
+        return self.each(lambda matrix: matrix.rows(chosen))

@@ -75,13 +75,13 @@ def slopes(network: NeuronBlocks, domain: Box | None) -> SlopeBounds:
         return [(block.lo, block.hi) for block in network.blocks]
     shape = network.inputs, 1
     known = [Interval(*(torch.full(shape, end, dtype=torch.float64) for end in domain))]
-    found = []
+    bounds = []
     for block in network.blocks:
         reads = combined(block.reads.parts, known, block.reads.offset)
-        own, values = between(block, reads)
-        found.append(own)
+        local, values = between(block, reads)
+        bounds.append(local)
         known.append(values)
-    return found
+    return bounds
 
 
 def between(
@@ -122,29 +122,29 @@ def derivatives(
 
 
 def combined(
-    parts: Mapping[int, Matrix], known: Sequence[Interval], offset: Matrix | None = None
+    matrices: Mapping[int, Matrix], known: Sequence[Interval], offset: Matrix | None = None
 ) -> Interval:
     """Return where sums of known numbers lie, with the weights of an affine map.
 
     Args:
-        parts: The weights, by source.
+        matrices: The weights, by source.
         known: Where the numbers of each source lie.
         offset: What is added to each column.
     """
-    rows = [part.values.shape[0] for part in parts.values()] or [
+    rows = [matrix.values.shape[0] for matrix in matrices.values()] or [
         len(offset.values) if offset else 0
     ]
     middle = torch.zeros(rows[0], known[0].lo.shape[-1], dtype=torch.float64)
     spread, size = torch.zeros_like(middle), torch.zeros_like(middle)
-    terms = 4 + len(parts) + sum(part.values.shape[1] for part in parts.values())
-    for source, part in parts.items():
+    terms = 4 + len(matrices) + sum(matrix.values.shape[1] for matrix in matrices.values())
+    for source, matrix in matrices.items():
         lo, hi = known[source]
-        centre_ = lo + (hi - lo) / 2
-        half = torch.maximum(hi - centre_, centre_ - lo) * (1 + UNIT)
-        weights = part.values.abs()
-        middle = middle + part.values @ centre_
-        size = size + weights @ centre_.abs()
-        spread = spread + weights @ half + part.radius @ (centre_.abs() + half)
+        centre = lo + (hi - lo) / 2
+        half = torch.maximum(hi - centre, centre - lo) * (1 + UNIT)
+        weights = matrix.values.abs()
+        middle = middle + matrix.values @ centre
+        size = size + weights @ centre.abs()
+        spread = spread + weights @ half + matrix.radius @ (centre.abs() + half)
     if offset is not None:
         middle, size = middle + offset.values, size + offset.values.abs()
         spread = spread + offset.radius
@@ -180,8 +180,8 @@ def values_between(block: Block, reads: Interval) -> Interval:
     if block.derivative is not None:
         stops = block.derivative.stops
     # Where a stop is outside, the end beside it is taken twice.
-    places = [lo, hi, *(torch.full_like(lo, stop).clamp(lo, hi) for stop in stops)]
-    values = torch.stack([block.function(place) for place in places])
+    points = [lo, hi, *(torch.full_like(lo, stop).clamp(lo, hi) for stop in stops)]
+    values = torch.stack([block.function(point) for point in points])
     least, most = values.amin(dim=0), values.amax(dim=0)
     if block.sides is None and block.derivative is None:
         # Away from the ends no farther than a slope allows, unless the function is monotone.
@@ -189,8 +189,8 @@ def values_between(block: Block, reads: Interval) -> Interval:
         half = torch.where(turns, steep * (hi - lo) / 2 * (1 + 4 * UNIT), 0.0)
         least, most = least - half, most + half
     slack = _FUNCTION * steep.clamp_min(1) * (1 + reads.largest.T + most.abs() + least.abs())
-    found = _outwards(least, most, slack)
-    return Interval(found.lo.T, found.hi.T)
+    widened = _outwards(least, most, slack)
+    return Interval(widened.lo.T, widened.hi.T)
 
 
 def _outwards(lo: Tensor, hi: Tensor, slack: Tensor) -> Interval:

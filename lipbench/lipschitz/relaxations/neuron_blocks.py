@@ -63,7 +63,7 @@ class Block:
     sides: Ends | None
     """Slopes left and right of 0, if the functions are 0 there and linear on both sides."""
     derivative: Derivative | None = None
-    """That of the functions, if it is known and one for all neurons."""
+    """Derivative of the functions, if it is known and the same for all neurons."""
 
     def __len__(self) -> int:
         return len(self.lo)
@@ -116,7 +116,9 @@ def as_neuron_blocks(
     with torch.no_grad():
         for step in network.steps:
             read = [values[i] for i in step.inputs]
-            columns = sum(part.values.shape[1] for value in read for part in value.parts.values())
+            columns = sum(
+                matrix.values.shape[1] for value in read for matrix in value.parts.values()
+            )
             unroller.reserve(math.prod(step.output_shape) * columns, step.name)
             values.append(_unrolled(step, unroller, *read))
     return NeuronBlocks(
@@ -229,14 +231,14 @@ def _(step: Softmax, unroller: _Unroller, value: Affine) -> Affine:
 def _(step: Linear, unroller: _Unroller, value: Affine) -> Affine:
     absolute, sums = step.absolute(), _sums_weights(step)
 
-    def applied(part: Matrix) -> Matrix:
-        return part.through(step.apply, absolute.apply, step.input_shape, step.fan_in, sums=sums)
+    def applied(matrix: Matrix) -> Matrix:
+        return matrix.through(step.apply, absolute.apply, step.input_shape, step.fan_in, sums=sums)
 
-    found = value.each(applied)
+    mapped = value.each(applied)
     if step.bias is None:
-        return found
+        return mapped
     bias = step.broadcast(step.bias).expand(step.output_shape).reshape(-1, 1)
-    return replace(found, offset=found.offset.plus(Matrix.exact(bias)))
+    return replace(mapped, offset=mapped.offset.plus(Matrix.exact(bias)))
 
 
 def _sums_weights(step: Linear) -> bool:
@@ -256,10 +258,10 @@ def _sums_weights(step: Linear) -> bool:
 def _(step: AveragePool, unroller: _Unroller, value: Affine) -> Affine:
     terms = len(value)  # more than any window has
 
-    def pool(part: Matrix) -> Matrix:
-        found = part.through(step.pool, step.pool, step.input_shape, terms)
+    def pool(matrix: Matrix) -> Matrix:
+        pooled = matrix.through(step.pool, step.pool, step.input_shape, terms)
         # Its weights are quotients, and rounded themselves.
-        return found.blurred(UNIT * found.values.abs())
+        return pooled.blurred(UNIT * pooled.values.abs())
 
     return value.each(pool)
 
@@ -267,12 +269,12 @@ def _(step: AveragePool, unroller: _Unroller, value: Affine) -> Affine:
 @_unrolled.register(Scale)
 def _(step: Scale, unroller: _Unroller, value: Affine) -> Affine:
     factor, offset = (
-        part.expand(step.input_shape).reshape(-1, 1) for part in (step.factor, step.offset)
+        values.expand(step.input_shape).reshape(-1, 1) for values in (step.factor, step.offset)
     )
-    found = value.each(lambda part: part.scaled(factor, held=True))
+    scaled = value.each(lambda matrix: matrix.scaled(factor, held=True))
     # Factor and offset are made of a few operations on what the layer stores.
-    own = unroller.kind.held(offset, 8 * UNIT * offset.abs())
-    return replace(found, offset=found.offset.plus(own))
+    held = unroller.kind.held(offset, 8 * UNIT * offset.abs())
+    return replace(scaled, offset=scaled.offset.plus(held))
 
 
 @_unrolled.register(Rearrange)
@@ -285,35 +287,35 @@ def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
     shape, like = step.input_shape, value.offset.values
 
     def entries(ends: tuple[float | Tensor, float | Tensor]) -> Ends:
-        one, other = (torch.as_tensor(end, dtype=like.dtype).expand(shape) for end in ends)
-        return one.flatten(), other.flatten()
+        first, second = (torch.as_tensor(end, dtype=like.dtype).expand(shape) for end in ends)
+        return first.flatten(), second.flatten()
 
     lo, hi = entries((step.lo, step.hi))
     bent = lo < hi
-    places = bent.nonzero().squeeze(1)
+    indices = bent.nonzero().squeeze(1)
 
     def curve(numbers: Tensor) -> Tensor:
         whole = numbers.new_zeros(len(numbers), len(lo))
-        whole[:, places] = numbers
-        return step.function(whole.reshape(-1, *shape)).flatten(1)[:, places]
+        whole[:, indices] = numbers
+        return step.function(whole.reshape(-1, *shape)).flatten(1)[:, indices]
 
     sides = step.sides and entries(step.sides)
     if bool(bent.all()):
         return unroller.neurons(step.name, value, curve, (lo, hi), sides, step.derivative)
     # Where all slopes are one number the function is affine, and no neuron.
     zero = step.function(like.new_zeros(1, *shape)).reshape(-1, 1)
-    straight = value.each(lambda part: part.scaled(torch.where(bent, 0.0, lo).unsqueeze(1)))
+    straight = value.each(lambda matrix: matrix.scaled(torch.where(bent, 0.0, lo).unsqueeze(1)))
     straight = replace(
         straight,
         offset=straight.offset.plus(Matrix.exact(torch.where(bent.unsqueeze(1), 0.0, zero))),
     )
-    if not len(places):
+    if not len(indices):
         return straight
-    sides = sides and (sides[0][places], sides[1][places])
-    ends = lo[places], hi[places]
-    own = value.rows(places)
-    neurons = unroller.neurons(step.name, own, curve, ends, sides, step.derivative)
-    return straight.plus(neurons.each(lambda part: part.among(places, len(lo))))
+    sides = sides and (sides[0][indices], sides[1][indices])
+    ends = lo[indices], hi[indices]
+    reads = value.rows(indices)
+    neurons = unroller.neurons(step.name, reads, curve, ends, sides, step.derivative)
+    return straight.plus(neurons.each(lambda matrix: matrix.among(indices, len(lo))))
 
 
 @_unrolled.register(Sum)
@@ -332,30 +334,30 @@ def _(step: Concatenation, unroller: _Unroller, *values: Affine) -> Affine:
         torch.arange(start, stop).reshape(shape)
         for (start, stop), shape in zip(pairwise(ends), step.input_shapes, strict=True)
     ]
-    places = torch.cat(numbers, dim=step.axis - 1).flatten().argsort()
-    return _assembled(values, [places[start:stop] for start, stop in pairwise(ends)])
+    positions = torch.cat(numbers, dim=step.axis - 1).flatten().argsort()
+    return _assembled(values, [positions[start:stop] for start, stop in pairwise(ends)])
 
 
 @_unrolled.register(Copy)
 def _(step: Copy, unroller: _Unroller, value: Affine) -> Affine:
-    # Which entry is copied to each place, from 1; 0 where nothing is.
+    # Which entry is copied to each position, from 1; 0 where nothing is.
     numbers = torch.arange(1, len(value) + 1, dtype=torch.float64).reshape(1, *step.input_shape)
     copied = step.copy(numbers).flatten().long()
     mask = (copied > 0).to(torch.float64).unsqueeze(1)
-    return value.rows((copied - 1).clamp_min(0)).each(lambda part: part.scaled(mask))
+    return value.rows((copied - 1).clamp_min(0)).each(lambda matrix: matrix.scaled(mask))
 
 
 @_unrolled.register(GroupSort)
 def _(step: GroupSort, unroller: _Unroller, value: Affine) -> Affine:
     numbers = torch.arange(len(value)).reshape(-1, step.group, *step.input_shape[1:])
-    places = [numbers[:, place].flatten() for place in range(step.group)]
-    members = [value.rows(rows) for rows in places]
+    positions = [numbers[:, index].flatten() for index in range(step.group)]
+    members = [value.rows(rows) for rows in positions]
     for last in range(step.group - 1, 0, -1):  # bubbles, the smallest to the end
-        for place in range(last):
-            one, other = members[place : place + 2]
-            rise = _bend(step.name, unroller, other.plus(one.negative))
-            members[place : place + 2] = one.plus(rise), other.plus(rise.negative)
-    return _assembled(members, places)
+        for index in range(last):
+            left, right = members[index : index + 2]
+            rise = _bend(step.name, unroller, right.plus(left.negative))
+            members[index : index + 2] = left.plus(rise), right.plus(rise.negative)
+    return _assembled(members, positions)
 
 
 @_unrolled.register(MaxPool)
@@ -372,12 +374,12 @@ def _(step: MaxPool, unroller: _Unroller, value: Affine) -> Affine:
 @_unrolled.register(Contraction)
 def _(step: Contraction, unroller: _Unroller, value: Affine) -> Affine:
     count = len(step.diagonal)
-    pulled = value.each(lambda part: part.times(step.weight.T))
+    pulled = value.each(lambda matrix: matrix.times(step.weight.T))
     pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(step.bias.unsqueeze(1))))
     zero = step.diagonal.new_zeros(count)
     hidden = unroller.neurons(step.name, pulled, step.function, (zero, zero + 1), None)
-    back = hidden.each(lambda part: part.scaled(-2 / step.diagonal.unsqueeze(1)))
-    return value.plus(back.each(lambda part: part.times(step.weight)))
+    back = hidden.each(lambda matrix: matrix.scaled(-2 / step.diagonal.unsqueeze(1)))
+    return value.plus(back.each(lambda matrix: matrix.times(step.weight)))
 
 
 @_unrolled.register(ConvContraction)
@@ -388,7 +390,7 @@ def _(step: ConvContraction, unroller: _Unroller, value: Affine) -> Affine:
     hidden = unroller.neurons(step.name, pulled, step.function, (zero, zero + 1), None)
     back, terms = operator.absolute().adjoint, operator.weight[:, 0].numel()
     pushed = hidden.each(
-        lambda part: part.through(operator.adjoint, back, operator.output_shape, terms)
+        lambda matrix: matrix.through(operator.adjoint, back, operator.output_shape, terms)
     )
     return value.plus(_weighted(pushed, -2.0))
 
@@ -397,8 +399,8 @@ def _(step: ConvContraction, unroller: _Unroller, value: Affine) -> Affine:
 def _(step: Sandwich, unroller: _Unroller, value: Affine) -> Affine:
     inner, outer, root = step.inner, step.outer, math.sqrt(2)
     hidden = outer.output_shape
-    scale, bias = (part.expand(hidden).reshape(-1, 1) for part in (step.scale, step.bias))
-    pulled = _unrolled(inner, unroller, value).each(lambda part: part.scaled(root / scale))
+    scale, bias = (values.expand(hidden).reshape(-1, 1) for values in (step.scale, step.bias))
+    pulled = _unrolled(inner, unroller, value).each(lambda matrix: matrix.scaled(root / scale))
     pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(bias)))
     zero = torch.zeros(len(pulled), dtype=torch.float64)
     ends = zero, zero + 1
@@ -410,13 +412,13 @@ def _(step: Sandwich, unroller: _Unroller, value: Affine) -> Affine:
     neurons = unroller.neurons(step.name, pulled, curve, ends, sides)
     back, terms = outer.absolute().adjoint, outer.weight[:, 0].numel()
     return neurons.each(
-        lambda part: part.scaled(root * scale).through(outer.adjoint, back, hidden, terms)
+        lambda matrix: matrix.scaled(root * scale).through(outer.adjoint, back, hidden, terms)
     )
 
 
-def _larger(name: str, unroller: _Unroller, one: Affine, other: Affine) -> Affine:
+def _larger(name: str, unroller: _Unroller, left: Affine, right: Affine) -> Affine:
     """Return max(a, b) = a + relu(b - a)."""
-    return one.plus(_bend(name, unroller, other.plus(one.negative)))
+    return left.plus(_bend(name, unroller, right.plus(left.negative)))
 
 
 def _bend(name: str, unroller: _Unroller, value: Affine) -> Affine:
@@ -428,33 +430,33 @@ def _bend(name: str, unroller: _Unroller, value: Affine) -> Affine:
 
 def _weighted(value: Affine, coefficient: float) -> Affine:
     factor = torch.full_like(value.offset.values, coefficient)
-    return value.each(lambda part: part.scaled(factor, held=True))
+    return value.each(lambda matrix: matrix.scaled(factor, held=True))
 
 
-def _assembled(values: Sequence[Affine], places: Sequence[Tensor]) -> Affine:
-    """Return numbers put to places of their own in one list."""
+def _assembled(values: Sequence[Affine], positions: Sequence[Tensor]) -> Affine:
+    """Return the numbers of all values, each at its position in one list."""
     count = sum(map(len, values))
     total: Affine | None = None
-    for value, own in zip(values, places, strict=True):
-        spread = value.each(methodcaller("among", own, count))
+    for value, rows in zip(values, positions, strict=True):
+        spread = value.each(methodcaller("among", rows, count))
         total = spread if total is None else total.plus(spread)
     assert total is not None
     return total
 
 
 def _windows(step: MaxPool) -> Int[Tensor, "outputs taps"]:
-    """Return which inputs each output is the largest of; padding counts as another of these."""
+    """Return which inputs are in the window of each output; padding repeats one of these."""
     channels, *lengths = step.input_shape
-    found = torch.arange(channels).reshape(-1, 1)
+    windows = torch.arange(channels).reshape(-1, 1)
     for axis, length in enumerate(lengths):
         first = torch.arange(step.output_shape[1 + axis]) * step.stride[axis] - step.padding[axis]
         taps = first.unsqueeze(1) + torch.arange(step.window[axis]) * step.dilation[axis]
         taps = torch.where((taps >= 0) & (taps < length), taps, -1)
-        rows, columns = found.reshape(-1, 1, found.shape[1], 1), taps.reshape(1, *_outer(taps))
+        rows, columns = windows.reshape(-1, 1, windows.shape[1], 1), taps.reshape(1, *_outer(taps))
         both = torch.where((rows < 0) | (columns < 0), -1, rows * length + columns)
-        found = both.reshape(-1, found.shape[1] * step.window[axis])
-    some = found.amax(dim=1, keepdim=True)
-    return torch.where(found < 0, some, found)
+        windows = both.reshape(-1, windows.shape[1] * step.window[axis])
+    some = windows.amax(dim=1, keepdim=True)
+    return torch.where(windows < 0, some, windows)
 
 
 def _outer(taps: Tensor) -> tuple[int, int, int]:
