@@ -77,11 +77,11 @@ def families(sizes: Sequence[int], degree: int | None = None) -> Iterator[Family
     all variables but those of the largest group are known, these meet in no product.
     """
     first, last = len(sizes), sum(sizes) - max(sizes) + 1
-    chosen = range(first, last + 1) if degree is None else [min(max(degree, first), last)]
-    for own in chosen:
-        yield Family(own, True)
-        if own < last:
-            yield Family(own, False)
+    degrees = range(first, last + 1) if degree is None else [min(max(degree, first), last)]
+    for factors in degrees:
+        yield Family(factors, True)
+        if factors < last:
+            yield Family(factors, False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Products:
 
     matrix: csc_array
     """Entries are 1 and -1; the first row is that of the constant."""
-    places: Int[np.ndarray, " coefficients"]
+    rows: Int[np.ndarray, " coefficients"]
     """The row of each coefficient of a polynomial."""
 
     @classmethod
@@ -103,13 +103,13 @@ class Products:
         paths = np.full((math.prod(_shape(sizes)), degree), -1)
         paths[:, : len(sizes)] = _paths(sizes)
         monomials = np.sort(np.concatenate([paths, subsets]), axis=1)
-        found, rows = np.unique(monomials, axis=0, return_inverse=True)
+        distinct, rows = np.unique(monomials, axis=0, return_inverse=True)
         rows = rows.reshape(-1)
-        own = rows[len(paths) :].reshape(len(cliques), 1, -1).repeat(2**degree, axis=1)
+        indices = rows[len(paths) :].reshape(len(cliques), 1, -1).repeat(2**degree, axis=1)
         data = np.tile(hadamard(2**degree, dtype=np.float64).reshape(-1), len(cliques))
         ends = np.arange(0, data.size + 1, 2**degree)
-        shape = len(found), len(cliques) * 2**degree
-        return cls(csc_array((data, own.reshape(-1), ends), shape=shape), rows[: len(paths)])
+        shape = len(distinct), len(cliques) * 2**degree
+        return cls(csc_array((data, indices.reshape(-1), ends), shape=shape), rows[: len(paths)])
 
     def propose(self, polynomial: Polynomial) -> tuple[Numbers, Weights]:
         """Return the products that prove the best bound, and their weights; none if that fails."""
@@ -118,9 +118,9 @@ class Products:
             unit = math.ldexp(1.0, math.frexp(float(np.abs(known).max()))[1] - 1)
             costs, wanted = np.ones(self.matrix.shape[1]), -known[1:] / unit
             rows: Any = self.matrix[1:]  # the types of scipy know no sparse ones here
-            found = linprog(costs, A_eq=rows, b_eq=wanted, method="highs-ipm")
-            if found.x is not None:
-                weights = np.maximum(found.x, 0) * unit
+            solution = linprog(costs, A_eq=rows, b_eq=wanted, method="highs-ipm")
+            if solution.x is not None:
+                weights = np.maximum(solution.x, 0) * unit
         numbers = np.flatnonzero(weights)
         return numbers, weights[numbers]
 
@@ -139,7 +139,7 @@ class Products:
 
     def _known(self, polynomial: Polynomial) -> Weights:
         known = np.zeros(self.matrix.shape[0])
-        known[self.places] = polynomial.values.flatten().numpy()
+        known[self.rows] = polynomial.values.flatten().numpy()
         return known
 
 
@@ -149,10 +149,10 @@ def plain_bound(polynomial: Polynomial) -> float:
     return _total([*known, *_spread(polynomial)])
 
 
-def _total(parts: Sequence[float]) -> float:
+def _total(terms: Sequence[float]) -> float:
     """Return a sum that is not negative, rounded up."""
     try:
-        return math.fsum(parts) * (1 + 4 * UNIT)
+        return math.fsum(terms) * (1 + 4 * UNIT)
     except OverflowError:  # a sum that float64 does not hold
         return math.inf
 
@@ -171,9 +171,9 @@ def _cliques(sizes: Sequence[int], family: Family) -> Iterator[Int[np.ndarray, "
             start + np.array(list(combinations(range(size), count)), dtype=np.int64)
             for start, size, count in zip(starts, sizes, counts, strict=True)
         ]
-        places = np.indices([len(one) for one in chosen]).reshape(len(sizes), -1)
-        parts = [one[place] for one, place in zip(chosen, places, strict=True)]
-        yield np.concatenate(parts, axis=1)
+        choices = np.indices([len(subsets) for subsets in chosen]).reshape(len(sizes), -1)
+        columns = [subsets[choice] for subsets, choice in zip(chosen, choices, strict=True)]
+        yield np.concatenate(columns, axis=1)
 
 
 def _shape(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -184,6 +184,6 @@ def _shape(sizes: Sequence[int]) -> tuple[int, ...]:
 def _paths(sizes: Sequence[int]) -> Int[np.ndarray, "coefficients groups"]:
     """Return the variables of each coefficient, -1 where it has none of a group."""
     starts = np.cumsum([0, *sizes])[:-1]
-    places = np.indices(_shape(sizes)).reshape(len(sizes), -1).T
-    places[:, 1:] -= 1
-    return np.where(places < 0, -1, places + starts)
+    indices = np.indices(_shape(sizes)).reshape(len(sizes), -1).T
+    indices[:, 1:] -= 1
+    return np.where(indices < 0, -1, indices + starts)

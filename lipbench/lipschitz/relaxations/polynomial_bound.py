@@ -71,13 +71,13 @@ def positive_bound(
     plans = _plans(problem.programs, degree, most_terms)
     scales = problem.scales()
     sides = problem.sides(scales)
-    found = [_search(side, plan) for side, plan in zip(sides, plans, strict=True)]
+    certificates = [_search(side, plan) for side, plan in zip(sides, plans, strict=True)]
     return Lipschitz.upper(
         network,
-        problem.value([[one.bound for one in side] for side in found]),
+        problem.value([[certificate.bound for certificate in side] for side in certificates]),
         norm,
         domain,
-        **_packed([one for side in found for one in side]),
+        **_packed([certificate for side in certificates for certificate in side]),
         **scales,
     )
 
@@ -92,7 +92,7 @@ def repositive(network: Network, value: Lipschitz) -> float:
     stored = _unpacked(value.proof, sum(map(len, sides)))
     if stored is None:
         return math.inf
-    return problem.value([[_proved(one, *next(stored)) for one in side] for side in sides])
+    return problem.value([[_proved(total, *next(stored)) for total in side] for side in sides])
 
 
 def planned_terms(
@@ -152,16 +152,16 @@ class _Problem:
         Raises:
             Refused: If it cannot be unrolled, or slopes are not bounded.
         """
-        unrolled = as_neuron_blocks(network, _LARGEST)
+        blocks = as_neuron_blocks(network, _LARGEST)
         self.norm = norm
-        self.centred = loop_transformation_on(unrolled, domain)
-        self.boxed, self.entries = boxed_norm(unrolled, norm, domain)
+        self.loops = loop_transformation_on(blocks, domain)
+        self.boxed, self.entries = boxed_norm(blocks, norm, domain)
 
     @property
     def programs(self) -> list[_Programs]:
         """Return the groups of variables of each side."""
         outputs, inputs = self.entries.shape
-        others = [len(level) for level in levels(self.centred)]
+        others = [len(level) for level in levels(self.loops)]
         rows = _Programs(count=outputs, sizes=(inputs, *others))
         columns = _Programs(count=inputs, sizes=(outputs, *others))
         return self._of_norm(rows, columns)
@@ -191,18 +191,18 @@ class _Problem:
 
     def sides(self, scales: Mapping[str, Tensor]) -> list[list[_Sum]]:
         """Return the sums whose largest are wanted."""
-        known = derivative_polynomials(self.centred)
+        known = derivative_polynomials(self.loops)
         outputs, inputs = (
             scales.get(name, torch.ones(size, dtype=torch.float64))
             for name, size in zip(_SCALES, self.entries.shape, strict=True)
         )
         rows = [
-            _sum(known.row(number, inputs / own), self.entries[number], inputs / own)
-            for number, own in enumerate(outputs)
+            _sum(known.row(number, inputs / weight), self.entries[number], inputs / weight)
+            for number, weight in enumerate(outputs)
         ]
         columns = [
-            _sum(known.column(number, outputs / own), self.entries[:, number], outputs / own)
-            for number, own in enumerate(inputs)
+            _sum(known.column(number, outputs / weight), self.entries[:, number], outputs / weight)
+            for number, weight in enumerate(inputs)
         ]
         return self._of_norm(rows, columns)
 
@@ -239,16 +239,16 @@ def _plans(
     plans: list[list[Family]] = [[] for _ in programs]
     total = 0
     for step in zip_longest(*(families(program.sizes, degree) for program in programs)):
-        own = [(number, family) for number, family in enumerate(step) if family is not None]
-        total += sum(programs[number].terms(family) for number, family in own)
+        current = [(number, family) for number, family in enumerate(step) if family is not None]
+        total += sum(programs[number].terms(family) for number, family in current)
         if total > most_terms:
-            if plans[own[0][0]]:
+            if plans[current[0][0]]:
                 break
             raise Refused(
-                f"products of degree {own[0][1].degree} of its {sum(programs[0].sizes)} inputs and "
-                f"neurons have {total} terms, more than the {most_terms} of most_terms."
+                f"products of degree {current[0][1].degree} of its {sum(programs[0].sizes)} inputs "
+                f"and neurons have {total} terms, more than the {most_terms} of most_terms."
             )
-        for number, family in own:
+        for number, family in current:
             plans[number].append(family)
     return plans
 
@@ -256,37 +256,39 @@ def _plans(
 def _search(side: Sequence[_Sum], plan: Sequence[Family]) -> list[_Certificate]:
     """Return the best certificate of each sum, as far as the largest of them needs it."""
     nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
-    known = [_certificate(one, None, *nothing) for one in side]
-    largest = max((one.polynomial.vertex(_STARTS) for one in side), default=0.0)
+    known = [_certificate(total, None, *nothing) for total in side]
+    largest = max((total.polynomial.vertex(_STARTS) for total in side), default=0.0)
     for family in plan:
         enough = largest * _CLOSE
         for number in sorted(range(len(side)), key=lambda number: -known[number].bound):
-            one, before = side[number], known[number]
+            total, before = side[number], known[number]
             if not before.bound > enough:
                 break
-            weights = _products(one.polynomial.sizes, family).propose(one.polynomial)
-            found = _certificate(one, family, *weights)
-            known[number] = found if found.bound < before.bound else before
+            weights = _products(total.polynomial.sizes, family).propose(total.polynomial)
+            certificate = _certificate(total, family, *weights)
+            known[number] = certificate if certificate.bound < before.bound else before
             # Smaller ones need no better certificates than they have.
             enough = max(enough, known[number].bound)
     return known
 
 
 def _certificate(
-    one: _Sum, family: Family | None, numbers: Numbers, weights: Weights
+    total: _Sum, family: Family | None, numbers: Numbers, weights: Weights
 ) -> _Certificate:
-    bound = _proved(one, family, numbers, weights)
+    bound = _proved(total, family, numbers, weights)
     return _Certificate(bound=bound, family=family, numbers=numbers, weights=weights)
 
 
-def _proved(one: _Sum, family: Family | None, numbers: Numbers, weights: Weights) -> float:
+def _proved(total: _Sum, family: Family | None, numbers: Numbers, weights: Weights) -> float:
     """Return what weights of products prove, or intervals if that is less."""
     if family is None:
-        return _least(one.interval, plain_bound(one.polynomial))
-    sizes = one.polynomial.sizes
+        return _least(total.interval, plain_bound(total.polynomial))
+    sizes = total.polynomial.sizes
     if family not in families(sizes, family.degree):
         return math.inf
-    return _least(one.interval, _products(sizes, family).bound(one.polynomial, numbers, weights))
+    return _least(
+        total.interval, _products(sizes, family).bound(total.polynomial, numbers, weights)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -296,14 +298,16 @@ def _products(sizes: tuple[int, ...], family: Family) -> Products:
 
 
 def _packed(certificates: Sequence[_Certificate]) -> dict[str, Tensor]:
-    numbers = [number for one in certificates for number in one.numbers.tolist()]
-    weights = [weight for one in certificates for weight in one.weights.tolist()]
-    families = [one.family or (0, 0) for one in certificates]
+    numbers = [number for certificate in certificates for number in certificate.numbers.tolist()]
+    weights = [weight for certificate in certificates for weight in certificate.weights.tolist()]
+    families = [certificate.family or (0, 0) for certificate in certificates]
     return {
         "products": torch.tensor(numbers, dtype=torch.int64),
         "weights": torch.tensor(weights, dtype=torch.float64),
         "families": torch.tensor(families, dtype=torch.int64).reshape(-1, 2),
-        "lengths": torch.tensor([len(one.numbers) for one in certificates], dtype=torch.int64),
+        "lengths": torch.tensor(
+            [len(certificate.numbers) for certificate in certificates], dtype=torch.int64
+        ),
     }
 
 
@@ -316,10 +320,10 @@ def _unpacked(
     fits = len(products) == len(weights) == sum(lengths) and min(lengths, default=0) >= 0
     if not (fits and len(lengths) == count and families.shape == (count, 2)):
         return None
-    parts = (part.split(lengths) if lengths else () for part in (products, weights))
+    split = (column.split(lengths) if lengths else () for column in (products, weights))
     return (
-        (Family(degree, bool(is_sparse)) if degree else None, numbers.numpy(), own.numpy())
-        for (degree, is_sparse), numbers, own in zip(families.tolist(), *parts, strict=True)
+        (Family(degree, bool(is_sparse)) if degree else None, numbers.numpy(), values.numpy())
+        for (degree, is_sparse), numbers, values in zip(families.tolist(), *split, strict=True)
     )
 
 

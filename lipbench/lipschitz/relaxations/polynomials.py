@@ -29,7 +29,7 @@ _STEPS = 50
 class Polynomial:
     """A sum of products of numbers in [-1, 1], one of the first group and at most one of others.
 
-    Axes are groups; from the second on, place 0 is for products that have no number of the group.
+    Axes are groups; from the second on, index 0 is for products that have no number of the group.
     """
 
     values: Float[Tensor, "first *others"]
@@ -59,22 +59,22 @@ class Polynomial:
         for _ in range(_STEPS):
             for group in range(len(signs)):
                 slopes = self._given(signs, group)
-                # Place 0 is what there is without the group.
-                own = slopes if group == 0 else slopes[:, 1:]
-                signs[group] = torch.where(own < 0, -1.0, 1.0).double()
+                # Index 0 is what there is without the group.
+                coefficients = slopes if group == 0 else slopes[:, 1:]
+                signs[group] = torch.where(coefficients < 0, -1.0, 1.0).double()
             reached = float((self._given(signs, 0) * signs[0]).sum(dim=1).max())
             if reached <= best:
                 break
             best = reached
         return best
 
-    def _given(self, signs: Sequence[Tensor], free: int) -> Float[Tensor, "starts places"]:
+    def _given(self, signs: Sequence[Tensor], free: int) -> Float[Tensor, "starts coefficients"]:
         """Return the coefficients of one group when all others are known."""
         known = torch.ones(len(signs[0]), 1, dtype=torch.float64)
-        for group, own in enumerate(signs):
+        for group, chosen in enumerate(signs):
             if group != free:
-                places = torch.cat([own.new_ones(len(own), min(group, 1)), own], dim=1)
-                known = (known.unsqueeze(2) * places.unsqueeze(1)).flatten(1)
+                factors = torch.cat([chosen.new_ones(len(chosen), min(group, 1)), chosen], dim=1)
+                known = (known.unsqueeze(2) * factors.unsqueeze(1)).flatten(1)
         return known @ self.values.movedim(free, -1).reshape(known.shape[1], -1)
 
 
@@ -91,7 +91,7 @@ class Derivatives:
 
     def column(self, given: int, weights: Float[Tensor, " outputs"]) -> Polynomial:
         """Return Σ x_j·J_j of one input, j the outputs, with weights for outputs."""
-        values, radius = (part[given].movedim(-1, 0) for part in (self.values, self.radius))
+        values, radius = (tensor[given].movedim(-1, 0) for tensor in (self.values, self.radius))
         return _weighted(values, radius, weights)
 
 
@@ -122,18 +122,18 @@ def levels(network: LoopTransformation) -> list[Int[Tensor, " _"]]:
 
 def _multiplied(matrix: Tensor, inputs: int, rows: Sequence[Tensor]) -> Tensor:
     """Return the products along all paths to the last rows, which no others read."""
-    found: list[Tensor] = []
-    for number, own in enumerate(rows):
-        reads = matrix.new_zeros(inputs, *(1 + len(lower) for lower in rows[:number]), len(own))
-        place: list[slice | int] = [slice(None), *[0] * number]
-        reads[tuple(place)] = matrix[own, :inputs].T
-        for source, below in enumerate(found):
-            weights = matrix[own][:, inputs + rows[source]].T
-            place[source + 1] = slice(1, None)
-            reads[tuple(place)] = below.unsqueeze(-1) * weights
-            place[source + 1] = slice(None)
-        found.append(reads)
-    return found[-1]
+    products: list[Tensor] = []
+    for number, level in enumerate(rows):
+        reads = matrix.new_zeros(inputs, *(1 + len(lower) for lower in rows[:number]), len(level))
+        index: list[slice | int] = [slice(None), *[0] * number]
+        reads[tuple(index)] = matrix[level, :inputs].T
+        for source, below in enumerate(products):
+            weights = matrix[level][:, inputs + rows[source]].T
+            index[source + 1] = slice(1, None)
+            reads[tuple(index)] = below.unsqueeze(-1) * weights
+            index[source + 1] = slice(None)
+        products.append(reads)
+    return products[-1]
 
 
 def _weighted(values: Tensor, radius: Tensor, weights: Tensor) -> Polynomial:

@@ -60,7 +60,7 @@ def recursive_derivatives(network: NeuronBlocks, domain: Box | None) -> Interval
     Raises:
         Refused: If slopes are not bounded.
     """
-    found = derivatives(network, domain)
+    entries = derivatives(network, domain)
     forward = _Flow(
         width=network.inputs,
         reads=(*(block.reads.parts for block in network.blocks), network.output.parts),
@@ -71,10 +71,10 @@ def recursive_derivatives(network: NeuronBlocks, domain: Box | None) -> Interval
     )
     ahead, back = products(forward.widths), products(forward.widths[::-1])
     if ahead <= max(back, _FEW):
-        found = found.cut(_Recursion(forward).result())
+        entries = entries.cut(_Recursion(forward).result())
     if back <= max(ahead, _FEW):
-        found = found.cut(_Recursion(forward.reversed).result().transposed)
-    return found
+        entries = entries.cut(_Recursion(forward.reversed).result().transposed)
+    return entries
 
 
 def work(widths: Sequence[int]) -> int:
@@ -90,8 +90,9 @@ def products(widths: Sequence[int]) -> int:
         widths: Inputs, neurons of each block, and outputs; blocks read the one before.
     """
     layers = list(pairwise(widths))
-    behind = [sum(one * other for one, other in layers[:place]) for place in range(len(layers))]
-    return 2 * widths[0] * sum(own * before for own, before in zip(widths[1:], behind, strict=True))
+    behind = [sum(reads * width for reads, width in layers[:count]) for count in range(len(layers))]
+    blocks = zip(widths[1:], behind, strict=True)
+    return 2 * widths[0] * sum(width * before for width, before in blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +119,9 @@ class _Flow:
         # That nothing is read of a block is said by zeros.
         nothing = [torch.zeros(size, width, dtype=torch.float64) for size in sizes]
         reads: list[dict[int, Matrix]] = [{0: Matrix.exact(zeros)} for zeros in nothing]
-        for number, parts in enumerate(self.reads, 1):
-            for source, part in parts.items():
-                reads[last - source - 1][last - number] = part.transposed
+        for number, matrices in enumerate(self.reads, 1):
+            for source, matrix in matrices.items():
+                reads[last - source - 1][last - number] = matrix.transposed
         return _Flow(width=width, reads=tuple(reads), sizes=tuple(sizes), slopes=self.slopes[::-1])
 
 
@@ -181,27 +182,32 @@ class _Recursion:
     def result(self) -> Interval:
         """Return where the last numbers lie, one column for each of the first."""
         *blocks, last = self.flow.reads
-        for parts, own in zip(blocks, self.flow.slopes, strict=True):
-            values = self._values(parts)
-            self.lines.append(_Lines.of(values, own, self._error(parts, values)))
-            self.known.append(values.times(own))
+        for matrices, local in zip(blocks, self.flow.slopes, strict=True):
+            values = self._values(matrices)
+            self.lines.append(_Lines.of(values, local, self._error(matrices, values)))
+            self.known.append(values.times(local))
         return self._values(last)
 
-    def _values(self, parts: Mapping[int, Matrix]) -> Interval:
-        plain = combined(parts, self.known)
-        if not any(parts):  # it reads the first numbers only
+    def _values(self, matrices: Mapping[int, Matrix]) -> Interval:
+        plain = combined(matrices, self.known)
+        if not any(matrices):  # it reads the first numbers only
             return plain
-        rows = {source: torch.cat([part.values, -part.values]) for source, part in parts.items()}
+        rows = {
+            source: torch.cat([matrix.values, -matrix.values])
+            for source, matrix in matrices.items()
+        }
         columns = [self._upper(rows, column) for column in range(self.flow.width)]
         most, least = torch.stack(columns, dim=1).chunk(2)
-        spread = sum(part.radius @ self.known[source].largest for source, part in parts.items())
+        spread = sum(
+            matrix.radius @ self.known[source].largest for source, matrix in matrices.items()
+        )
         slack = spread * (1 + self.terms * UNIT)
         return plain.cut(Interval(-least - slack, most + slack))
 
-    def _error(self, parts: Mapping[int, Matrix], values: Interval) -> Tensor:
+    def _error(self, matrices: Mapping[int, Matrix], values: Interval) -> Tensor:
         error = 2 * UNIT * values.largest
-        for source, part in parts.items():
-            share = part.radius + self.terms * UNIT * part.values.abs()
+        for source, matrix in matrices.items():
+            share = matrix.radius + self.terms * UNIT * matrix.values.abs()
             error = error + share @ self.known[source].largest
         return error
 
@@ -222,12 +228,12 @@ class _Recursion:
                 up[:, read] * lines.above[read, column] + down[:, read] * lines.below[read, column]
             )
             slack = slack + multiples.abs() @ lines.error[read, column]
-            for earlier, part in self.flow.reads[source - 1].items():
-                own = multiples @ part.values[read]
+            for earlier, matrix in self.flow.reads[source - 1].items():
+                propagated = multiples @ matrix.values[read]
                 if earlier in rows:
-                    own = own + rows[earlier]
-                    slack = slack + UNIT * own.abs() @ self.known[earlier].largest[:, column]
-                rows[earlier] = own
+                    propagated = propagated + rows[earlier]
+                    slack = slack + UNIT * propagated.abs() @ self.known[earlier].largest[:, column]
+                rows[earlier] = propagated
         if 0 in rows:
             total, size = total + rows[0][:, column], size + rows[0][:, column].abs()
         return total + (slack + self.terms * UNIT * size) * (1 + self.terms * UNIT)
