@@ -64,20 +64,20 @@ def jacobian_proved(network: Network, value: Lipschitz) -> float:
 def _searched(jacobians: Jacobians, nodes: int) -> tuple[list[Case], float]:
     """Return cases that make up all, and the largest of their bounds; the largest are split."""
     queue, order = list[tuple[float, int, Case, int]](), count()
-    ahead, best, found = jacobians.whole, list[Case](), math.inf
+    ahead, best, value = jacobians.whole, list[Case](), math.inf
     while ahead:
         bounds, splits = jacobians.bounds(ahead)
         for bound, case, split in zip(bounds.tolist(), ahead, splits.tolist(), strict=True):
             heapq.heappush(queue, (-bound, next(order), case, split))
         # A half may have a larger bound than the whole, as other lines are drawn.
-        if not best or -queue[0][0] < found:
-            best, found = [case for _, _, case, _ in queue], -queue[0][0]
+        if not best or -queue[0][0] < value:
+            best, value = [case for _, _, case, _ in queue], -queue[0][0]
         ahead = []
         while queue and queue[0][3] >= 0 and len(ahead) < min(2 * _SPLITS, nodes - 1):
             _, _, case, neuron = heapq.heappop(queue)
             ahead += [Case(case.start, (*case.path, (neuron, side))) for side in (False, True)]
         nodes -= len(ahead)
-    return sorted(best), found
+    return sorted(best), value
 
 
 def _make_up_all(cases: Sequence[Case], jacobians: Jacobians) -> bool:
@@ -90,7 +90,7 @@ def _make_up_all(cases: Sequence[Case], jacobians: Jacobians) -> bool:
     decidable = set(jacobians.is_decidable.nonzero().flatten().tolist())
     if not {neuron for case in cases for neuron, _ in case.path} <= decidable:
         return False
-    return all(cover(own, len(jacobians.is_decidable)) for own in paths.values())
+    return all(cover(leaves, len(jacobians.is_decidable)) for leaves in paths.values())
 
 
 def _packed(cases: Sequence[Case]) -> Tensor:

@@ -25,7 +25,7 @@ from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.intervals import Interval, derivatives
 from lipbench.lipschitz.relaxations.linear_relaxation import Lines, Relaxation, above, below
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, widths
-from lipbench.lipschitz.relaxations.preactivations import on_parts
+from lipbench.lipschitz.relaxations.preactivations import on_subdomains
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 class CaseBounds(NamedTuple):
-    """What is found of cases."""
+    """Bounds of cases, and how to split these."""
 
     sums: Float[Tensor, " cases"]
     """Upper bounds of the sums of absolute derivatives."""
@@ -67,12 +67,16 @@ class Jacobians:
         maps = [*(block.reads for block in network.blocks), network.output]
         sizes = [network.inputs, *map(len, maps)]
         self._by_row = _by_row(norm, sizes[0], sizes[-1])
-        self._maps = _backwards(maps, sizes) if self._by_row else [_linear(own) for own in maps]
+        self._maps = (
+            _backwards(maps, sizes) if self._by_row else [_linear(affine) for affine in maps]
+        )
         self._starts = sizes[-1] if self._by_row else sizes[0]
-        bends = [torch.full((len(own),), own.sides is not None) for own in network.blocks]
+        bends = [torch.full((len(block),), block.sides is not None) for block in network.blocks]
         self.is_decidable = torch.cat([*bends, torch.empty(0, dtype=torch.bool)])
         """Which neurons are linear on both sides of 0."""
-        whole = on_parts(network, domain, torch.zeros(len(self.is_decidable), 1, dtype=torch.int64))
+        whole = on_subdomains(
+            network, domain, torch.zeros(len(self.is_decidable), 1, dtype=torch.int64)
+        )
         self._reads = whole.reads
         slopes = [(lo.squeeze(1), hi.squeeze(1)) for lo, hi in whole.slopes]
         known = derivatives(network, domain, slopes)
@@ -85,7 +89,7 @@ class Jacobians:
 
     def bounds(self, cases: Sequence[Case]) -> CaseBounds:
         """Return bounds of cases, in their order; none depends on what the others are."""
-        sums, splits = zip(*[found for _, found in self._followed(cases)], strict=True)
+        sums, splits = zip(*[bounds for _, bounds in self._followed(cases)], strict=True)
         return CaseBounds(torch.cat(sums), torch.cat(splits))
 
     def spectral(self) -> float:
@@ -94,7 +98,7 @@ class Jacobians:
         It is the least of the norm of the largest absolute values, that of the middle plus that of
         the half widths, and the geometric mean of the norms 1 and infinity.
         """
-        entries, found = zip(*self._followed(self.whole), strict=True)
+        entries, bounds = zip(*self._followed(self.whole), strict=True)
         lo, hi = (torch.cat(ends, dim=1) for ends in zip(*entries, strict=True))
         if not bool((lo.isfinite() & hi.isfinite()).all()):
             return math.inf
@@ -104,7 +108,7 @@ class Jacobians:
         ways = [
             norm(largest, 2),
             norm(middle, 2) + norm(half, 2),
-            (torch.cat([own.sums for own in found]).max() * largest.sum(dim=1).max()).sqrt(),
+            (torch.cat([chunk.sums for chunk in bounds]).max() * largest.sum(dim=1).max()).sqrt(),
         ]
         return min(map(float, ways)) * (1 + 1e-12 * max(lo.shape))
 
@@ -119,15 +123,15 @@ class Jacobians:
         unit = torch.eye(self._starts, dtype=torch.float64)[:, starts]
         relaxation, known_reads = Relaxation(Interval(unit, unit)), []
         *maps, last = self._maps
-        for own, (lo, hi) in zip(maps, slopes, strict=True):
-            reads = relaxation.reads(own, lo < hi)
+        for affine, (lo, hi) in zip(maps, slopes, strict=True):
+            reads = relaxation.reads(affine, lo < hi)
             lines = Lines(below=below(reads, hi, lo), above=above(reads, lo, hi))
-            relaxation.add(own, reads, lines, reads.times(Interval(lo, hi)))
+            relaxation.add(affine, reads, lines, reads.times(Interval(lo, hi)))
             known_reads.append(reads)
-        found, known = relaxation.reads(last), [end[:, starts] for end in self._known]
-        entries = Interval(torch.maximum(found.lo, known[0]), torch.minimum(found.hi, known[1]))
-        one = torch.ones(len(last), 1, dtype=torch.float64)
-        lines = Lines(below=below(entries, -one, one), above=above(entries, -one, one))
+        relaxed, known = relaxation.reads(last), [end[:, starts] for end in self._known]
+        entries = Interval(torch.maximum(relaxed.lo, known[0]), torch.minimum(relaxed.hi, known[1]))
+        rise = torch.ones(len(last), 1, dtype=torch.float64)
+        lines = Lines(below=below(entries, -rise, rise), above=above(entries, -rise, rise))
         relaxation.add(last, entries, lines, Interval(-entries.largest, entries.largest))
         jointly = relaxation.total()
         # What is no number is not less, and never taken.
@@ -143,11 +147,11 @@ class Jacobians:
         for column, path in enumerate(different):
             for neuron, is_right in path:
                 sides[neuron, column] = 1 if is_right else -1
-        parts = on_parts(self._network, self._domain, sides, self._reads)
+        subdomains = on_subdomains(self._network, self._domain, sides, self._reads)
         number = {path: column for column, path in enumerate(different)}
-        own = torch.tensor([number[path] for path in paths])
-        slopes = [Interval(lo[:, own], hi[:, own]) for lo, hi in parts.slopes]
-        return slopes[::-1] if self._by_row else slopes, parts.possible[own]
+        columns = torch.tensor([number[path] for path in paths])
+        slopes = [Interval(lo[:, columns], hi[:, columns]) for lo, hi in subdomains.slopes]
+        return slopes[::-1] if self._by_row else slopes, subdomains.possible[columns]
 
     def _splits(
         self, reads: Sequence[Interval], slopes: Sequence[Interval], sums: Tensor
@@ -157,17 +161,17 @@ class Jacobians:
             return torch.full_like(sums, -1, dtype=torch.int64)
         count = len(self._maps)
         # How far a sum moves at most with each number of a block.
-        effect = [sums.new_zeros(len(own), len(sums)) for own in self._maps[:-1]]
+        effects = [sums.new_zeros(len(affine), len(sums)) for affine in self._maps[:-1]]
         moved = sums.new_ones(len(self._maps[-1]), len(sums))
         for number in range(count, 0, -1):
             if number < count:
-                moved = effect[number - 1] * slopes[number - 1].largest
-            for source, part in self._maps[number - 1].parts.items():
+                moved = effects[number - 1] * slopes[number - 1].largest
+            for source, matrix in self._maps[number - 1].parts.items():
                 if source:
-                    effect[source - 1] = effect[source - 1] + part.values.abs().T @ moved
+                    effects[source - 1] = effects[source - 1] + matrix.values.abs().T @ moved
         costs = [
-            own * read.largest * (hi - lo)
-            for own, read, (lo, hi) in zip(effect, reads, slopes, strict=True)
+            effect * read.largest * (hi - lo)
+            for effect, read, (lo, hi) in zip(effects, reads, slopes, strict=True)
         ]
         cost = torch.cat(costs[::-1] if self._by_row else costs)
         most, neuron = (cost * self.is_decidable.unsqueeze(1)).max(dim=0)
@@ -179,9 +183,9 @@ def jacobian_work(network: Network, norm: Norm, domain: Box | None) -> tuple[flo
     inputs, outputs = (math.prod(shape) for shape in (network.input_shape, network.output_shape))
     sizes = widths(network)
     by_row = _by_row(norm, inputs, outputs)
-    one = _work(sizes[::-1] if by_row else sizes, 0)
+    single = _work(sizes[::-1] if by_row else sizes, 0)
     reads = 0.0 if domain is None else _work(sizes[:-1], inputs)
-    return reads + one * (outputs if by_row else inputs), reads + one
+    return reads + single * (outputs if by_row else inputs), reads + single
 
 
 def _work(sizes: Sequence[int], start: int) -> float:
@@ -203,15 +207,15 @@ def _linear(affine: Affine) -> Affine:
 
 def _backwards(maps: Sequence[Affine], sizes: Sequence[int]) -> list[Affine]:
     """Return the maps of adjoints: of the last block's, from the outputs, to the input's."""
-    last, found = len(maps), []
+    last, adjoints = len(maps), []
     for source in reversed(range(last)):
-        parts = {
-            last - reader: Matrix(values=part.values.T, radius=part.radius.T)
+        matrices = {
+            last - reader: Matrix(values=matrix.values.T, radius=matrix.radius.T)
             for reader in range(source + 1, last + 1)
-            if (part := maps[reader - 1].parts.get(source)) is not None
+            if (matrix := maps[reader - 1].parts.get(source)) is not None
         }
-        found.append(Affine(parts=parts, offset=_nothing(sizes[source])))
-    return found
+        adjoints.append(Affine(parts=matrices, offset=_nothing(sizes[source])))
+    return adjoints
 
 
 def _nothing(size: int) -> Matrix:

@@ -1,7 +1,7 @@
 """Pre-activation bounds (CROWN): where neurons are on a box, closer than intervals tell.
 
-Their slopes there follow, and can follow for parts of the box on which some neurons read numbers of
-one sign.
+Their slopes there follow, and can follow for subdomains: those points of the box at which some
+neurons read numbers of one sign.
 
 Source:
     Zhang, Weng, Chen, Hsieh, Daniel, Efficient Neural Network Robustness Certification with General
@@ -29,15 +29,15 @@ _TIE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What neurons read on parts of a domain, and which slopes they have there."""
+class Subdomains:
+    """Pre-activations on subdomains of a box, and the slopes of neurons there."""
 
     reads: tuple[Interval, ...]
-    """Where the numbers lie that each block reads, neurons × parts; nothing on all of space."""
+    """Bounds of what each block reads, neurons × subdomains; nothing on all of space."""
     slopes: tuple[Interval, ...]
-    """The least and the largest slope of each block's neurons, neurons × parts."""
-    possible: Bool[Tensor, " parts"]
-    """Parts that may hold points: the others are empty."""
+    """The least and the largest slope of each block's neurons, neurons × subdomains."""
+    possible: Bool[Tensor, " subdomains"]
+    """Subdomains that may hold points: the others are empty."""
 
 
 def closer_slopes(network: NeuronBlocks, domain: Box | None) -> SlopeBounds:
@@ -49,25 +49,27 @@ def closer_slopes(network: NeuronBlocks, domain: Box | None) -> SlopeBounds:
         Refused: If slopes are not bounded.
     """
     whole = torch.zeros(sum(map(len, network.blocks)), 1, dtype=torch.int64)
-    return [(lo.squeeze(1), hi.squeeze(1)) for lo, hi in on_parts(network, domain, whole).slopes]
+    return [
+        (lo.squeeze(1), hi.squeeze(1)) for lo, hi in on_subdomains(network, domain, whole).slopes
+    ]
 
 
-def on_parts(
+def on_subdomains(
     network: NeuronBlocks,
     domain: Box | None,
-    sides: Int[Tensor, "neurons parts"],
+    sides: Int[Tensor, "neurons subdomains"],
     known: Sequence[Interval] = (),
-) -> Parts:
-    """Return what neurons read on parts of a domain, and their slopes.
+) -> Subdomains:
+    """Return bounds of pre-activations on subdomains, and the slopes of neurons there.
 
     Args:
         network: The network.
         domain: The domain.
-        sides: What makes up each part: 1 for a neuron that reads no negative number there, -1 for
-            one that reads no positive number, and 0 for others, among them all neurons that are
-            not linear on both sides of 0.
+        sides: What makes up each subdomain: 1 for a neuron that reads no negative number there,
+            -1 for one that reads no positive number, and 0 for others, among them all neurons
+            that are not linear on both sides of 0.
         known: Where the numbers lie that each block reads, on the whole domain, one column: on a
-            part lines may be drawn worse.
+            subdomain lines may be drawn worse.
 
     Raises:
         Refused: If slopes are not bounded.
@@ -75,11 +77,11 @@ def on_parts(
     for block in network.blocks:
         if not bool((block.lo.isfinite() & block.hi.isfinite()).all()):
             raise Refused(f"step {block.name!r} has slopes that are not bounded.")
-    own = sides.split([len(block) for block in network.blocks])
+    block_sides = sides.split([len(block) for block in network.blocks])
     if domain is None:
         ends = [Interval(block.lo.unsqueeze(1), block.hi.unsqueeze(1)) for block in network.blocks]
-        everywhere = tuple(map(_decided, network.blocks, ends, own))
-        return Parts(
+        everywhere = tuple(map(_decided, network.blocks, ends, block_sides))
+        return Subdomains(
             reads=(),
             slopes=everywhere,
             possible=torch.ones(sides.shape[1], dtype=torch.bool),
@@ -87,8 +89,8 @@ def on_parts(
     shape = network.inputs, sides.shape[1]
     start = Interval(*(torch.full(shape, end, dtype=torch.float64) for end in domain))
     relaxation = Relaxation(start)
-    found, slopes, empty = [], [], torch.zeros(sides.shape[1], dtype=torch.bool)
-    for number, (block, side) in enumerate(zip(network.blocks, own, strict=True)):
+    reads, slopes, empty = [], [], torch.zeros(sides.shape[1], dtype=torch.bool)
+    for number, (block, side) in enumerate(zip(network.blocks, block_sides, strict=True)):
         bent = None if block.sides is None else (block.lo < block.hi).unsqueeze(1)
         lo, hi = relaxation.reads(block.reads, bent)
         if known:
@@ -96,21 +98,21 @@ def on_parts(
         lo = torch.where(side > 0, lo.clamp_min(0), lo)
         hi = torch.where(side < 0, hi.clamp_max(0), hi)
         empty = empty | (lo > hi).any(dim=0)
-        found.append(Interval(lo, torch.maximum(lo, hi)))
-        local, values = _between(block, found[-1])
+        reads.append(Interval(lo, torch.maximum(lo, hi)))
+        local, values = _between(block, reads[-1])
         slopes.append(_decided(block, local, side))
-        relaxation.add(block.reads, found[-1], _lines(block, found[-1], local), values)
-    return Parts(reads=tuple(found), slopes=tuple(slopes), possible=~empty)
+        relaxation.add(block.reads, reads[-1], _lines(block, reads[-1], local), values)
+    return Subdomains(reads=tuple(reads), slopes=tuple(slopes), possible=~empty)
 
 
 def _between(block: Block, reads: Interval) -> tuple[Interval, Interval]:
-    """Return slopes and values of neurons, part by part."""
-    parts = [
+    """Return slopes and values of neurons, subdomain by subdomain."""
+    columns = [
         between(block, Interval(lo, hi))
         for lo, hi in zip(reads.lo.split(1, dim=1), reads.hi.split(1, dim=1), strict=True)
     ]
-    least, most = (torch.stack([part[0][end] for part in parts], dim=1) for end in (0, 1))
-    lo, hi = (torch.cat([part[1][end] for part in parts], dim=1) for end in (0, 1))
+    least, most = (torch.stack([column[0][end] for column in columns], dim=1) for end in (0, 1))
+    lo, hi = (torch.cat([column[1][end] for column in columns], dim=1) for end in (0, 1))
     return Interval(least, most), Interval(lo, hi)
 
 
@@ -140,7 +142,7 @@ def _lines(block: Block, reads: Interval, local: Interval) -> Lines:
     return Lines(below=_through(low, slope, start, -1), above=_through(high, slope, end, 1))
 
 
-def _through(value: Tensor, slope: Tensor, place: Tensor, sign: int) -> Line:
-    """Return lines through values at places, or a little beyond."""
-    share = slope * place
+def _through(value: Tensor, slope: Tensor, point: Tensor, sign: int) -> Line:
+    """Return lines through values at points, or a little beyond."""
+    share = slope * point
     return Line(slope, value - share + sign * 2 * UNIT * (value.abs() + share.abs()))

@@ -15,7 +15,7 @@ from lipbench.lipschitz.relaxations.affine import Affine, Matrix
 from lipbench.lipschitz.relaxations.intervals import Interval, slopes
 from lipbench.lipschitz.relaxations.linear_relaxation import Line, Lines, Relaxation, above, below
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
-from lipbench.lipschitz.relaxations.preactivations import closer_slopes, on_parts
+from lipbench.lipschitz.relaxations.preactivations import closer_slopes, on_subdomains
 from lipbench.networks.network import as_network
 from lipbench.refused import Refused
 
@@ -121,7 +121,7 @@ def literal(model, box):
 def test_what_neurons_read_is_the_recursion_of_the_paper(seed, box):
     model = random_network(seed, (3, 6, 5, 4, 2), nn.ReLU).double()
     network = as_neuron_blocks(as_network(model, (3,)))
-    found = on_parts(network, box, whole(network)).reads
+    found = on_subdomains(network, box, whole(network)).reads
     for ends, expected in zip(found, literal(model, box), strict=True):
         torch.testing.assert_close(torch.cat(ends, dim=1), expected, rtol=0, atol=1e-12)
 
@@ -140,7 +140,7 @@ ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, lambda: nn.LeakyReLU(-2.0), nn.Tanh, nn.GE
 def test_neurons_read_what_lies_between_the_ends(seed, widths, activation, lo, width):
     box = (lo, lo + width)
     network = as_neuron_blocks(as_network(random_network(seed, widths, activation), (widths[0],)))
-    known = on_parts(network, box, whole(network))
+    known = on_subdomains(network, box, whole(network))
     wide = slopes(network, box)
     for ends, values in zip(
         known.reads, pre_activations(network, sampled(network, box)), strict=True
@@ -157,15 +157,15 @@ def test_any_architecture_is_followed(case):
     model, shape = CASES[case]()
     network = as_neuron_blocks(as_network(model, shape))
     for box in ((-0.5, 0.5), (0.2, 0.25)):
-        known = on_parts(network, box, whole(network))
+        known = on_subdomains(network, box, whole(network))
         values = pre_activations(network, sampled(network, box))
         for ends, own in zip(known.reads, values, strict=True):
             assert (own + 1e-12 >= ends.lo.T).all()
             assert (own <= ends.hi.T + 1e-12).all()
 
 
-@pytest.fixture(name="parts")
-def _parts():
+@pytest.fixture(name="subdomains")
+def _subdomains():
     # The whole of a box, a half, and a part of the other half.
     sides = torch.zeros(8, 3, dtype=torch.int64)
     sides[1, 1:] = torch.tensor([1, -1])
@@ -177,46 +177,46 @@ def _parts():
     )
 
 
-def test_parts_of_a_box_hold_their_own_points(parts):
-    network, box, sides = parts
+def test_subdomains_hold_their_own_points(subdomains):
+    network, box, sides = subdomains
     reads = torch.cat(pre_activations(network, sampled(network, box, 2000)), dim=1)
-    known = on_parts(network, box, sides)
-    for part in range(3):
-        inside = (reads * sides[:, part] >= 0).all(dim=1)
+    known = on_subdomains(network, box, sides)
+    for column in range(3):
+        inside = (reads * sides[:, column] >= 0).all(dim=1)
         assert inside.any()
-        lo, hi = (torch.cat([ends[end][:, part] for ends in known.reads]) for end in (0, 1))
+        lo, hi = (torch.cat([ends[end][:, column] for ends in known.reads]) for end in (0, 1))
         assert (lo <= reads[inside] + 1e-12).all()
         assert (reads[inside] <= hi + 1e-12).all()
-    assert len({float(known.reads[1].hi[:, part].sum()) for part in range(3)}) == 3
+    assert len({float(known.reads[1].hi[:, column].sum()) for column in range(3)}) == 3
 
 
-def test_a_part_does_not_depend_on_others(parts):
-    network, box, sides = parts
-    known = on_parts(network, box, sides)
-    for part in range(3):
-        alone = on_parts(network, box, sides[:, part : part + 1])
-        for ends, own in zip(known.reads, alone.reads, strict=True):
+def test_a_subdomain_does_not_depend_on_others(subdomains):
+    network, box, sides = subdomains
+    known = on_subdomains(network, box, sides)
+    for column in range(3):
+        alone = on_subdomains(network, box, sides[:, column : column + 1])
+        for ends, bounds in zip(known.reads, alone.reads, strict=True):
             for end in (0, 1):
-                torch.testing.assert_close(ends[end][:, [part]], own[end], rtol=0, atol=1e-12)
+                torch.testing.assert_close(ends[end][:, [column]], bounds[end], rtol=0, atol=1e-12)
 
 
-def test_a_part_lies_in_the_whole(parts):
-    network, box, sides = parts
-    whole_ = on_parts(network, box, whole(network)).reads
+def test_a_subdomain_lies_in_the_whole(subdomains):
+    network, box, sides = subdomains
+    whole_ = on_subdomains(network, box, whole(network)).reads
     beyond = {}
     for known in ((), whole_):
-        found = on_parts(network, box, sides, known).reads
-        ends = zip(found, whole_, strict=True)
-        beyond[len(known)] = max(float((own.hi - one.hi).max()) for own, one in ends)
+        reads = on_subdomains(network, box, sides, known).reads
+        ends = zip(reads, whole_, strict=True)
+        beyond[len(known)] = max(float((inner.hi - outer.hi).max()) for inner, outer in ends)
     assert beyond[0] > 0.01
     assert beyond[2] <= 0
 
 
-def test_a_part_without_points_is_empty():
+def test_a_subdomain_without_points_is_empty():
     """MAXIMUM on [1, 2]: its second neuron reads the second input, which is positive."""
     network = as_neuron_blocks(as_network(MAXIMUM, (2,)))
     sides = torch.tensor([[0, 0], [-1, 1], [0, 0]])
-    assert on_parts(network, (1.0, 2.0), sides).possible.tolist() == [False, True]
+    assert on_subdomains(network, (1.0, 2.0), sides).possible.tolist() == [False, True]
 
 
 def test_lines_know_what_intervals_forget():
@@ -230,11 +230,11 @@ def test_lines_know_what_intervals_forget():
 
 def exactly(affine, values):
     # In fractions.
-    (part,) = affine.parts.values()
+    (matrix,) = affine.parts.values()
     return [
         sum((Fraction(w) * x for w, x in zip(row, values, strict=True)), Fraction(offset))
         for row, offset in zip(
-            part.values.tolist(), affine.offset.values.flatten().tolist(), strict=True
+            matrix.values.tolist(), affine.offset.values.flatten().tolist(), strict=True
         )
     ]
 
