@@ -1,4 +1,4 @@
-"""Bounds on the parts of a box that is bisected."""
+"""Bounds on the subboxes of a box that is bisected."""
 
 import itertools
 import math
@@ -60,7 +60,7 @@ def test_a_sigmoid_is_as_steep_as_computed_by_hand(domain, steepest, norm):
 
 
 def test_two_bumps_far_apart_are_both_found():
-    """Those of s(20x) + s(20x - 60) / 2: only around the steeper one parts are small."""
+    """Those of s(20x) + s(20x - 60) / 2: only around the steeper one subboxes are small."""
     net = nn.Sequential(nn.Linear(1, 2), nn.Sigmoid(), nn.Linear(2, 1)).double().eval()
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[20.0], [20.0]]))
@@ -74,7 +74,7 @@ def test_two_bumps_far_apart_are_both_found():
 
 
 def naively(net, lo, hi, norm):
-    # Interval derivatives on one part, without rounding: products of ends, positive and negative.
+    # Interval derivatives on one subbox, without rounding: products of ends, positive and negative.
     values, reach = (lo + hi) / 2, (hi - lo) / 2
     low = high = torch.eye(len(lo), dtype=torch.float64)
     for layer in net[1:]:
@@ -90,14 +90,14 @@ def naively(net, lo, hi, norm):
             corners = [s * d.unsqueeze(1) for s in (low, high) for d in (least, most)]
             low, high = torch.stack(corners).amin(0), torch.stack(corners).amax(0)
             values = torch.tanh(values)
-    parts = (low + high) / 2, (high - low) / 2, torch.maximum(low.abs(), high.abs())
-    middle, half, largest = (float(torch.linalg.matrix_norm(m, float(norm))) for m in parts)
+    matrices = (low + high) / 2, (high - low) / 2, torch.maximum(low.abs(), high.abs())
+    middle, half, largest = (float(torch.linalg.matrix_norm(m, float(norm))) for m in matrices)
     return min(middle + half, largest)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("widths", [(1, 4, 2), (2, 5, 4, 3), (3, 4, 2)])
-def test_parts_are_bounded_as_by_plain_intervals(widths, norm):
+def test_subboxes_are_bounded_as_by_plain_intervals(widths, norm):
     net, domain = random_net(1, widths), (-0.5, 1.5)
     found = bound(parts=23, tolerance=0.0).compute(as_network(net, (widths[0],)), norm, domain)
     largest = 0.0
@@ -149,7 +149,7 @@ def test_smooth_networks_of_one_input_are_known_from_both_sides():
     assert found.upper <= found.lower * (1 + 1e-3)
 
 
-def test_parts_make_up_the_box_or_prove_nothing():
+def test_subboxes_make_up_the_box_or_prove_nothing():
     network = as_network(random_net(2, (2, 6, 3)), (2,))
     value = bound(parts=40).compute(network, L2, (-1.0, 1.0))
     rows = value.proof["halvings"]
@@ -203,7 +203,7 @@ def test_derivatives_beyond_float64_are_refused():
         bisected_bound(network, L2, (0.0, 1.0), 10, 0.0)
 
 
-def test_a_constant_needs_no_parts():
+def test_a_constant_needs_no_halving():
     net = random_net(0, (2, 3, 1))
     with torch.no_grad():
         net[-1].weight.zero_()
