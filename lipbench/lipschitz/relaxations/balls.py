@@ -32,13 +32,13 @@ from lipbench.norm import Norm
 from lipbench.refused import Refused
 
 _MOST = 2**21
-"""Derivatives of a layer."""
+"""Most derivatives of a layer."""
 _AT_ONCE = 2**18
 """Numbers in one tensor of as many samples as are taken together: what a cache holds."""
 
 
 class Balls:
-    """What bounds a network around samples: its matrices, and the lengths of derivatives."""
+    """Bounds of a network on balls around samples, from the lengths of its derivatives."""
 
     def __init__(self, network: Network, norm: Norm) -> None:
         """Unroll a network.
@@ -79,13 +79,14 @@ class Balls:
             radius: That of the balls, in the units of the inputs.
         """
         count = max(1, _AT_ONCE // max(self._derivatives, self._stem.width * self._widest))
-        order = (
-            labels.argsort()
-        )  # samples of few labels at a time: each label takes its own products
-        parts = zip(inputs[order].split(count), labels[order].split(count), strict=True)
+        # Samples of few labels at a time: each label takes its own products.
+        order = labels.argsort()
+        chunks = zip(inputs[order].split(count), labels[order].split(count), strict=True)
         with torch.no_grad():
-            found = torch.cat([self._constants(points, own, radius) for points, own in parts])
-        return found[order.argsort()]
+            constants = torch.cat(
+                [self._constants(points, classes, radius) for points, classes in chunks]
+            )
+        return constants[order.argsort()]
 
     def _constants(self, inputs: Tensor, labels: Tensor, radius: float) -> Tensor:
         network = self._network
@@ -108,17 +109,17 @@ class Balls:
     def _of_differences(self, known: list[Interval], labels: Tensor) -> Tensor:
         output = self._network.output
         outputs = len(output.offset.values)
-        found = torch.zeros(len(labels), outputs, dtype=torch.float64)
+        constants = torch.zeros(len(labels), outputs, dtype=torch.float64)
         for label in labels.unique().tolist():
             rows = (labels == label).nonzero().squeeze(1)
-            own = [_of(one, rows) for one in known]
+            derivatives = [_of(entries, rows) for entries in known]
             others = [j for j in range(outputs) if j != label]
             pairs = [(label, j) for j in others]
-            parts = self._network.differences(pairs).output.parts if pairs else {}
-            if parts:
-                lengths = self._stem.lengths(combined(parts, own))
-                found[rows.unsqueeze(1), torch.tensor(others)] = lengths.expand(len(rows), -1)
-        return found
+            matrices = self._network.differences(pairs).output.parts if pairs else {}
+            if matrices:
+                lengths = self._stem.lengths(combined(matrices, derivatives))
+                constants[rows.unsqueeze(1), torch.tensor(others)] = lengths.expand(len(rows), -1)
+        return constants
 
 
 def local_radius(
@@ -148,7 +149,7 @@ def local_radius(
         Refused: If the network has a step without a rule, or too many neurons.
     """
     balls = Balls(network, norm)
-    found = torch.zeros(len(inputs), dtype=torch.float64)
+    radii = torch.zeros(len(inputs), dtype=torch.float64)
     alive = (gaps.amin(dim=1) > 0).nonzero().squeeze(1)
     for epsilon in sorted(epsilons):
         if not len(alive):
@@ -158,9 +159,9 @@ def local_radius(
         quotient = gaps[alive] / constants * (1 - 4 * UNIT)
         # Of no gap and no change: nothing is certified.
         least = torch.where(quotient.isnan(), 0.0, quotient).amin(dim=1)
-        found[alive] = torch.maximum(found[alive], least.clamp_max(radius))
+        radii[alive] = torch.maximum(radii[alive], least.clamp_max(radius))
         alive = alive[least > epsilon]
-    return found
+    return radii
 
 
 _LARGER = 1 + 1e-9
@@ -190,7 +191,7 @@ class _Stem:
         return self.matrix.values.shape[1]
 
     def values(self, inputs: Float[Tensor, "samples inputs"]) -> Interval:
-        """Return what the map makes of inputs, width × samples."""
+        """Return the values of the map at inputs, width × samples."""
         points = Interval(inputs.T, inputs.T)
         return points if self.matrix is None else combined({0: self.matrix}, [points], self.offset)
 
@@ -202,8 +203,8 @@ class _Stem:
             return _lengths_by_gram(self.matrix, centre, half)
         if self.matrix is not None:
             spread = (rows.largest @ self.matrix.radius) + half @ self.matrix.values.abs()
-            centre, own = centre @ self.matrix.values, centre.abs() @ self.matrix.values.abs()
-            half = spread + (self.matrix.values.shape[0] + 4) * UNIT * (own + spread)
+            centre, size = centre @ self.matrix.values, centre.abs() @ self.matrix.values.abs()
+            half = spread + (self.matrix.values.shape[0] + 4) * UNIT * (size + spread)
         entries = centre.abs() + half
         lengths = self.norm.dual().length(entries.flatten(0, -2)).view(entries.shape[:-1])
         return lengths * (1 + 2 * (entries.shape[-1] + 4) * UNIT)

@@ -85,6 +85,6 @@ def refusal(network: Network, most_neurons: int) -> str | None:
 
 
 def _product(left: Matrix, right: Matrix) -> Matrix:
-    found = right.times(left.values)
+    product = right.times(left.values)
     spread = left.radius @ (right.values.abs() + right.radius)
-    return Matrix(values=found.values, radius=found.radius + spread)
+    return Matrix(values=product.values, radius=product.radius + spread)

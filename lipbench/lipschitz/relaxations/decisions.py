@@ -7,19 +7,19 @@ Decision = tuple[int, bool]
 
 
 def cover(paths: Sequence[tuple[Decision, ...]], questions: int) -> bool:
-    """Return whether the parts at the ends of these paths leave nothing out, nor are any missing.
+    """Return whether these paths lead to all leaves of one search tree, each of them once.
 
-    At every turn there is one question, of those with numbers below `questions`, and both answers.
+    At every node there is one question, of those with numbers below `questions`, and both answers.
     """
     left = [(0, list(paths))]
     while left:
-        depth, own = left.pop()
-        if len(own) == 1 and len(own[0]) == depth:
+        depth, below = left.pop()
+        if len(below) == 1 and len(below[0]) == depth:
             continue
-        if not own or any(len(path) <= depth for path in own):
+        if not below or any(len(path) <= depth for path in below):
             return False
-        asked = {path[depth][0] for path in own}
+        asked = {path[depth][0] for path in below}
         if len(asked) > 1 or not 0 <= asked.pop() < questions:
             return False
-        left += [(depth + 1, [p for p in own if p[depth][1] is yes]) for yes in (True, False)]
+        left += [(depth + 1, [p for p in below if p[depth][1] is yes]) for yes in (True, False)]
     return True

@@ -29,5 +29,5 @@ def norm_of_entries(entries: Float[Tensor, "rows columns"], norm: Norm) -> float
         return 0.0
     if not bool(entries.isfinite().all()):  # of which LAPACK takes no norm
         return math.inf
-    found = float(torch.linalg.matrix_norm(entries, float(norm)))
-    return found * (1 + 1e-12 * max(entries.shape))
+    value = float(torch.linalg.matrix_norm(entries, float(norm)))
+    return value * (1 + 1e-12 * max(entries.shape))

@@ -103,15 +103,15 @@ class Relaxation:
                 at all. Lines are followed for these alone, where intervals leave the side open;
                 None stands for lines for everything.
         """
-        found = combined(affine.parts, self._known, affine.offset)
-        wanted = torch.ones_like(found.lo, dtype=torch.bool)
+        interval = combined(affine.parts, self._known, affine.offset)
+        wanted = torch.ones_like(interval.lo, dtype=torch.bool)
         if bent is not None:
-            wanted = bent & (found.lo < 0) & (found.hi > 0)
+            wanted = bent & (interval.lo < 0) & (interval.hi > 0)
         rows = wanted.any(dim=1).nonzero().squeeze(1)
         if not self._blocks or not len(rows):
-            return found
-        block = _Block(affine, self._known, found)
-        lo, hi = found.lo.clone(), found.hi.clone()
+            return interval
+        block = _Block(affine, self._known, interval)
+        lo, hi = interval.lo.clone(), interval.hi.clone()
         # No case gains from what others want: its own values do not depend on them.
         lo[rows] = _larger(lo[rows], -self._most_of(block, rows, -1.0), wanted[rows])
         hi[rows] = -_larger(-hi[rows], -self._most_of(block, rows, 1.0), wanted[rows])
@@ -132,18 +132,18 @@ class Relaxation:
     def total(self) -> Float[Tensor, " cases"]:
         """Return upper bounds of the sum of the last block's numbers."""
         last = self._blocks[-1]
-        ones = torch.ones(last.cases, 1, last.size, dtype=torch.float64)
-        return self._back({len(self._blocks): ones}, _Bound.zero(ones)).squeeze(1)
+        weights = torch.ones(last.cases, 1, last.size, dtype=torch.float64)
+        return self._back({len(self._blocks): weights}, _Bound.zero(weights)).squeeze(1)
 
     def _most_of(self, block: "_Block", rows: Int[Tensor, " rows"], sign: float) -> Tensor:
         """Return upper bounds of numbers, or of their negatives, rows × cases."""
         widest = max(block.size, *(len(known.lo) for known in self._known))
-        found = []
+        bounds = []
         for chosen in rows.split(max(1, _AT_ONCE // (block.cases * widest))):
             unit = torch.zeros(block.cases, len(chosen), block.size, dtype=torch.float64)
             unit[:, torch.arange(len(chosen)), chosen] = sign
-            found.append(self._back(*block.through(unit, {}, _Bound.zero(unit))))
-        return torch.cat(found, dim=1).T
+            bounds.append(self._back(*block.through(unit, {}, _Bound.zero(unit))))
+        return torch.cat(bounds, dim=1).T
 
     def _back(self, weights: dict[int, Tensor], bound: "_Bound") -> Float[Tensor, "cases rows"]:
         """Return upper bounds of sums of numbers with weights, by source, cases × rows × numbers.
@@ -155,9 +155,9 @@ class Relaxation:
         for number in range(len(self._blocks), 0, -1):
             if number not in weights:
                 continue
-            block, own = self._blocks[number - 1], weights.pop(number)
-            own, bound = block.between(own, bound)
-            weights, bound = block.through(own, weights, bound)
+            block, block_weights = self._blocks[number - 1], weights.pop(number)
+            block_weights, bound = block.between(block_weights, bound)
+            weights, bound = block.through(block_weights, weights, bound)
         if 0 in weights:
             start = self._known[0]
             lo, hi, largest = (_cases_first(end) for end in (*start, start.largest))
@@ -178,18 +178,18 @@ class _Bound(NamedTuple):
         return cls(zero, zero)
 
     def plus(self, value: Tensor, error: Tensor) -> "_Bound":
-        found = self.value + value
-        return _Bound(found, self.error + error + UNIT * found.abs())
+        total = self.value + value
+        return _Bound(total, self.error + error + UNIT * total.abs())
 
     @property
     def upper(self) -> Float[Tensor, "cases rows"]:
         # The errors are rounded as well, by a much smaller share of them.
-        found = self.value + self.error * (1 + 1e-6)
-        return (found + UNIT * found.abs()).squeeze(2)
+        total = self.value + self.error * (1 + 1e-6)
+        return (total + UNIT * total.abs()).squeeze(2)
 
 
 class _Block:
-    """What a step back through a block takes."""
+    """A block, and what back-propagation through it takes."""
 
     def __init__(
         self, affine: Affine, known: list[Interval], reads: Interval, lines: Lines | None = None
@@ -200,11 +200,11 @@ class _Block:
         # and what is not known of that row.
         error = 4 * UNIT * reads.largest + terms * affine.offset.values.abs()
         error = error + affine.offset.radius
-        for source, part in affine.parts.items():
-            error = error + (terms * part.values.abs() + part.radius) @ known[source].largest
-        self._parts, offset = dict(affine.parts), affine.offset.values
-        if 0 in self._parts and torch.equal(known[0].lo, known[0].hi):
-            offset = offset + self._parts.pop(0).values @ known[0].lo
+        for source, matrix in affine.parts.items():
+            error = error + (terms * matrix.values.abs() + matrix.radius) @ known[source].largest
+        self._matrices, offset = dict(affine.parts), affine.offset.values
+        if 0 in self._matrices and torch.equal(known[0].lo, known[0].hi):
+            offset = offset + self._matrices.pop(0).values @ known[0].lo
         self._error = _cases_first(error)
         self._offset = _cases_first(offset.expand(-1, self.cases))
         if lines is None:
@@ -217,24 +217,24 @@ class _Block:
         """Return weights of the p that a block reads, for weights of its numbers."""
         rise, fall = weights.clamp_min(0), weights.clamp_max(0)
         value = fall @ self._offsets[0] + rise @ self._offsets[1]
-        own = fall * self._slopes[0] + rise * self._slopes[1]
-        return own, bound.plus(value, weights.abs() @ self._slack)
+        propagated = fall * self._slopes[0] + rise * self._slopes[1]
+        return propagated, bound.plus(value, weights.abs() @ self._slack)
 
     def through(
         self, weights: Tensor, others: dict[int, Tensor], bound: _Bound
     ) -> tuple[dict[int, Tensor], _Bound]:
         """Return weights of earlier numbers, added to others, for weights of p."""
-        found = dict(others)
-        for source, part in self._parts.items():
-            own = weights @ part.values
-            found[source] = found[source] + own if source in found else own
-        return found, bound.plus(weights @ self._offset, weights.abs() @ self._error)
+        merged = dict(others)
+        for source, matrix in self._matrices.items():
+            propagated = weights @ matrix.values
+            merged[source] = merged[source] + propagated if source in merged else propagated
+        return merged, bound.plus(weights @ self._offset, weights.abs() @ self._error)
 
 
 def _cases_first(numbers: Float[Tensor, "numbers cases"]) -> Float[Tensor, "cases numbers 1"]:
     return numbers.T.unsqueeze(2)
 
 
-def _larger(known: Tensor, found: Tensor, wanted: Tensor) -> Tensor:
+def _larger(known: Tensor, candidate: Tensor, wanted: Tensor) -> Tensor:
     """Return the larger of two lower bounds where wanted; one that is no number bounds nothing."""
-    return torch.where(wanted & found.isfinite() & (found > known), found, known)
+    return torch.where(wanted & candidate.isfinite() & (candidate > known), candidate, known)

@@ -64,17 +64,17 @@ class LoopTransformation:
         Each is at most that of the input's own share, plus for each earlier block the norm of its
         share times that block's constant.
         """
-        found: list[float] = []
-        columns = [slice(0, self.inputs), *(own for _, own in self.blocks())]
-        rows = [*(own for own, _ in self.blocks()), slice(self.neurons, None)]
-        for place, own in enumerate(rows):
+        constants: list[float] = []
+        columns = [slice(0, self.inputs), *(block for _, block in self.blocks())]
+        rows = [*(block for block, _ in self.blocks()), slice(self.neurons, None)]
+        for number, block in enumerate(rows):
             terms = [
-                _norm(self.matrix, own, read, norm) * constant
-                for read, constant in zip(columns, [1.0, *found], strict=False)
+                _norm(self.matrix, block, read, norm) * constant
+                for read, constant in zip(columns, [1.0, *constants], strict=False)
             ]
             total = math.fsum(terms)
-            found.append(total * (1 + 4 * UNIT) if place or total else total)
-        return tuple(found)
+            constants.append(total * (1 + 4 * UNIT) if number or total else total)
+        return tuple(constants)
 
     def entrywise(self, norm: Norm) -> float:
         """Return a certified constant of the outputs from bounds of all their derivatives.
@@ -85,12 +85,12 @@ class LoopTransformation:
         known = torch.eye(self.inputs, dtype=torch.float64)
         absolute = self.matrix.values.abs() + self.matrix.radius
         terms = absolute.shape[1] * UNIT
-        for own in [*(own for own, _ in self.blocks()), slice(self.neurons, None)]:
-            rows = absolute[own, : len(known)] @ known * (1 + 2 * terms)
+        for block in [*(block for block, _ in self.blocks()), slice(self.neurons, None)]:
+            rows = absolute[block, : len(known)] @ known * (1 + 2 * terms)
             known = torch.cat([known, rows])
         outputs = known[self.inputs + self.neurons :]
-        found = torch.linalg.matrix_norm(outputs, float(norm)) if outputs.numel() else 0.0
-        return float(found) * (1 + 1e-12 * max(outputs.shape))
+        value = torch.linalg.matrix_norm(outputs, float(norm)) if outputs.numel() else 0.0
+        return float(value) * (1 + 1e-12 * max(outputs.shape))
 
     @property
     def is_read(self) -> Bool[Tensor, " neurons"]:
@@ -110,7 +110,7 @@ class LoopTransformation:
                 radius=self.matrix.radius[rows][:, columns],
             ),
             inputs=self.inputs,
-            sizes=tuple(int(kept[own].sum()) for own, _ in self.blocks()),
+            sizes=tuple(int(kept[block].sum()) for block, _ in self.blocks()),
         )
 
 
@@ -137,10 +137,10 @@ def loop_transformation(
         middle = (lo + hi) / 2
         # Rounded so that no slope is left out.
         half = torch.maximum(hi - middle, middle - lo) * (1 + UNIT)
-        own = torch.zeros(len(block), columns, dtype=torch.float64)
-        own[:, start : start + len(block)] = half.diag()
+        nonlinear = torch.zeros(len(block), columns, dtype=torch.float64)
+        nonlinear[:, start : start + len(block)] = half.diag()
         share = rows[-1].scaled(middle.unsqueeze(1))
-        known.append(share.plus(Matrix.exact(own)))
+        known.append(share.plus(Matrix.exact(nonlinear)))
         start += len(block)
     rows.append(_multiplied(network.output, known))
     return LoopTransformation(
@@ -157,20 +157,22 @@ def _multiplied(affine: Affine, known: Sequence[Matrix]) -> Matrix:
     """Return the rows of numbers that are affine in what is known already."""
     shape = len(affine), known[0].values.shape[1]
     total = Matrix.exact(torch.zeros(shape, dtype=torch.float64))
-    for source, part in affine.parts.items():
-        found = known[source].times(part.values)
-        spread = part.radius @ (known[source].values.abs() + known[source].radius)
-        total = total.plus(Matrix(values=found.values, radius=found.radius + spread))
+    for source, matrix in affine.parts.items():
+        product = known[source].times(matrix.values)
+        spread = matrix.radius @ (known[source].values.abs() + known[source].radius)
+        total = total.plus(Matrix(values=product.values, radius=product.radius + spread))
     return total
 
 
 def _norm(matrix: Matrix, rows: slice, columns: slice, norm: Norm) -> float:
-    """Return an upper bound of the norm of a part of the exact matrix."""
+    """Return an upper bound of the norm of a block of the exact matrix."""
     values, radius = matrix.values[rows, columns], matrix.radius[rows, columns]
     if not values.numel():
         return 0.0
     if norm == 2.0:
-        found, error = torch.linalg.matrix_norm(values, 2), torch.linalg.matrix_norm(radius)
+        value, error = torch.linalg.matrix_norm(values, 2), torch.linalg.matrix_norm(radius)
     else:
-        found, error = (torch.linalg.matrix_norm(one, float(norm)) for one in (values, radius))
-    return float(found + error) * (1 + 1e-12 * max(values.shape))
+        value, error = (
+            torch.linalg.matrix_norm(entries, float(norm)) for entries in (values, radius)
+        )
+    return float(value + error) * (1 + 1e-12 * max(values.shape))

@@ -73,8 +73,8 @@ def _radius(step: Step, *sources: Enclosed) -> Tensor:
 @_radius.register(Linear)
 def _(step: Linear, source: Enclosed) -> Tensor:
     absolute = step.absolute()
-    own = absolute(source.values.abs()) * ((step.fan_in + 2) * UNIT)
-    return absolute.apply(source.radius) * (1 + (step.fan_in + 2) * UNIT) + own
+    rounding = absolute(source.values.abs()) * ((step.fan_in + 2) * UNIT)
+    return absolute.apply(source.radius) * (1 + (step.fan_in + 2) * UNIT) + rounding
 
 
 @_radius.register(Slope)
@@ -86,8 +86,8 @@ def _(step: Slope, source: Enclosed) -> Tensor:
 
 @_radius.register(Scale)
 def _(step: Scale, source: Enclosed) -> Tensor:
-    own = (step.factor * source.values).abs() + step.offset.abs()
-    return step.factor.abs() * source.radius * (1 + UNIT) + _FUNCTION * own
+    size = (step.factor * source.values).abs() + step.offset.abs()
+    return step.factor.abs() * source.radius * (1 + UNIT) + _FUNCTION * size
 
 
 @_radius.register(Rearrange)
@@ -120,11 +120,13 @@ def _(step: Softmax, source: Enclosed) -> Tensor:
     largest = source.radius.amax(axis, keepdim=True)
     below = values.amax(axis, keepdim=True) - values
     shares = values.softmax(axis)
-    own = _FUNCTION + values.shape[axis] * UNIT + UNIT * (shares * below).sum(axis, keepdim=True)
+    rounding = (
+        _FUNCTION + values.shape[axis] * UNIT + UNIT * (shares * below).sum(axis, keepdim=True)
+    )
     if step.is_log:
-        own = own + UNIT * below + _FUNCTION * step(values).abs()
-        return (source.radius + largest) * (1 + UNIT) + own
-    return largest / 2 * (1 + UNIT) + shares * (own + UNIT * below)
+        rounding = rounding + UNIT * below + _FUNCTION * step(values).abs()
+        return (source.radius + largest) * (1 + UNIT) + rounding
+    return largest / 2 * (1 + UNIT) + shares * (rounding + UNIT * below)
 
 
 @_radius.register(Sum)
@@ -132,8 +134,8 @@ def _(step: Sum, *sources: Enclosed) -> Tensor:
     absolute = replace(step, coefficients=tuple(map(abs, step.coefficients)), offset=0.0)
     rounding = (len(sources) + 3) * UNIT  # Coefficients may be rounded themselves.
     spread = absolute(*[source.radius for source in sources])
-    own = absolute(*[source.values.abs() for source in sources]) + abs(step.offset)
-    return spread * (1 + rounding) + own * rounding
+    size = absolute(*[source.values.abs() for source in sources]) + abs(step.offset)
+    return spread * (1 + rounding) + size * rounding
 
 
 @_radius.register(Concatenation)
@@ -156,8 +158,8 @@ def _(step: Contraction, source: Enclosed) -> Tensor:
     )
     hidden = step.function(inner).abs()
     spread = _of_neurons(spread, inner, hidden) / step.diagonal
-    own = 2 * terms * UNIT * (hidden / step.diagonal) @ weight.T + UNIT * source.values.abs()
-    return source.radius * (1 + UNIT) + 2 * spread @ weight.T * (1 + terms * UNIT) + own
+    rounding = 2 * terms * UNIT * (hidden / step.diagonal) @ weight.T + UNIT * source.values.abs()
+    return source.radius * (1 + UNIT) + 2 * spread @ weight.T * (1 + terms * UNIT) + rounding
 
 
 @_radius.register(ConvContraction)
@@ -167,9 +169,9 @@ def _(step: ConvContraction, source: Enclosed) -> Tensor:
     hidden = step.function(inner).abs()
     spread = _of_neurons(_radius(operator, source), inner, hidden)
     terms = operator.weight[:, 0].numel() + 2
-    own = 2 * terms * UNIT * absolute.adjoint(hidden) + UNIT * source.values.abs()
+    rounding = 2 * terms * UNIT * absolute.adjoint(hidden) + UNIT * source.values.abs()
     back = 2 * absolute.adjoint(spread) * (1 + terms * UNIT)
-    return source.radius * (1 + UNIT) + back + own
+    return source.radius * (1 + UNIT) + back + rounding
 
 
 @_radius.register(Sandwich)
