@@ -24,8 +24,8 @@ _NEGLIGIBLE = 1e-28
 _PRODUCTS = 200
 
 
-class Place(NamedTuple):
-    """Where a layer's weights stand in N above its diagonal, and what they are multiplied by."""
+class WeightBlock(NamedTuple):
+    """A block of N above its diagonal: a layer's weights, times `left` and `right`."""
 
     layer: int
     rows: slice
@@ -53,7 +53,7 @@ class Program:
 
     target: Float[Tensor, " weights"]
     shapes: tuple[tuple[int, int], ...]
-    places: tuple[Place, ...]
+    blocks: tuple[WeightBlock, ...]
     size: int
     """Rows of N."""
     inputs: int
@@ -63,8 +63,8 @@ class Program:
 
     def solve(self, tolerance: float) -> Point:
         """Return a point inside, with an objective close to the least."""
-        if self.price is None and self.barrier(own := Point(self.target, 1.0), 0.0) < math.inf:
-            return own
+        if self.price is None and self.barrier(target := Point(self.target, 1.0), 0.0) < math.inf:
+            return target
         point = Point(torch.zeros_like(self.target), 1.0)
         first = self.objective(point)
         t = self.size / first
@@ -104,9 +104,9 @@ class Program:
             gradient[count] += t * self.price
 
         def curved(vector: Tensor) -> Tensor:
-            found = self.pulled(inverse @ self.spread(vector) @ inverse)
-            found[:count] += t * vector[:count]
-            return found
+            image = self.pulled(inverse @ self.spread(vector) @ inverse)
+            image[:count] += t * vector[:count]
+            return image
 
         step = -_conjugate(curved, self.preconditioner(inverse, t), gradient)
         return step, float(gradient @ step)
@@ -132,23 +132,23 @@ class Program:
         return t * self.objective(point) - 2 * float(factor.diagonal().log().sum())
 
     def spread(self, vector: Tensor) -> Float[Tensor, "size size"]:
-        """Return N without the parts that do not change, for weights and perhaps a q."""
-        found = vector.new_zeros(self.size, self.size)
-        parts = self.parts(vector)
-        for place in self.places:
-            scaled = place.left * parts[place.layer] * place.right
-            found[place.rows, place.columns] = scaled
-            found[place.columns, place.rows] = scaled.T
+        """Return N without the blocks that do not change, for weights and perhaps a q."""
+        matrix = vector.new_zeros(self.size, self.size)
+        layers = self.by_layer(vector)
+        for block in self.blocks:
+            scaled = block.left * layers[block.layer] * block.right
+            matrix[block.rows, block.columns] = scaled
+            matrix[block.columns, block.rows] = scaled.T
         if len(vector) > len(self.target):
-            found.diagonal()[: self.inputs] = vector[-1]
-        return found
+            matrix.diagonal()[: self.inputs] = vector[-1]
+        return matrix
 
     def pulled(self, matrix: Float[Tensor, "size size"]) -> Tensor:
         """Return the adjoint of `spread`, of a symmetric matrix."""
         sums: list[Tensor] = [matrix.new_zeros(shape) for shape in self.shapes]
-        for place in self.places:
-            sums[place.layer] += 2 * place.left * matrix[place.rows, place.columns] * place.right
-        flat = [part.flatten() for part in sums]
+        for block in self.blocks:
+            sums[block.layer] += 2 * block.left * matrix[block.rows, block.columns] * block.right
+        flat = [total.flatten() for total in sums]
         if self.price:
             flat.append(matrix.diagonal()[: self.inputs].sum().reshape(1))
         return torch.cat(flat)
@@ -157,18 +157,18 @@ class Program:
         """Return the solution of 2·A ⊗ B + t = · for each layer, as a function."""
         bases = []
         for layer in range(len(self.shapes)):
-            own = [place for place in self.places if place.layer == layer]
-            left = sum(p.left * inverse[p.rows, p.rows] * p.left.T for p in own)
-            right = own[0].right.unsqueeze(1) * inverse[own[0].columns, own[0].columns]
-            one, other = torch.linalg.eigh(left), torch.linalg.eigh(right * own[0].right)
-            bases.append((one[1], other[1], 1 / (2 * one[0].unsqueeze(1) * other[0] + t)))
+            blocks = [block for block in self.blocks if block.layer == layer]
+            left = sum(b.left * inverse[b.rows, b.rows] * b.left.T for b in blocks)
+            right = blocks[0].right.unsqueeze(1) * inverse[blocks[0].columns, blocks[0].columns]
+            rows, columns = torch.linalg.eigh(left), torch.linalg.eigh(right * blocks[0].right)
+            bases.append((rows[1], columns[1], 1 / (2 * rows[0].unsqueeze(1) * columns[0] + t)))
         corner = inverse[: self.inputs, : self.inputs].square().sum().reshape(1)
 
         def solution(vector: Tensor) -> Tensor:
-            parts = zip(bases, self.parts(vector), strict=True)
+            pairs = zip(bases, self.by_layer(vector), strict=True)
             flat = [
-                (left @ (left.T @ part @ right * shrunk) @ right.T).flatten()
-                for (left, right, shrunk), part in parts
+                (left @ (left.T @ matrix @ right * shrunk) @ right.T).flatten()
+                for (left, right, shrunk), matrix in pairs
             ]
             if self.price:
                 flat.append(vector[-1:] / corner)
@@ -176,11 +176,11 @@ class Program:
 
         return solution
 
-    def parts(self, vector: Tensor) -> list[Tensor]:
-        """Return the matrices of a vector of all weights."""
+    def by_layer(self, vector: Tensor) -> list[Tensor]:
+        """Return the matrix of each layer, from a vector of all weights."""
         sizes = [out * reads for out, reads in self.shapes]
         split = vector[: len(self.target)].split(sizes)
-        return [part.view(shape) for part, shape in zip(split, self.shapes, strict=True)]
+        return [weights.view(shape) for weights, shape in zip(split, self.shapes, strict=True)]
 
 
 def _conjugate(
@@ -191,7 +191,7 @@ def _conjugate(
     It stops by what the last products gained in b'x. The residual would not do: in directions along
     the border of the inequality the preconditioner is far too large.
     """
-    found, rest = torch.zeros_like(right), right
+    iterate, rest = torch.zeros_like(right), right
     direction = close = solution(rest)
     energy = first = float(rest @ close)
     gains: list[float] = []
@@ -201,11 +201,11 @@ def _conjugate(
         if not curvature > 0:  # rounding has the better of it
             break
         length = energy / curvature
-        found, rest = found + length * direction, rest - length * image
+        iterate, rest = iterate + length * direction, rest - length * image
         gains.append(length * energy)
         if math.fsum(gains[-_WINDOW:]) <= _GAIN * math.fsum(gains) and len(gains) > _WINDOW:
             break
         close = solution(rest)
         energy, before = float(rest @ close), energy
         direction = close + energy / before * direction
-    return found
+    return iterate

@@ -80,18 +80,18 @@ def _blocks(
 
     last = len(cores)
     ones = cores[0].new_ones
-    found = {
+    blocks = {
         (0, 0): rho * diagonal(ones(cores[0].shape[1])),
         (last, last): diagonal(ones(len(cores[-1]))),
     }
     more = last
     layers = zip(inequality.slopes, inequality.multipliers, strict=True)
-    for layer, ((lo, hi), own) in enumerate(layers):
-        found[layer + 1, layer + 1] = diagonal(2 * own)
-        found[layer + 1, layer] = diagonal((lo + hi) * own) @ weights[layer]
+    for layer, ((lo, hi), multiplier) in enumerate(layers):
+        blocks[layer + 1, layer + 1] = diagonal(2 * multiplier)
+        blocks[layer + 1, layer] = diagonal((lo + hi) * multiplier) @ weights[layer]
         if bool((lo < 0).any()):
             more += 1
-            found[more, more] = diagonal(ones(len(own)))
-            found[more, layer] = diagonal((-2 * lo * hi * own).sqrt()) @ weights[layer]
-    found[last, last - 1] = weights[-1]
-    return found
+            blocks[more, more] = diagonal(ones(len(multiplier)))
+            blocks[more, layer] = diagonal((-2 * lo * hi * multiplier).sqrt()) @ weights[layer]
+    blocks[last, last - 1] = weights[-1]
+    return blocks

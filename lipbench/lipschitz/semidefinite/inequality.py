@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipbench.lipschitz.semidefinite.barrier import Place, Program
+from lipbench.lipschitz.semidefinite.barrier import Program, WeightBlock
 from lipbench.lipschitz.semidefinite.chain import Multipliers, Weights, reduced
 
 
@@ -80,16 +80,16 @@ class Inequality:
         program = self._program(cores, square, price)
         point = program.solve(tolerance)
         sizes = [core.numel() for core in cores]
-        parts = point.weights.split(sizes)
-        found = [part.view_as(core) for part, core in zip(parts, cores, strict=True)]
-        return restore(found), square * point.square
+        vectors = point.weights.split(sizes)
+        weights = [vector.view_as(core) for vector, core in zip(vectors, cores, strict=True)]
+        return restore(weights), square * point.square
 
     def _program(self, targets: Sequence[Tensor], square: float, price: float | None) -> Program:
-        places, size = _places(self, targets, square)
+        blocks, size = _weight_blocks(self, targets, square)
         return Program(
             target=torch.cat([target.flatten() for target in targets]),
             shapes=tuple((target.shape[0], target.shape[1]) for target in targets),
-            places=places,
+            blocks=blocks,
             size=size,
             inputs=targets[0].shape[1],
             price=None if price is None else price * square,
@@ -105,18 +105,20 @@ def rescaled(multipliers: Multipliers, ratio: float) -> Multipliers:
     """
     count = len(multipliers)
     share = ratio ** (2 / (count + 1))
-    return tuple(part * share ** (count - place) for place, part in enumerate(multipliers))
+    return tuple(
+        multiplier * share ** (count - index) for index, multiplier in enumerate(multipliers)
+    )
 
 
-def _places(
+def _weight_blocks(
     inequality: Inequality, targets: Sequence[Tensor], square: float
-) -> tuple[tuple[Place, ...], int]:
-    """Return the places of all layers, and the size of N.
+) -> tuple[tuple[WeightBlock, ...], int]:
+    """Return the blocks of all layers' weights, and the size of N.
 
     Its rows are the inputs, the neurons of each layer and the outputs, then a second copy of the
     neurons of layers whose slopes have both signs.
     """
-    found: list[Place] = []
+    blocks: list[WeightBlock] = []
     size = targets[0].shape[1] + sum(len(target) for target in targets)
     before = targets[0].new_full((targets[0].shape[1],), square).sqrt()
     start = 0
@@ -124,15 +126,15 @@ def _places(
         count, reads = target.shape
         columns, rows = slice(start, start + reads), slice(start + reads, start + reads + count)
         if layer == len(targets) - 1:
-            found.append(Place(layer, rows, columns, before.new_ones(count, 1), 1 / before))
+            blocks.append(WeightBlock(layer, rows, columns, before.new_ones(count, 1), 1 / before))
             break
-        (lo, hi), own = inequality.slopes[layer], inequality.multipliers[layer]
-        after = (2 * own).sqrt()
-        share = (lo + hi) * own / after
-        found.append(Place(layer, rows, columns, share.unsqueeze(1), 1 / before))
+        (lo, hi), multiplier = inequality.slopes[layer], inequality.multipliers[layer]
+        after = (2 * multiplier).sqrt()
+        share = (lo + hi) * multiplier / after
+        blocks.append(WeightBlock(layer, rows, columns, share.unsqueeze(1), 1 / before))
         if bool((lo < 0).any()):
-            both = (-2 * lo * hi * own).sqrt().unsqueeze(1)
-            found.append(Place(layer, slice(size, size + count), columns, both, 1 / before))
+            both = (-2 * lo * hi * multiplier).sqrt().unsqueeze(1)
+            blocks.append(WeightBlock(layer, slice(size, size + count), columns, both, 1 / before))
             size += count
         start, before = start + reads, after
-    return tuple(found), size
+    return tuple(blocks), size

@@ -3,23 +3,23 @@
 import pytest
 import torch
 
-from lipbench.lipschitz.semidefinite.barrier import Place, Point, Program
+from lipbench.lipschitz.semidefinite.barrier import Point, Program, WeightBlock
 
 
 def a_program(price=None):
-    # Two layers of 3x2 and 2x3 weights; the first stands in two places of N.
+    # Two layers of 3x2 and 2x3 weights; the first stands in two blocks of N.
     rng = torch.Generator().manual_seed(0)
-    one, both = (torch.rand(3, 1, generator=rng, dtype=torch.float64) for _ in range(2))
+    first, both = (torch.rand(3, 1, generator=rng, dtype=torch.float64) for _ in range(2))
     right, last = (torch.rand(n, generator=rng, dtype=torch.float64) for n in (2, 3))
     ones = torch.ones(2, 1, dtype=torch.float64)
-    places = (
-        Place(0, slice(2, 5), slice(0, 2), one, right),
-        Place(0, slice(7, 10), slice(0, 2), both, right),
-        Place(1, slice(5, 7), slice(2, 5), ones, last),
+    blocks = (
+        WeightBlock(0, slice(2, 5), slice(0, 2), first, right),
+        WeightBlock(0, slice(7, 10), slice(0, 2), both, right),
+        WeightBlock(1, slice(5, 7), slice(2, 5), ones, last),
     )
     target = 3 * torch.randn(12, generator=rng, dtype=torch.float64)
     shapes = ((3, 2), (2, 3))
-    return Program(target=target, shapes=shapes, places=places, size=10, inputs=2, price=price)
+    return Program(target=target, shapes=shapes, blocks=blocks, size=10, inputs=2, price=price)
 
 
 @pytest.mark.parametrize("price", [None, 0.5])
@@ -52,6 +52,6 @@ def test_what_lies_inside_is_its_own_solution():
     program = a_program()
     small = Program(**{**vars(program), "target": 0.1 * program.target})
     assert torch.equal(small.solve(1e-6).weights, small.target)
-    found = program.solve(1e-6)
-    assert float(torch.linalg.eigvalsh(program.matrix(found))[0]) > 0
-    assert float(torch.linalg.eigvalsh(program.matrix(Point(1.01 * found.weights, 1.0)))[0]) < 0
+    solution = program.solve(1e-6)
+    assert float(torch.linalg.eigvalsh(program.matrix(solution))[0]) > 0
+    assert float(torch.linalg.eigvalsh(program.matrix(Point(1.01 * solution.weights, 1.0)))[0]) < 0
