@@ -44,8 +44,8 @@ def certify(
         return math.inf, square
     reach = network.reach(Norm(2.0))[:-1]
     largest = [
-        float(multipliers[own].max()) if own.stop > own.start else 0.0
-        for own, _ in network.blocks()
+        float(multipliers[rows].max()) if rows.stop > rows.start else 0.0
+        for rows, _ in network.blocks()
     ]
     spread = math.fsum(most * constant**2 for most, constant in zip(largest, reach, strict=True))
     best = math.inf, square
@@ -67,7 +67,7 @@ def _excess(
     right = torch.cat([ones(network.inputs) * square, multipliers]).rsqrt()
     left = torch.cat([multipliers, ones(network.outputs)]).sqrt().unsqueeze(1)
     exact = network.matrix
-    scaled, radius = (left * part * right for part in (exact.values, exact.radius))
+    scaled, radius = (left * matrix * right for matrix in (exact.values, exact.radius))
     norm = float(torch.linalg.matrix_norm(scaled, 2)) * (1 + 1e-12 * max(scaled.shape))
     # Scaling rounds each entry a few times.
     error = float(torch.linalg.matrix_norm(radius + 8 * UNIT * scaled.abs()))

@@ -48,15 +48,15 @@ class Layers:
         Raises:
             Refused: If it is no chain of dense layers on vectors, with neurons between them.
         """
-        places = [n for n, step in enumerate(network.steps) if isinstance(step, Dense)]
-        if not network.is_chain or len(places) < 2:
+        positions = [n for n, step in enumerate(network.steps) if isinstance(step, Dense)]
+        if not network.is_chain or len(positions) < 2:
             raise Refused("it needs a chain of two dense layers or more.")
-        slopes = tuple(_between(network.steps[n : m + 1]) for n, m in pairwise(places))
-        for place in places:
-            if len(network.steps[place].input_shape) != 1:
-                raise Refused(f"layer {network.steps[place].name!r} does not read a vector.")
-        factor = _factor(network.steps[: places[0]] + network.steps[places[-1] + 1 :])
-        core = _core(network.steps[places[0] : places[-1] + 1])
+        slopes = tuple(_between(network.steps[n : m + 1]) for n, m in pairwise(positions))
+        for position in positions:
+            if len(network.steps[position].input_shape) != 1:
+                raise Refused(f"layer {network.steps[position].name!r} does not read a vector.")
+        factor = _factor(network.steps[: positions[0]] + network.steps[positions[-1] + 1 :])
+        core = _core(network.steps[positions[0] : positions[-1] + 1])
         return cls(
             names=tuple(layer.weight_name for layer in core.layers),
             weights=tuple(layer.weight for layer in core.layers),
@@ -75,26 +75,26 @@ class Layers:
 
         Where the network is constant, all multipliers are 1.
         """
-        centred = self._centred(self.weights)
+        loops = self._loops(self.weights)
         ones = tuple(torch.ones_like(hi) for _, hi in self.slopes)
-        if not 0 < centred.reach(Norm(2))[-1] < math.inf:
+        if not 0 < loops.reach(Norm(2))[-1] < math.inf:
             return ones, 0.0
-        found = propose(centred)
-        if not bool((found.multipliers > 0).all()):
-            return ones, found.square
-        parts = found.multipliers.split(list(centred.sizes))
+        proposal = propose(loops)
+        if not bool((proposal.multipliers > 0).all()):
+            return ones, proposal.square
+        by_layer = proposal.multipliers.split(list(loops.sizes))
         halves = [(hi - lo) / 2 for lo, hi in self.slopes]
-        pairs = zip(parts, halves, strict=True)
-        return tuple(part / (2 * half**2) for part, half in pairs), found.square
+        pairs = zip(by_layer, halves, strict=True)
+        return tuple(layer / (2 * half**2) for layer, half in pairs), proposal.square
 
     def proved(self, weights: Weights, multipliers: Multipliers, square: float) -> float:
         """Return the certified constant of the core with other weights, from these multipliers."""
         halves = [(hi - lo) / 2 for lo, hi in self.slopes]
         pairs = zip(multipliers, halves, strict=True)
-        own = torch.cat([2 * part * half**2 for part, half in pairs])
-        return certify(self._centred(weights), own, square)[0]
+        scaled = torch.cat([2 * layer * half**2 for layer, half in pairs])
+        return certify(self._loops(weights), scaled, square)[0]
 
-    def _centred(self, weights: Weights) -> LoopTransformation:
+    def _loops(self, weights: Weights) -> LoopTransformation:
         left = iter(weights)
         steps: tuple[Step, ...] = tuple(
             replace(step, weight=next(left)) if isinstance(step, Dense) else step
@@ -106,7 +106,7 @@ class Layers:
 def reduced(
     weights: Sequence[Tensor],
 ) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Weights]]:
-    """Return smaller matrices in the place of the first and the last, and the way back.
+    """Return smaller matrices instead of the first and the last, and the way back.
 
     What the first layer does not read, and the last one does not write, stays 0 in the nearest
     weights, so that only coordinates in the span of its rows, or columns, count.
@@ -120,10 +120,10 @@ def reduced(
     if tall:
         left, last = torch.linalg.qr(last)
 
-    def restore(found: Sequence[Tensor]) -> Weights:
-        one, *others, other = found
-        one = one if right is None else one @ right.T
-        return one, *others, other if left is None else left @ other
+    def restore(cores: Sequence[Tensor]) -> Weights:
+        head, *inner, tail = cores
+        head = head if right is None else head @ right.T
+        return head, *inner, tail if left is None else left @ tail
 
     return [first, *middle, last], restore
 
@@ -134,14 +134,14 @@ def _between(steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
     Raises:
         Refused: If there is anything but one layer of them.
     """
-    one, *inside, other = steps
-    found = [step for step in inside if not isinstance(step, Rearrange)]
-    if len(found) != 1 or not isinstance(found[0], Slope):
+    before, *inside, after = steps
+    neurons = [step for step in inside if not isinstance(step, Rearrange)]
+    if len(neurons) != 1 or not isinstance(neurons[0], Slope):
         raise Refused(
             "it needs one layer of neurons, and nothing else, between "
-            f"{one.name!r} and {other.name!r}."
+            f"{before.name!r} and {after.name!r}."
         )
-    return _slopes(found[0])
+    return _slopes(neurons[0])
 
 
 def _slopes(step: Slope) -> tuple[Tensor, Tensor]:
@@ -170,6 +170,6 @@ def _factor(around: Sequence[Step]) -> float:
 def _core(inside: Sequence[Step]) -> Network:
     return Network(
         input_shape=inside[0].input_shape,
-        steps=tuple(replace(step, inputs=(place,)) for place, step in enumerate(inside)),
+        steps=tuple(replace(step, inputs=(index,)) for index, step in enumerate(inside)),
         output=len(inside),
     )

@@ -62,7 +62,8 @@ def norm_by_search(
     """
     lo, hi = slopes
     sizes = [
-        float(torch.linalg.matrix_norm(part, 2)) if part.numel() else 0.0 for part in (left, right)
+        float(torch.linalg.matrix_norm(matrix, 2)) if matrix.numel() else 0.0
+        for matrix in (left, right)
     ]
     scale = sizes[0] * sizes[1]
     if not scale > 0:
@@ -150,10 +151,10 @@ class _Problem:
 
     def split(self, nodes: _Nodes) -> _Nodes:
         """Return the nodes with one more slope chosen."""
-        one, other = nodes.slopes.clone(), nodes.slopes.clone()
-        one[:, nodes.depth] += self.half[nodes.depth]
-        other[:, nodes.depth] -= self.half[nodes.depth]
-        both = torch.cat([one, other])
+        high, low = nodes.slopes.clone(), nodes.slopes.clone()
+        high[:, nodes.depth] += self.half[nodes.depth]
+        low[:, nodes.depth] -= self.half[nodes.depth]
+        both = torch.cat([high, low])
         return self._bounded(_Nodes(nodes.depth + 1, both, nodes.upper.repeat(2)))
 
     def _bounded(self, nodes: _Nodes) -> _Nodes:
@@ -180,18 +181,18 @@ def _levels(left: Tensor, right: Tensor, middle: Tensor, half: Tensor, free: int
         return [corner._replace(slack=torch.inf)] * free + [corner]
     tiny = 1e-12 * (count + outputs)
     weights = _weights(left, right, middle, half, free)
-    found = []
+    levels = []
     for depth in range(free):
-        bent, own = left[:, depth:free] * half[depth:free], weights[depth:]
+        bent, multipliers = left[:, depth:free] * half[depth:free], weights[depth:]
         eigenvalues, vectors = torch.linalg.eigh(
-            torch.eye(outputs, dtype=torch.float64) - (bent / own) @ bent.T
+            torch.eye(outputs, dtype=torch.float64) - (bent / multipliers) @ bent.T
         )
         least = float(eigenvalues[0]) - tiny
         root = (eigenvalues - tiny).clamp_min(tiny).rsqrt().unsqueeze(1) * vectors.T
         slack = rounding * least**-0.5 if least > tiny else torch.inf
         read = right[depth:free]
-        found.append(_Level(read.T @ (own.unsqueeze(1) * read), root, slack))
-    return [*found, corner]
+        levels.append(_Level(read.T @ (multipliers.unsqueeze(1) * read), root, slack))
+    return [*levels, corner]
 
 
 def _weights(

@@ -72,12 +72,14 @@ def propose(
     # Blocks whose constants differ by many orders: in units of their own they are alike.
     units = network.reach(Norm(2.0))
     try:
-        found = _solved(_in_units(network, units), groups, tolerance, iterations)
+        proposal = _solved(_in_units(network, units), groups, tolerance, iterations)
     except _NotSolved as error:
         raise Refused(f"its multipliers are beyond float64: {error}") from error
     each = _each(network.sizes, units)
     scale = units[-1] ** 2
-    return Proposal(found.multipliers * scale / each.square(), found.square * scale, found.gap)
+    return Proposal(
+        proposal.multipliers * scale / each.square(), proposal.square * scale, proposal.gap
+    )
 
 
 def _solved(
@@ -121,14 +123,14 @@ def _in_units(network: LoopTransformation, units: Sequence[float]) -> LoopTransf
     rows = torch.cat([each, each.new_full((network.outputs,), units[-1])]).unsqueeze(1)
     columns = torch.cat([each.new_ones(network.inputs), each])
     values, radius = (
-        part / rows * columns for part in (network.matrix.values, network.matrix.radius)
+        matrix / rows * columns for matrix in (network.matrix.values, network.matrix.radius)
     )
     return replace(network, matrix=Matrix(values=values, radius=radius))
 
 
 def _each(sizes: Sequence[int], units: Sequence[float]) -> Float[Tensor, " neurons"]:
-    found = [unit or 1.0 for unit, size in zip(units, sizes, strict=False) for _ in range(size)]
-    return torch.tensor(found, dtype=torch.float64)
+    repeated = [unit or 1.0 for unit, size in zip(units, sizes, strict=False) for _ in range(size)]
+    return torch.tensor(repeated, dtype=torch.float64)
 
 
 class _Point(NamedTuple):
@@ -166,7 +168,7 @@ class _Program:
             rows=rows[: network.neurons],
             outputs=rows[network.neurons :] / scale,
             inputs=int(some.sum()),
-            blocks=tuple(own for own, _ in network.blocks()),
+            blocks=tuple(block for block, _ in network.blocks()),
             groups=groups,
             reach=tuple(reach),
             count=network.neurons if groups is None else int(groups.max()) + 1,
@@ -200,19 +202,21 @@ class _Program:
         does block j need.
         """
         columns = [slice(0, self.inputs)]
-        columns += [slice(self.inputs + own.start, self.inputs + own.stop) for own in self.blocks]
-        rows = [self.rows[own] for own in self.blocks] + [self.outputs]
+        columns += [
+            slice(self.inputs + block.start, self.inputs + block.stop) for block in self.blocks
+        ]
+        rows = [self.rows[block] for block in self.blocks] + [self.outputs]
         constants, needed = [1.0, *self.reach, 1.0], [_LEAST] * (len(columns) + 1)
         needed[-1] = 1.0
-        for place in range(len(columns), 0, -1):
-            for earlier in range(place):
-                norm = float(torch.linalg.matrix_norm(rows[place - 1][:, columns[earlier]], 2))
-                share = constants[place] * norm / max(constants[earlier], _LEAST)
-                needed[earlier] += needed[place] * share
-            needed[place - 1] *= _ROOM
+        for reader in range(len(columns), 0, -1):
+            for earlier in range(reader):
+                norm = float(torch.linalg.matrix_norm(rows[reader - 1][:, columns[earlier]], 2))
+                share = constants[reader] * norm / max(constants[earlier], _LEAST)
+                needed[earlier] += needed[reader] * share
+            needed[reader - 1] *= _ROOM
         weights = self.rows.new_ones(len(self.rows))
-        for own, weight in zip(self.blocks, needed[1:-1], strict=True):
-            weights[own] = weight
+        for block, weight in zip(self.blocks, needed[1:-1], strict=True):
+            weights[block] = weight
         if self.groups is not None:
             weights = weights.new_zeros(self.count).scatter(0, self.groups, weights)
         return _Point(needed[0], weights)
@@ -237,9 +241,9 @@ class _Program:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.matrix(point)))
         n = self.inputs
         read = self.rows @ inverse
-        own, crossed, both = inverse[n:, n:], read[:, n:], read @ self.rows.T
-        slope = self.gather(both.diagonal() - own.diagonal())
-        hessian = own.square() - crossed.square() - crossed.T.square() + both.square()
+        inner, crossed, both = inverse[n:, n:], read[:, n:], read @ self.rows.T
+        slope = self.gather(both.diagonal() - inner.diagonal())
+        hessian = inner.square() - crossed.square() - crossed.T.square() + both.square()
         hessian = self.gather(self.gather(hessian).T)
         mixed = self.gather(inverse[n:, :n].square().sum(dim=1) - read[:, :n].square().sum(dim=1))
         corner = inverse[:n, :n]

@@ -72,11 +72,11 @@ class Stage(NamedTuple):
     def next(self, multipliers: Float[Tensor, " neurons"]) -> Float[Tensor, "outputs rank2"]:
         """Return the R of the next layer, from the ν of this one; only where h > 0 they count."""
         bent = self.half > 0
-        rows, own = self.root[bent], multipliers[bent]
+        rows, weights = self.root[bent], multipliers[bent]
         unit = torch.eye(self.root.shape[1], dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(unit - rows.T @ (own.unsqueeze(1) * rows))
+        values, vectors = torch.linalg.eigh(unit - rows.T @ (weights.unsqueeze(1) * rows))
         linear = self.middle.unsqueeze(1) * (self.root @ vectors) * values.clamp_min(_LEAST).rsqrt()
-        free = self.half.diag()[:, bent] * own.rsqrt()
+        free = self.half.diag()[:, bent] * weights.rsqrt()
         return _compressed(self.after @ torch.cat([linear, free], dim=1))
 
 
@@ -101,27 +101,29 @@ def staged_bound(
     Raises:
         Refused: If the network is no chain, is constant, or has a square beyond float64.
     """
-    unrolled = as_neuron_blocks(network)
-    chain = Chain.of(unrolled, domain)
-    centred = loop_transformation(unrolled, chain.slopes)
-    kept = torch.ones(centred.neurons, dtype=torch.bool)
+    blocks = as_neuron_blocks(network)
+    chain = Chain.of(blocks, domain)
+    loops = loop_transformation(blocks, chain.slopes)
+    kept = torch.ones(loops.neurons, dtype=torch.bool)
     if domain is not None:
-        kept, centred = centred.is_read, centred.bent
-    if not centred.neurons:
-        return certified(network, domain, centred, torch.empty(0, dtype=torch.float64), 0.0)
+        kept, loops = loops.is_read, loops.bent
+    if not loops.neurons:
+        return certified(network, domain, loops, torch.empty(0, dtype=torch.float64), 0.0)
     best: Choice = partial(solve, tolerance=tolerance, iterations=iterations)
     early: Choice = partial(solve, tolerance=max(tolerance, _EARLY), iterations=iterations)
     last = len(chain.slopes) - 1
     choices: list[list[Choice]] = [[closed] * (last + 1), [best] * (last + 1)]
     if last:
         choices.append([early] * last + [best])
-    proposals = sorted((staged(chain, choice) for choice in choices), key=lambda found: found[1])
-    found: list[Lipschitz] = []
+    proposals = sorted(
+        (staged(chain, choice) for choice in choices), key=lambda proposal: proposal[1]
+    )
+    bounds: list[Lipschitz] = []
     for multipliers, square in proposals:
-        # No value is below the root of its own square.
-        if not found or square < found[0].value ** 2:
-            found.append(certified(network, domain, centred, multipliers[kept], square))
-    return min(found, key=lambda value: value.value)
+        # No value is below the root of its square.
+        if not bounds or square < bounds[0].value ** 2:
+            bounds.append(certified(network, domain, loops, multipliers[kept], square))
+    return min(bounds, key=lambda value: value.value)
 
 
 def staged(chain: Chain, choices: Sequence[Choice]) -> tuple[Float[Tensor, " neurons"], float]:
@@ -134,22 +136,22 @@ def staged(chain: Chain, choices: Sequence[Choice]) -> tuple[Float[Tensor, " neu
     Raises:
         Refused: If the network is constant, or the square is no number in float64.
     """
-    root, found = _compressed(chain.weights[0].values), []
+    root, multipliers = _compressed(chain.weights[0].values), []
     for after, (lo, hi), choose in zip(chain.weights[1:], chain.slopes, choices, strict=True):
         stage = Stage(root, after.values, (lo + hi) / 2, (hi - lo) / 2)
         if not stage.passes:
             break
-        found.append(choose(stage))
-        root = stage.next(found[-1])
+        multipliers.append(choose(stage))
+        root = stage.next(multipliers[-1])
     size = torch.linalg.matrix_norm(root, 2)
-    if len(found) < len(choices) or not size > 0:
+    if len(multipliers) < len(choices) or not size > 0:
         raise Refused("the outputs do not depend on the inputs: the network is constant.")
     square = float(size.square())
     if not 0 < square < math.inf:
         raise Refused(
             f"the square of its constant, about {float(size):.1e}, is no number in float64."
         )
-    return square * torch.cat(found), square
+    return square * torch.cat(multipliers), square
 
 
 def closed(stage: Stage) -> Float[Tensor, " neurons"]:
@@ -164,7 +166,7 @@ def closed(stage: Stage) -> Float[Tensor, " neurons"]:
 def solve(stage: Stage, tolerance: float, iterations: int) -> Float[Tensor, " neurons"]:
     """Return the best multipliers of a stage, 0 where h = 0."""
     bent = stage.half > 0
-    sizes = [torch.linalg.matrix_norm(part, 2) for part in (stage.root, stage.after)]
+    sizes = [torch.linalg.matrix_norm(matrix, 2) for matrix in (stage.root, stage.after)]
     if not bool(bent.any()) or not sizes[1] > 0:
         return closed(stage)
     root, after = stage.root / sizes[0], stage.after / sizes[1]
@@ -175,9 +177,9 @@ def solve(stage: Stage, tolerance: float, iterations: int) -> Float[Tensor, " ne
     network = LoopTransformation(
         matrix=Matrix.exact(torch.cat([reads, outputs])), inputs=root.shape[1], sizes=(count,)
     )
-    found = propose(network, tolerance=tolerance, iterations=iterations)
+    proposal = propose(network, tolerance=tolerance, iterations=iterations)
     multipliers = torch.zeros_like(stage.half)
-    multipliers[bent] = found.multipliers / (found.square * sizes[0].square())
+    multipliers[bent] = proposal.multipliers / (proposal.square * sizes[0].square())
     return multipliers
 
 

@@ -26,23 +26,23 @@ def relaxed_bound(
     Raises:
         Refused: If the network cannot be unrolled.
     """
-    centred = loop_transformation_on(as_neuron_blocks(network), domain)
-    groups = _blocks(centred) if by_block else None
-    if not centred.neurons:
-        return certified(network, domain, centred, torch.empty(0, dtype=torch.float64), 0.0)
-    found = propose(centred, groups, tolerance, iterations)
-    return certified(network, domain, centred, found.multipliers, found.square)
+    loops = loop_transformation_on(as_neuron_blocks(network), domain)
+    groups = _blocks(loops) if by_block else None
+    if not loops.neurons:
+        return certified(network, domain, loops, torch.empty(0, dtype=torch.float64), 0.0)
+    proposal = propose(loops, groups, tolerance, iterations)
+    return certified(network, domain, loops, proposal.multipliers, proposal.square)
 
 
 def certified(
     network: Network,
     domain: Box | None,
-    centred: LoopTransformation,
+    loops: LoopTransformation,
     multipliers: Tensor,
     square: float,
 ) -> Lipschitz:
     """Return the bound that multipliers prove, with what it takes to prove it again."""
-    value, proved = _proved(centred, multipliers, square)
+    value, proved = _proved(loops, multipliers, square)
     return Lipschitz.upper(
         network,
         value,
@@ -56,10 +56,10 @@ def certified(
 def recertified(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored multipliers prove, computed from the network anew."""
     multipliers, square = value.proof["multipliers"], float(value.proof["square"])
-    centred = loop_transformation_on(as_neuron_blocks(network), value.domain)
-    if multipliers.shape != (centred.neurons,):
+    loops = loop_transformation_on(as_neuron_blocks(network), value.domain)
+    if multipliers.shape != (loops.neurons,):
         return math.inf
-    return _proved(centred, multipliers, square)[0]
+    return _proved(loops, multipliers, square)[0]
 
 
 def relaxed_cost(network: Network) -> float:
@@ -69,12 +69,12 @@ def relaxed_cost(network: Network) -> float:
     return 5e-3 + _SECONDS_PER_CUBE * (2 * count) ** 3 + 1e-8 * count * inputs * count
 
 
-def _proved(centred: LoopTransformation, multipliers: Tensor, square: float) -> tuple[float, float]:
-    if not centred.neurons:  # a linear map
-        return centred.reach(Norm(2.0))[-1], square
-    return certify(centred, multipliers, square)
+def _proved(loops: LoopTransformation, multipliers: Tensor, square: float) -> tuple[float, float]:
+    if not loops.neurons:  # a linear map
+        return loops.reach(Norm(2.0))[-1], square
+    return certify(loops, multipliers, square)
 
 
-def _blocks(centred: LoopTransformation) -> Tensor:
-    sizes = torch.tensor(centred.sizes, dtype=torch.int64)
+def _blocks(loops: LoopTransformation) -> Tensor:
+    sizes = torch.tensor(loops.sizes, dtype=torch.int64)
     return torch.arange(len(sizes)).repeat_interleave(sizes)

@@ -81,12 +81,12 @@ def factored_cost(network: Network, nodes: int) -> float:
 
 def _largest(chain: Chain, nodes: int, least: Tensor) -> Float[Tensor, " factors"]:
     """Return upper bounds of the norms of all factors, none below its own of `least`."""
-    parts = pairwise(_splits(chain))
-    found = [
-        norm_by_search(after.right, before.left, slopes, nodes, float(own))
-        for (before, after), slopes, own in zip(parts, chain.slopes, least, strict=True)
+    pairs = pairwise(_splits(chain))
+    norms = [
+        norm_by_search(after.right, before.left, slopes, nodes, float(known))
+        for (before, after), slopes, known in zip(pairs, chain.slopes, least, strict=True)
     ]
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(norms, dtype=torch.float64)
 
 
 def _product(chain: Chain, factors: Tensor) -> float:
@@ -98,8 +98,8 @@ def _product(chain: Chain, factors: Tensor) -> float:
     ends = (1 + 1e-12 * len(splits[0].right.T)) * (1 + 1e-12 * len(splits[-1].left))
     steepest = math.prod(float(torch.stack([lo.abs(), hi.abs()]).max()) for lo, hi in chain.slopes)
     missing = math.fsum(
-        split.error * math.prod(norms[:place] + norms[place + 1 :])
-        for place, split in enumerate(splits)
+        split.error * math.prod(norms[:index] + norms[index + 1 :])
+        for index, split in enumerate(splits)
     )
     rounding = 1 + 8 * (len(splits) + 1) * UNIT
     return (math.prod(factors.tolist()) * ends + missing * steepest) * rounding
@@ -131,6 +131,6 @@ class _Split:
 def _splits(chain: Chain) -> list[_Split]:
     last = len(chain.weights) - 1
     return [
-        _Split.of(weight, 1.0 if place == 0 else 0.0 if place == last else 0.5)
-        for place, weight in enumerate(chain.weights)
+        _Split.of(weight, 1.0 if index == 0 else 0.0 if index == last else 0.5)
+        for index, weight in enumerate(chain.weights)
     ]
