@@ -51,16 +51,16 @@ class ECLipsEFast(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the multipliers."""
-        unrolled = as_neuron_blocks(network)
+        blocks = as_neuron_blocks(network)
         if domain is None:
-            multipliers, square = _closed_form(unrolled)
-            return certified(network, domain, loop_transformation(unrolled), multipliers, square)
-        local = slopes(unrolled, domain)
-        blocks = zip(unrolled.blocks, local, strict=True)
-        narrow = tuple(replace(block, lo=lo, hi=hi) for block, (lo, hi) in blocks)
-        multipliers, square = _closed_form(replace(unrolled, blocks=narrow))
-        centred = loop_transformation(unrolled, local)
-        return certified(network, domain, centred.bent, multipliers[centred.is_read], square)
+            multipliers, square = _closed_form(blocks)
+            return certified(network, domain, loop_transformation(blocks), multipliers, square)
+        local = slopes(blocks, domain)
+        pairs = zip(blocks.blocks, local, strict=True)
+        narrow = tuple(replace(block, lo=lo, hi=hi) for block, (lo, hi) in pairs)
+        multipliers, square = _closed_form(replace(blocks, blocks=narrow))
+        loops = loop_transformation(blocks, local)
+        return certified(network, domain, loops.bent, multipliers[loops.is_read], square)
 
 
 def _closed_form(network: NeuronBlocks) -> tuple[Tensor, float]:
@@ -94,7 +94,7 @@ def _closed_form(network: NeuronBlocks) -> tuple[Tensor, float]:
     last = _gram(network.output.parts[len(network.blocks)].values, before)
     square = float(torch.linalg.eigvalsh(last)[-1])
     empty = last.new_empty(0)
-    return torch.cat([empty, *(square * part for part in multipliers)]), square
+    return torch.cat([empty, *(square * layer for layer in multipliers)]), square
 
 
 def _gram(weight: Tensor, before: Tensor | None) -> Tensor:

@@ -82,5 +82,5 @@ class GramLattice(Bound):
         return float(gram_norms(matrix.unsqueeze(0), self.iterations)[0])
 
     def _kernel_norm(self, kernel: Convolution) -> float:
-        parts = kernel.weight.chunk(kernel.groups)
-        return repetition(kernel) * max(kernel_norm(part, self.iterations) for part in parts)
+        groups = kernel.weight.chunk(kernel.groups)
+        return repetition(kernel) * max(kernel_norm(group, self.iterations) for group in groups)

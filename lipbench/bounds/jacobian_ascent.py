@@ -117,8 +117,8 @@ class JacobianAscent(Bound):
         first = steepest(random.flatten(1), norm).view_as(points)
         values, directions = power_iteration(network, points, first, norm, self.iterations)
         best = values.topk(min(climbers, len(values))).indices
-        found = points[best], directions[best], norm, domain, self.steps, spread
-        values, points, directions = climb(network, *found)
+        arguments = points[best], directions[best], norm, domain, self.steps, spread
+        values, points, directions = climb(network, *arguments)
         best = values.topk(min(_BEST, len(values))).indices
         _, directions = power_iteration(network, points[best], directions[best], norm, _LAST)
         u, v = pairs_along(points[best], directions, domain)

@@ -85,9 +85,9 @@ class JacobianBound(Bound):
         """Return how many cases there may be beside the first."""
         if norm == 2.0:
             return 0
-        _, one = jacobian_work(network, norm, domain)
-        return min(self.nodes, int(self.most_products / max(one, 1.0)))
+        _, each = jacobian_work(network, norm, domain)
+        return min(self.nodes, int(self.most_products / max(each, 1.0)))
 
     def _seconds(self, network: Network, norm: Norm, domain: Box | None) -> tuple[float, float]:
-        whole, one = jacobian_work(network, norm, domain)
-        return 1e-2 + _SECONDS_PER_PRODUCT * whole, _SECONDS_PER_CASE + _SECONDS_PER_PRODUCT * one
+        whole, each = jacobian_work(network, norm, domain)
+        return 1e-2 + _SECONDS_PER_PRODUCT * whole, _SECONDS_PER_CASE + _SECONDS_PER_PRODUCT * each

@@ -84,9 +84,9 @@ class PairAscent(Bound):
             near = near.clamp(*domain)
         u = torch.cat([known_u_v[0], data, data])
         v = torch.cat([known_u_v[1], near, data.roll(1, dims=0)])
-        found = quotients(outputs, u, v, norm)
-        best = found.topk(min(self.pairs, len(u))).indices
+        values = quotients(outputs, u, v, norm)
+        best = values.topk(min(self.pairs, len(u))).indices
         apart = norm.length(u - v)[best]
         # A first step of about a tenth of the pair's distance; it adapts.
-        step = 0.1 * (apart / found[best].clamp_min(1e-12)) ** 2
+        step = 0.1 * (apart / values[best].clamp_min(1e-12)) ** 2
         return engine.Pairs.of(u[best], v[best], step, domain)

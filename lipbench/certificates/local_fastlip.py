@@ -41,5 +41,5 @@ class LocalFastLip(Certificate):
         epsilons: Sequence[float],
     ) -> Float[Tensor, " samples"]:
         """Return the largest distance that one of the balls proves."""
-        own = gaps(network, inputs, labels)
-        return local_radius(network, norm, inputs, labels, own, epsilons)
+        margins = gaps(network, inputs, labels)
+        return local_radius(network, norm, inputs, labels, margins, epsilons)

@@ -46,7 +46,7 @@ def proved_norm(step: Convolution, claim: float) -> float:
     if not _LEAST < claim / unit < math.inf:
         return math.inf
     # Groups are blocks on a diagonal.
-    return max(_proved(part, claim / unit) for part in _groups(step)) * unit
+    return max(_proved(group, claim / unit) for group in _groups(step)) * unit
 
 
 def normalised(step: Convolution) -> tuple[Convolution, float]:
@@ -75,10 +75,10 @@ class _Side:
     from them to one row of the other side.
     """
 
-    own: Int[Tensor, " ways"]
+    near: Int[Tensor, " ways"]
     """For each way a tap leads: its row in the matrix."""
-    other: Int[Tensor, " ways"]
-    """Its row on the other side."""
+    far: Int[Tensor, " ways"]
+    """Its row on the other side of the convolution."""
     taps: Int[Tensor, " ways"]
     rows: int
     width: int
@@ -89,11 +89,11 @@ class _Side:
     @property
     def offsets(self) -> int:
         """Return how many blocks of a block column may be set, from the diagonal downwards."""
-        if not len(self.own):
+        if not len(self.near):
             return 1
         least, most = (
-            self.own.new_zeros(int(self.other.max()) + 1).scatter_reduce(
-                0, self.other, self.own, extreme, include_self=False
+            self.near.new_zeros(int(self.far.max()) + 1).scatter_reduce(
+                0, self.far, self.near, extreme, include_self=False
             )
             for extreme in ("amin", "amax")
         )
@@ -109,18 +109,18 @@ class _Side:
         """Return roughly how many products a factorisation takes."""
         return self.entries * self.offsets * self.width
 
-    def places(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    def blocks(self) -> dict[tuple[int, int], list[tuple[int, int]]]:
         """Return the blocks to which the product of two taps adds, by these taps."""
         meeting = defaultdict(list)
-        ways = (self.other, self.own, self.taps)
-        for other, own, tap in zip(*(part.tolist() for part in ways), strict=True):
-            meeting[other].append((own, tap))
-        found = defaultdict(list)
+        ways = (self.far, self.near, self.taps)
+        for far, near, tap in zip(*(numbers.tolist() for numbers in ways), strict=True):
+            meeting[far].append((near, tap))
+        blocks = defaultdict(list)
         for ends in meeting.values():
             for (row, tap), (column, second) in product(ends, ends):
                 if row >= column:
-                    found[tap, second].append((column, row - column))
-        return found
+                    blocks[tap, second].append((column, row - column))
+        return blocks
 
 
 def _proved(step: Convolution, claim: float) -> float:
@@ -146,8 +146,9 @@ def _proved(step: Convolution, claim: float) -> float:
 
 def _sums(step: Linear) -> tuple[float, float]:
     """Return the largest row and column sum of a matrix that is nowhere negative."""
-    one = step.weight.new_ones
-    rows, columns = step.apply(one(1, *step.input_shape)), step.adjoint(one(1, *step.output_shape))
+    ones = step.weight.new_ones
+    rows = step.apply(ones(1, *step.input_shape))
+    columns = step.adjoint(ones(1, *step.output_shape))
     return float(rows.max()), float(columns.max())
 
 
@@ -170,10 +171,10 @@ def _banded_gram(step: Convolution) -> Float[Tensor, "size reach"]:
     matrices = matrices if side.is_inner else matrices.mT
     width, count = side.width, side.offsets + 1  # one more, of zeros, below
     blocks = step.weight.new_zeros(side.rows * count, width, width)
-    for (tap, other), places in side.places().items():
-        numbers = torch.tensor([column * count + offset for column, offset in places])
-        found = matrices[tap].T @ matrices[other]
-        blocks.index_add_(0, numbers, found.expand(len(places), -1, -1))
+    for (tap, second), positions in side.blocks().items():
+        numbers = torch.tensor([column * count + offset for column, offset in positions])
+        gram = matrices[tap].T @ matrices[second]
+        blocks.index_add_(0, numbers, gram.expand(len(positions), -1, -1))
     # Entry (c + d, c) of a block column of the given width is the number c·(width + 1) + d·width.
     shape = side.rows, width, side.offsets * width
     strides = count * width**2, width + 1, width
@@ -190,16 +191,16 @@ def _cheapest(step: Convolution) -> _Side:
     (channels, length, *across), (results, count, *wide) = step.input_shape, step.output_shape
     return min(
         _Side(
-            own=inputs,
-            other=outputs,
+            near=inputs,
+            far=outputs,
             taps=taps,
             rows=length,
             width=channels * math.prod(across),
             is_inner=True,
         ),
         _Side(
-            own=outputs,
-            other=inputs,
+            near=outputs,
+            far=inputs,
             taps=taps,
             rows=count,
             width=results * math.prod(wide),
@@ -225,7 +226,7 @@ def _rows(step: Convolution) -> Float[Tensor, "taps out in"]:
     (channels, _, *across), (results, _, *wide) = step.input_shape, step.output_shape
     basis = torch.eye(channels * math.prod(across), dtype=torch.float64)
     basis = basis.reshape(-1, *across, channels).movedim(-1, 1)
-    found = []
+    matrices = []
     for weight in taps:
         row = replace(
             step,
@@ -236,8 +237,8 @@ def _rows(step: Convolution) -> Float[Tensor, "taps out in"]:
             padding=step.padding[1:],
             dilation=step.dilation[1:],
         )
-        found.append(row.apply(basis).movedim(1, -1).flatten(1).T)
-    return torch.stack(found)
+        matrices.append(row.apply(basis).movedim(1, -1).flatten(1).T)
+    return torch.stack(matrices)
 
 
 def _groups(step: Convolution) -> Iterator[Convolution]:

@@ -25,28 +25,28 @@ def composed(network: Network, constants: Sequence[float], norm: Norm) -> float:
         norm: Norm of them all.
     """
     known = [1.0]
-    for step, own in zip(network.steps, constants, strict=True):
-        known.append(_behind(step, own, [known[i] for i in step.inputs], norm))
+    for step, constant in zip(network.steps, constants, strict=True):
+        known.append(_behind(step, constant, [known[i] for i in step.inputs], norm))
     return known[network.output]
 
 
 @singledispatch
-def _behind(step: Step, own: float, before: list[float], norm: Norm) -> float:
+def _behind(step: Step, constant: float, before: list[float], norm: Norm) -> float:
     if len(before) != 1:
         refuse_kind(step, "merges values", __name__)
-    return times(before[0], own)
+    return times(before[0], constant)
 
 
 @_behind.register(Sum)
-def _(step: Sum, own: float, before: list[float], norm: Norm) -> float:
+def _(step: Sum, constant: float, before: list[float], norm: Norm) -> float:
     """Return the sum of |a|·c over the inputs, by the triangle inequality."""
     sizes = [raised(abs(coefficient)) for coefficient in step.coefficients]
     return reduce(plus, map(times, before, sizes))
 
 
 @_behind.register(Concatenation)
-def _(step: Concatenation, own: float, before: list[float], norm: Norm) -> float:
-    """Return the norm of the constants: the moves of the parts are one vector, part by part."""
+def _(step: Concatenation, constant: float, before: list[float], norm: Norm) -> float:
+    """Return the norm of the constants: the moves of all inputs are blocks of one vector."""
     if norm == math.inf:
         return max(before)
     return reduce(plus, before) if norm == 1.0 else math.hypot(*before) * _ROUNDING

@@ -54,11 +54,11 @@ def symbol_norm(step: Convolution, norms: Norms | None = None) -> Float[Tensor, 
         periods.append(period)
         strides.append(stride)
         repeats *= repeat
-    parts = [
+    group_norms = [
         _largest(_periodic(weight, step.dilation, periods), strides, norms or _singular)
         for weight in step.weight.chunk(step.groups)
     ]
-    return torch.stack(parts).amax() * math.sqrt(repeats)
+    return torch.stack(group_norms).amax() * math.sqrt(repeats)
 
 
 def repetition(step: Convolution) -> float:
@@ -88,8 +88,8 @@ def _behind_padding(step: Convolution) -> Convolution:
 def _most_copies(step: Convolution) -> int:
     """Return how often the padded image has one entry: the squared norm of the padding."""
     lengths = step.input_shape[1:]
-    places = torch.arange(math.prod(lengths), dtype=torch.float64).reshape(1, 1, *lengths)
-    return int(step.pad(places).long().flatten().bincount().max())
+    numbers = torch.arange(math.prod(lengths), dtype=torch.float64).reshape(1, 1, *lengths)
+    return int(step.pad(numbers).long().flatten().bincount().max())
 
 
 def _axis(step: Convolution, axis: int) -> tuple[int, int, int]:
@@ -131,5 +131,5 @@ def _largest(kernel: Tensor, strides: list[int], norms: Norms) -> Tensor:
     symbol = symbol.narrow(axes - 1, 0, symbol.shape[axes - 1] // 2 + 1)
     blocks = symbol.reshape(math.prod(symbol.shape[:axes]), kernel.shape[0], -1)
     chunk = max(1, _CHUNK // blocks[0].numel())
-    values = [norms(part).amax() for part in blocks.split(chunk)]
+    values = [norms(batch).amax() for batch in blocks.split(chunk)]
     return torch.stack(values).amax() / math.sqrt(math.prod(strides))

@@ -33,8 +33,8 @@ def sampled_norm(step: Convolution, samples: int, *, apart: bool = False) -> Flo
     # Centred, an even number of taps reaches half of it to one side.
     degree = max(step.weight.shape[2:]) // 2
     between = (1 - 2 * degree / samples) ** (-axes / 2)
-    parts = [_sampled(part, samples, apart) for part in step.weight.chunk(step.groups)]
-    return torch.stack(parts).amax() * (repetition(step) * between)
+    group_norms = [_sampled(weight, samples, apart) for weight in step.weight.chunk(step.groups)]
+    return torch.stack(group_norms).amax() * (repetition(step) * between)
 
 
 def too_many_taps(step: Linear, samples: int) -> str | None:

@@ -183,9 +183,9 @@ def jacobian_work(network: Network, norm: Norm, domain: Box | None) -> tuple[flo
     inputs, outputs = (math.prod(shape) for shape in (network.input_shape, network.output_shape))
     sizes = widths(network)
     by_row = _by_row(norm, inputs, outputs)
-    single = _work(sizes[::-1] if by_row else sizes, 0)
+    each = _work(sizes[::-1] if by_row else sizes, 0)
     reads = 0.0 if domain is None else _work(sizes[:-1], inputs)
-    return reads + single * (outputs if by_row else inputs), reads + single
+    return reads + each * (outputs if by_row else inputs), reads + each
 
 
 def _work(sizes: Sequence[int], start: int) -> float:
