@@ -58,7 +58,7 @@ def normalised(step: Convolution) -> tuple[Convolution, float]:
 
 
 def band_entries(step: Convolution) -> int:
-    """Return how many numbers a proof keeps at once."""
+    """Return how many entries of a band matrix a proof keeps at once."""
     return _cheapest(next(_groups(step))).entries
 
 
@@ -124,7 +124,7 @@ class _Side:
 
 
 def _proved(step: Convolution, claim: float) -> float:
-    """Return what is proved of a convolution in one group."""
+    """Return the bound that is proved for a convolution in one group."""
     if upper_norm(step, Norm(2)) <= claim:
         return claim
     square = claim * claim
@@ -219,7 +219,7 @@ def _sources(step: Convolution) -> Int[Tensor, "outputs taps"]:
 
 
 def _rows(step: Convolution) -> Float[Tensor, "taps out in"]:
-    """Return what each tap along the first axis makes of one row, channels last."""
+    """Return the matrix of each tap along the first axis, from row to row, channels last."""
     taps = step.weight.unbind(2)
     if step.weight.ndim == 3:
         return torch.stack(taps)

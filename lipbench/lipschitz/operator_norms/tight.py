@@ -54,7 +54,7 @@ def reproved(network: Network, value: Lipschitz) -> float:
 
 
 def _claimed(step: Step, tolerance: float, iterations: int) -> tuple[float, float]:
-    """Return what is claimed of a step's constant, and what that proves."""
+    """Return a claim about a step's constant, and the bound that it proves."""
     known, kernel = constant(step, _L2), _kernel(step)
     if kernel is None:
         return known, known

@@ -185,7 +185,7 @@ class _Stem:
 
     @property
     def width(self) -> int:
-        """Return how many entries a row has whose length is taken; 0 if it is that of a form."""
+        """Return the entries of a row whose norm is taken; 0 if a quadratic form gives the norm."""
         if self.matrix is None or self.norm == Norm(2):
             return 0
         return self.matrix.values.shape[1]

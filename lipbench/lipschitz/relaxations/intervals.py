@@ -100,7 +100,7 @@ def between(
 def derivatives(
     network: NeuronBlocks, domain: Box | None, known_slopes: SlopeBounds | None = None
 ) -> Interval:
-    """Return where all derivatives of the outputs lie on a domain, outputs × inputs.
+    """Return interval bounds of all derivatives of the outputs on a domain, outputs × inputs.
 
     Args:
         network: The network.
@@ -124,11 +124,11 @@ def derivatives(
 def combined(
     matrices: Mapping[int, Matrix], known: Sequence[Interval], offset: Matrix | None = None
 ) -> Interval:
-    """Return where sums of known numbers lie, with the weights of an affine map.
+    """Return interval bounds of an affine map of known numbers.
 
     Args:
         matrices: The weights, by source.
-        known: Where the numbers of each source lie.
+        known: Intervals of the numbers of each source.
         offset: What is added to each column.
     """
     rows = [matrix.values.shape[0] for matrix in matrices.values()] or [

@@ -34,7 +34,7 @@ from lipbench.threat import Box
 _TOGETHER = 32
 """Cases that are bounded at once."""
 _OVERHEAD = 200
-"""How many products of numbers take as long as all else that is done with a weight."""
+"""Products of numbers that take as long as all else that is done with a weight."""
 
 
 class Case(NamedTuple):
@@ -55,7 +55,7 @@ class CaseBounds(NamedTuple):
 
 
 class Jacobians:
-    """The matrices of a network on a domain."""
+    """The Jacobians of a network on a domain, bounded by row or by column."""
 
     def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box | None) -> None:
         """Find where slopes and derivatives lie.

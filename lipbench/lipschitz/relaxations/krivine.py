@@ -125,7 +125,7 @@ class Products:
         return numbers, weights[numbers]
 
     def bound(self, polynomial: Polynomial, numbers: Numbers, weights: Weights) -> float:
-        """Return what the weights of some products prove, infinity if they are not weights."""
+        """Return the bound that weights of some products prove, infinity if they are no weights."""
         is_product = (numbers >= 0) & (numbers < self.matrix.shape[1])
         if not (is_product.all() and (weights >= 0).all() and np.isfinite(weights).all()):
             return math.inf
@@ -144,7 +144,7 @@ class Products:
 
 
 def plain_bound(polynomial: Polynomial) -> float:
-    """Return what no product proves: the sum of absolute coefficients."""
+    """Return the bound without products: the sum of absolute coefficients."""
     known = polynomial.values.abs().flatten().tolist()
     return _total([*known, *_spread(polynomial)])
 

@@ -95,7 +95,7 @@ class Relaxation:
         self._blocks: list[_Block] = []
 
     def reads(self, affine: Affine, bent: Bool[Tensor, "rows _"] | None = None) -> Interval:
-        """Return where affine numbers lie, rows × cases: within intervals, and between lines.
+        """Return bounds of affine numbers, rows × cases: those of intervals and those of lines.
 
         Args:
             affine: Numbers that are affine in the start and the blocks so far.

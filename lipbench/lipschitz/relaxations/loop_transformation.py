@@ -40,16 +40,16 @@ class LoopTransformation:
 
     @property
     def neurons(self) -> int:
-        """Return how many neurons there are."""
+        """Return the number of neurons."""
         return sum(self.sizes)
 
     @property
     def outputs(self) -> int:
-        """Return how many outputs there are."""
+        """Return the number of outputs."""
         return len(self.matrix.values) - self.neurons
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Return the rows of each block, and its columns."""
+        """Yield the rows of each block, and its columns."""
         start = 0
         for size in self.sizes:
             yield (

@@ -118,12 +118,12 @@ class _Sum:
 
     polynomial: Polynomial
     interval: float
-    """What intervals prove of it."""
+    """The bound of it by interval arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Programs:
-    """How many polynomials there are of the same groups of variables."""
+    """Polynomials in the same groups of variables: their number, and the sizes of the groups."""
 
     count: int
     sizes: tuple[int, ...]
@@ -144,7 +144,7 @@ class _Certificate:
 
 
 class _Problem:
-    """What is to be bounded: sums over rows or columns of the derivatives, in l2 over both."""
+    """Sums of absolute derivatives to be bounded: of rows or of columns, in l2 of both."""
 
     def __init__(self, network: Network, norm: Norm, domain: Box | None) -> None:
         """Read a network.
@@ -280,7 +280,7 @@ def _certificate(
 
 
 def _proved(total: _Sum, family: Family | None, numbers: Numbers, weights: Weights) -> float:
-    """Return what weights of products prove, or intervals if that is less."""
+    """Return the bound that weights of products prove, or that of intervals if it is less."""
     if family is None:
         return _least(total.interval, plain_bound(total.polynomial))
     sizes = total.polynomial.sizes

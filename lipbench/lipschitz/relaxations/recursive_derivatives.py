@@ -30,7 +30,7 @@ from lipbench.norm import Norm
 from lipbench.threat import Box
 
 _FEW = 10**10
-"""So many products of numbers take about a second of one core."""
+"""Products of numbers that take about a second of one core."""
 
 _ROUNDED = 1e-12
 """Share of the larger end up to which the other has its sign: it may be off by rounding."""
@@ -51,7 +51,7 @@ def recursive_norm(
 
 
 def recursive_derivatives(network: NeuronBlocks, domain: Box | None) -> Interval:
-    """Return where all derivatives of the outputs lie on a domain, outputs × inputs.
+    """Return interval bounds of all derivatives of the outputs on a domain, outputs × inputs.
 
     The recursion starts from the inputs or from the outputs, whichever takes fewer products, and
     from both if that is cheap: either may be tighter. What they find is cut with what interval
@@ -100,13 +100,13 @@ class _Flow:
     """Numbers that are linear in earlier ones, which are multiplied by slopes."""
 
     width: int
-    """How many there are at first, source 0."""
+    """Numbers of source 0, with which the flow begins."""
     reads: tuple[Mapping[int, Matrix], ...]
-    """What each block reads of the sources, and at last the result."""
+    """Weights of each block, and at last of the result, by the source that they read."""
     sizes: tuple[int, ...]
     """Numbers of each block, and of the result."""
     slopes: tuple[Interval, ...]
-    """Those of each block, a column."""
+    """Slopes of each block, a column."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ class _Lines:
     below: Float[Tensor, "neurons columns"]
     below_offset: Float[Tensor, "neurons columns"]
     error: Float[Tensor, "neurons columns"]
-    """What rounding may add where a row of these multiples is multiplied out, for a weight of 1."""
+    """Rounding error where a row of these multiples is multiplied out, for a weight of 1."""
     read: Bool[Tensor, "neurons columns"]
     """Which of the multiples are not 0."""
 
@@ -180,7 +180,7 @@ class _Recursion:
         self.terms = sum(flow.widths) + 8
 
     def result(self) -> Interval:
-        """Return where the last numbers lie, one column for each of the first."""
+        """Return interval bounds of the last numbers, one column for each of the first."""
         *blocks, last = self.flow.reads
         for matrices, local in zip(blocks, self.flow.slopes, strict=True):
             values = self._values(matrices)

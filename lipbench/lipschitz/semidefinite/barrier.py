@@ -95,7 +95,7 @@ class Program:
         return point
 
     def newton(self, point: Point, t: float) -> tuple[Tensor, float]:
-        """Return about the Newton step, and the barrier's slope along it."""
+        """Return an approximate Newton step, and the barrier's slope along it."""
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.matrix(point)))
         gradient = -self.pulled(inverse)
         count = len(self.target)
@@ -112,7 +112,7 @@ class Program:
         return step, float(gradient @ step)
 
     def objective(self, point: Point) -> float:
-        """Return what is minimised."""
+        """Return the objective ½‖w - v‖² + price·q."""
         distance = 0.5 * float((point.weights - self.target).square().sum())
         return distance + (self.price or 0.0) * point.square
 
@@ -186,7 +186,7 @@ class Program:
 def _conjugate(
     product: Callable[[Tensor], Tensor], solution: Callable[[Tensor], Tensor], right: Tensor
 ) -> Tensor:
-    """Return about the x with Hx = b by conjugate gradients; whatever it is, b'x > 0.
+    """Return an approximate solution x of Hx = b by conjugate gradients; b'x > 0 in any case.
 
     It stops by what the last products gained in b'x. The residual would not do: in directions along
     the border of the inequality the preconditioner is far too large.

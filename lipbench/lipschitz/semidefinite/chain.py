@@ -67,7 +67,7 @@ class Layers:
 
     @property
     def size(self) -> int:
-        """Return how many numbers the constrained weights are, in the coordinates that count."""
+        """Return the number of constrained weights, in the coordinates that count."""
         return sum(map(torch.numel, reduced(self.weights)[0]))
 
     def best(self) -> tuple[Multipliers, float]:

@@ -15,7 +15,7 @@ from lipbench.lipschitz.semidefinite.inequality import Inequality
 
 
 def missing() -> str | None:
-    """Return what is not installed, and the way out, or None."""
+    """Return a message on packages that are not installed, or None."""
     absent = [name for name in ("cvxpy", "clarabel") if find_spec(name) is None]
     names = " and ".join(absent)
     return f'not installed: {names}; pip install "lipbench[sdp]"' if absent else None

@@ -100,14 +100,14 @@ class _Nodes(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """What the nodes of one depth have in common."""
+    """Matrices that the nodes of one depth share."""
 
     read: Float[Tensor, "inputs inputs"]
     """B'μB of the free neurons."""
     root: Float[Tensor, "outputs outputs"]
     """A matrix R for which R'R is at least E⁻¹."""
     slack: float
-    """What rounding may have taken from a norm; infinite if E is not certainly positive."""
+    """Rounding error of a norm; infinite if E is not certainly positive definite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class _Problem:
     middle: Float[Tensor, " neurons"]
     half: Float[Tensor, " neurons"]
     free: int
-    """How many slopes there are to choose: those of the first neurons."""
+    """Number of slopes to choose: those of the first neurons."""
     levels: tuple[_Level, ...]
 
     @classmethod
@@ -166,7 +166,7 @@ class _Problem:
 
 
 def _levels(left: Tensor, right: Tensor, middle: Tensor, half: Tensor, free: int) -> list[_Level]:
-    """Return what is common to the nodes of each depth, from 0 to that of corners."""
+    """Return the matrices of each depth, from 0 to that of corners."""
     outputs, count = left.shape
     spread = left.abs() @ ((middle.abs() + half).unsqueeze(1) * right.abs())
     # Of the products that make up M and R·M, for R of norm 1.

@@ -152,7 +152,7 @@ class _Program:
     """Certified Lipschitz constants of each block's neurons."""
     groups: Int[Tensor, " neurons"] | None
     count: int
-    """How many weights there are."""
+    """Number of weights."""
     scale: float
 
     @classmethod
