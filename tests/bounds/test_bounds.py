@@ -54,8 +54,8 @@ def test_no_lower_bound_exceeds_a_hand_computed_constant(name, model, features, 
     inputs = torch.cat(
         [torch.zeros(1, features), torch.linspace(-3, 3, 64 * features).view(64, -1)]
     )
-    found = value(name, model, (features,), inputs=inputs)
-    assert found <= constant + 1e-12
+    lower = value(name, model, (features,), inputs=inputs)
+    assert lower <= constant + 1e-12
 
 
 @pytest.mark.parametrize("name", LOWER)
@@ -68,8 +68,8 @@ def test_lower_bounds_find_a_hand_computed_constant(name, model):
 def test_pair_ascent_finds_a_narrow_slope():
     """The slope is 2 only on an interval of length 0.1."""
     inputs = torch.linspace(-3, 3, 101).view(-1, 1)
-    found = value("pair_ascent", SHIFTED, (1,), domain=(-5.0, 5.0), inputs=inputs)
-    assert found == pytest.approx(2, abs=1e-6)
+    lower = value("pair_ascent", SHIFTED, (1,), domain=(-5.0, 5.0), inputs=inputs)
+    assert lower == pytest.approx(2, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["product", *LOWER])
@@ -97,9 +97,9 @@ def test_a_slope_that_exists_only_at_a_kink_is_not_reported(name):
     at_kink = torch.zeros(5, 1, dtype=torch.float64, requires_grad=True)
     slope = torch.autograd.grad(model(at_kink).sum(), at_kink)[0]
     assert slope[0].item() == pytest.approx(4 / 3)
-    found = value(name, model, (1,), inputs=torch.zeros(5, 1))
-    assert found == pytest.approx(1, abs=1e-6)
-    assert found <= 1 + 1e-12
+    lower = value(name, model, (1,), inputs=torch.zeros(5, 1))
+    assert lower == pytest.approx(1, abs=1e-6)
+    assert lower <= 1 + 1e-12
 
 
 def test_product_multiplies_by_the_inverse_of_the_smallest_deviation():
@@ -107,8 +107,8 @@ def test_product_multiplies_by_the_inverse_of_the_smallest_deviation():
     model = nn.Sequential(Normalise([0.1, 0.2], [0.5, 0.25]), nn.Conv2d(2, 1, 1))
     with torch.no_grad():
         model[1].weight.copy_(torch.ones(1, 2, 1, 1))
-    found = value("product", model, (2, 3, 3))
-    assert found == pytest.approx(math.sqrt(2) / 0.25)
+    upper = value("product", model, (2, 3, 3))
+    assert upper == pytest.approx(math.sqrt(2) / 0.25)
     lower = value("jacobian", model, (2, 3, 3))
     assert lower == pytest.approx(math.sqrt(2**2 + 4**2))
 
@@ -151,9 +151,9 @@ def test_overlapping_maxima_do_expand():
     """(1, 2, 1, 2, 1) becomes (2, 2, 2, 2): against 0 a quotient of 4/√11, more than 1."""
     network = as_network(nn.MaxPool1d(2, stride=1), (1, 5))
     u = torch.tensor([[[1.0, 2.0, 1.0, 2.0, 1.0]]], dtype=torch.float64)
-    found = float(proved_quotients(network, u, torch.zeros_like(u), L2)[0])
-    assert found == pytest.approx(4 / math.sqrt(11))
-    assert found <= value("product", nn.MaxPool1d(2, stride=1), (1, 5))
+    quotient = float(proved_quotients(network, u, torch.zeros_like(u), L2)[0])
+    assert quotient == pytest.approx(4 / math.sqrt(11))
+    assert quotient <= value("product", nn.MaxPool1d(2, stride=1), (1, 5))
 
 
 def test_batch_norm_is_a_diagonal():
@@ -179,7 +179,7 @@ def test_lower_bounds_stay_below_upper_bounds(seed, widths, activation, norm, do
     for name in ["product", *LOWER]:
         known += (bound(name, **options.get(name, {})).compute(network, norm, domain, known),)
     assert crossings(known) == []
-    assert [violation for found in known for violation in recheck(network, found)] == []
+    assert [violation for result in known for violation in recheck(network, result)] == []
 
 
 @settings(max_examples=10)
@@ -199,11 +199,11 @@ def test_witnesses_stay_inside_the_domain(name):
     torch.manual_seed(0)
     network = as_network(random_network(0, (5, 8, 3), nn.ReLU), (5,))
     inputs = torch.randint(2, (30, 5)).double()
-    found = bound(name).compute(network, L2, (0.0, 1.0), (), inputs)
-    points = torch.stack([found.proof["u"], found.proof["v"]])
+    lower = bound(name).compute(network, L2, (0.0, 1.0), (), inputs)
+    points = torch.stack([lower.proof["u"], lower.proof["v"]])
     assert points.min() >= 0
     assert points.max() <= 1
-    assert found.domain == (0.0, 1.0)
+    assert lower.domain == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", LOWER)
@@ -217,16 +217,16 @@ def test_pair_ascent_is_no_worse_than_the_witness_it_starts_from():
     torch.manual_seed(0)
     network = as_network(random_network(0, (6, 9, 4), nn.Sigmoid), (6,))
     known = (bound("jacobian").compute(network, L2, None),)
-    found = bound("pair_ascent", points=4, steps=3).compute(network, L2, None, known)
-    assert found.value >= known[0].value * (1 - 1e-9)
+    lower = bound("pair_ascent", points=4, steps=3).compute(network, L2, None, known)
+    assert lower.value >= known[0].value * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("name", LOWER)
 def test_lower_bounds_read_images(name):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3))
-    found = value(name, model, (1, 5, 5), inputs=torch.rand(20, 1, 5, 5))
-    assert 0 < found <= value("product", model, (1, 5, 5))
+    lower = value(name, model, (1, 5, 5), inputs=torch.rand(20, 1, 5, 5))
+    assert 0 < lower <= value("product", model, (1, 5, 5))
 
 
 def test_bounds_work_where_gradients_are_switched_off():
@@ -241,8 +241,8 @@ def test_data_on_the_boundary_of_the_domain_lose_no_direction():
     model = nn.Linear(10, 6).double().requires_grad_(False)
     expected = float(torch.linalg.matrix_norm(model.weight, ord=2))
     corners = torch.randint(2, (20, 10)).double()
-    found = value("jacobian", model, (10,), domain=(0.0, 1.0), inputs=corners)
-    assert found == pytest.approx(expected, rel=1e-9)
+    lower = value("jacobian", model, (10,), domain=(0.0, 1.0), inputs=corners)
+    assert lower == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", LOWER)
@@ -257,7 +257,7 @@ def test_a_nearly_constant_network_keeps_its_witness(name, seed):
         model[2].weight.mul_(1e-6)
         model[2].bias.fill_(-1.0)
     network = as_network(model, (1,))
-    found = bound(name).compute(network, L2, (-4.0, 4.0))
+    lower = bound(name).compute(network, L2, (-4.0, 4.0))
 
-    assert found.value > 0
-    assert recheck(network, found) == []
+    assert lower.value > 0
+    assert recheck(network, lower) == []

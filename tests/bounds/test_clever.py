@@ -45,15 +45,15 @@ def test_what_does_not_fit_gives_the_largest():
 def test_it_is_at_least_what_it_saw_and_near_the_truth_of_a_small_network(domain):
     model = random_network(0, (2, 8, 2), nn.ReLU)
     network = as_network(model, (2,))
-    found = clever(samples=200).compute(network, Norm(2), domain)
+    estimate = clever(samples=200).compute(network, Norm(2), domain)
     exact = load("lipbench.bounds", "lipbab", Bound)().compute(network, Norm(2), domain)
-    assert found.value == pytest.approx(exact.value, rel=0.2)
-    assert clever(samples=200).compute(network, Norm(2), domain) == found
-    assert recheck(network, found) == []
+    assert estimate.value == pytest.approx(exact.value, rel=0.2)
+    assert clever(samples=200).compute(network, Norm(2), domain) == estimate
+    assert recheck(network, estimate) == []
 
 
 def test_a_bracket_does_not_take_it_for_a_bound():
-    found = lipbench.bracket(random_network(0, (2, 8, 2), nn.ReLU), (2,))
-    assert found.refused["clever"] == "it is an estimate, and bounds nothing."
-    assert "clever" not in [bound.name for bound in found.bounds]
-    assert not torch.isinf(torch.tensor(found.upper))
+    bracket = lipbench.bracket(random_network(0, (2, 8, 2), nn.ReLU), (2,))
+    assert bracket.refused["clever"] == "it is an estimate, and bounds nothing."
+    assert "clever" not in [bound.name for bound in bracket.bounds]
+    assert not torch.isinf(torch.tensor(bracket.upper))

@@ -51,7 +51,7 @@ def installed():
 
 def values(network, norm, domain, chosen=None):
     """Return what all bounds find that are not refused, each for itself."""
-    found = {}
+    results = {}
     for name, bound in installed():
         if norm not in bound.norms or (chosen and name not in chosen):
             continue
@@ -63,15 +63,17 @@ def values(network, norm, domain, chosen=None):
         if bound is None:
             continue
         try:
-            found[name] = bound.compute(network, norm, domain)
+            results[name] = bound.compute(network, norm, domain)
         except Refused:
             continue
-    return found
+    return results
 
 
 def uppers(network, norm=L2, domain=None):
-    found = values(network, norm, domain)
-    return {name: one.value for name, one in found.items() if one.side in ("upper", "exact")}
+    results = values(network, norm, domain)
+    return {
+        name: result.value for name, result in results.items() if result.side in ("upper", "exact")
+    }
 
 
 # Crossings.
@@ -121,10 +123,10 @@ def drawn(model, seed, spread):
 def no_crossing(layers_and_shape, seed, spread, norm, domain, chosen):
     layers, shape = layers_and_shape
     network = as_network(drawn(nn.Sequential(*layers), seed, spread), shape)
-    found = values(network, norm, domain, {"product", "jacobian", *chosen})
-    assert {"product", "jacobian"} <= set(found)
-    assert crossings(found.values()) == []
-    assert [fault for value in found.values() for fault in recheck(network, value)] == []
+    results = values(network, norm, domain, {"product", "jacobian", *chosen})
+    assert {"product", "jacobian"} <= set(results)
+    assert crossings(results.values()) == []
+    assert [fault for value in results.values() for fault in recheck(network, value)] == []
 
 
 NETWORKS = (
@@ -159,16 +161,16 @@ def _model():
 
 
 def changed(model, change):
-    other = random_network(7, (3, 4, 3, 2), nn.ReLU).double()
+    copy = random_network(7, (3, 4, 3, 2), nn.ReLU).double()
     with torch.no_grad():
-        change(*(layer for layer in other if isinstance(layer, nn.Linear)))
-    return other
+        change(*(layer for layer in copy if isinstance(layer, nn.Linear)))
+    return copy
 
 
-def same(one, other, names=None, factor=1.0):
-    names = names or one.keys() | other.keys()
+def same(first, second, names=None, factor=1.0):
+    names = names or first.keys() | second.keys()
     for name in names:
-        assert other[name] == pytest.approx(factor * one[name], rel=SDP), name
+        assert second[name] == pytest.approx(factor * first[name], rel=SDP), name
 
 
 @pytest.mark.parametrize("norm", [L1, L2, INF])
@@ -241,10 +243,10 @@ def test_a_layer_of_the_identity_changes_nothing(model):
 def test_the_l2_constant_is_at_most_the_root_of_the_others(seed):
     network = as_network(random_network(seed, (3, 4, 3, 2), nn.ReLU), (3,))
     exact = registry.load("lipbench.bounds", "lipbab", Bound)()
-    one, two, most = (exact.compute(network, norm, None).value for norm in (L1, L2, INF))
-    assert two <= math.sqrt(one * most) * (1 + 1e-9)
-    assert most <= math.sqrt(3) * two * (1 + 1e-9)
-    assert one <= math.sqrt(2) * two * (1 + 1e-9)
+    l1, l2, linf = (exact.compute(network, norm, None).value for norm in (L1, L2, INF))
+    assert l2 <= math.sqrt(l1 * linf) * (1 + 1e-9)
+    assert linf <= math.sqrt(3) * l2 * (1 + 1e-9)
+    assert l1 <= math.sqrt(2) * l2 * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("norm", [L1, L2, INF])
@@ -259,6 +261,6 @@ def test_an_identity_as_activation_is_multiplied_out():
     model = random_network(0, (4, 6, 6, 3), lambda: nn.LeakyReLU(1.0)).double()
     weights = [layer.weight.detach() for layer in model if isinstance(layer, nn.Linear)]
     exact = float(torch.linalg.matrix_norm(weights[2] @ weights[1] @ weights[0], 2))
-    found = uppers(as_network(model, (4,)))
+    constants = uppers(as_network(model, (4,)))
     for name in ("liplt", "lipsdp_neuron", "lipsdp_layer"):
-        assert found[name] == pytest.approx(exact, rel=1e-9), name
+        assert constants[name] == pytest.approx(exact, rel=1e-9), name

@@ -27,7 +27,7 @@ NORMS = [L1, L2, LINF]
 SAME = 1 + 1e-9
 
 
-def found(model, shape, norm=LINF, domain=None, name="jacobian_bound", **options):
+def computed(model, shape, norm=LINF, domain=None, name="jacobian_bound", **options):
     return rechecked(name, model, shape, norm, domain, **options)
 
 
@@ -44,19 +44,19 @@ def found(model, shape, norm=LINF, domain=None, name="jacobian_bound", **options
     ],
 )
 def test_a_hand_computed_network(model, features, domain, constant, norm):
-    value = found(model, (features,), norm, domain, nodes=4).value
+    value = computed(model, (features,), norm, domain, nodes=4).value
     assert value == pytest.approx(constant, abs=1e-9)
 
 
 def test_a_row_is_bounded_jointly_by_hand():
     """The maximum has derivatives s and 1 - s: their sum is 1, and 2 if each is at its worst."""
-    assert found(MAXIMUM, (2,), LINF, (1.0, 2.0), nodes=0).value == pytest.approx(1)
-    assert found(MAXIMUM, (2,), LINF, (1.0, 2.0), "fastlip").value == pytest.approx(2)
+    assert computed(MAXIMUM, (2,), LINF, (1.0, 2.0), nodes=0).value == pytest.approx(1)
+    assert computed(MAXIMUM, (2,), LINF, (1.0, 2.0), "fastlip").value == pytest.approx(2)
 
 
 def test_a_linear_network_is_its_norm():
     for norm, constant in zip(NORMS, (7, 5, 4), strict=True):
-        assert found(LINEAR, (2,), norm).value == pytest.approx(constant, rel=1e-9)
+        assert computed(LINEAR, (2,), norm).value == pytest.approx(constant, rel=1e-9)
 
 
 def steepest(model, shape, norm, box):
@@ -64,7 +64,9 @@ def steepest(model, shape, norm, box):
     lo, hi = box or (-3.0, 3.0)
     points = lo + (hi - lo) * torch.rand(50, *shape, dtype=torch.float64)
     outputs = model(points.requires_grad_()).flatten(1).sum(dim=0)
-    rows = [torch.autograd.grad(one, points, retain_graph=True)[0].flatten(1) for one in outputs]
+    rows = [
+        torch.autograd.grad(output, points, retain_graph=True)[0].flatten(1) for output in outputs
+    ]
     return float(torch.linalg.matrix_norm(torch.stack(rows, dim=1), float(norm)).max())
 
 
@@ -84,11 +86,11 @@ BOXES = st.one_of(
 )
 def test_it_lies_between_the_exact_constant_and_intervals(seed, widths, activation, box, norm):
     model, shape = random_network(seed, widths, activation), widths[:1]
-    exact = found(model, shape, norm, box, "lipbab")
-    few, more = (found(model, shape, norm, box, nodes=nodes).value for nodes in (0, 10))
+    exact = computed(model, shape, norm, box, "lipbab")
+    few, more = (computed(model, shape, norm, box, nodes=nodes).value for nodes in (0, 10))
     assert exact.side == "exact"
     assert exact.least <= more * SAME
-    assert more <= few <= found(model, shape, norm, box, "fastlip").value * SAME
+    assert more <= few <= computed(model, shape, norm, box, "fastlip").value * SAME
 
 
 @settings(max_examples=4)
@@ -101,9 +103,9 @@ def test_it_lies_between_the_exact_constant_and_intervals(seed, widths, activati
 )
 def test_smooth_networks_are_bounded_too(seed, widths, activation, box, norm):
     model, shape = random_network(seed, widths, activation).double(), widths[:1]
-    value = found(model, shape, norm, box, nodes=6).value
+    value = computed(model, shape, norm, box, nodes=6).value
     assert steepest(model, shape, norm, box) <= value * SAME
-    assert value <= found(model, shape, norm, box, "fastlip").value * SAME
+    assert value <= computed(model, shape, norm, box, "fastlip").value * SAME
 
 
 @pytest.mark.parametrize(
@@ -122,9 +124,9 @@ def test_smooth_networks_are_bounded_too(seed, widths, activation, box, norm):
 )
 def test_any_architecture_is_followed(case, norm, box):
     model, shape = CASES[case]()
-    value = found(model, shape, norm, box, nodes=4).value
+    value = computed(model, shape, norm, box, nodes=4).value
     assert steepest(model, shape, norm, box) <= value * SAME
-    assert value <= found(model, shape, norm, box, "fastlip").value * SAME
+    assert value <= computed(model, shape, norm, box, "fastlip").value * SAME
 
 
 def formal(network, slopes, norm):
@@ -136,10 +138,10 @@ def formal(network, slopes, norm):
         chosen = lo.clone()
         chosen[open_] = torch.where(torch.tensor(bits, dtype=torch.bool), hi[open_], lo[open_])
         known = [torch.eye(network.inputs, dtype=torch.float64)]
-        parts = chosen.split([len(block) for block in network.blocks])
-        for block, own in zip(network.blocks, parts, strict=True):
+        by_block = chosen.split([len(block) for block in network.blocks])
+        for block, local in zip(network.blocks, by_block, strict=True):
             reads = sum(m.values @ known[s] for s, m in block.reads.parts.items())
-            known.append(own.unsqueeze(1) * reads)
+            known.append(local.unsqueeze(1) * reads)
         whole = sum(m.values @ known[s] for s, m in network.output.parts.items())
         best = max(best, float(torch.linalg.matrix_norm(whole, float(norm))))
     return best
@@ -153,7 +155,7 @@ def test_all_of_space_is_brute_force_once_all_slopes_are_decided(norm, activatio
     model = random_network(0, (3, 4, 3, 2), activation)
     network = as_neuron_blocks(as_network(model, (3,)))
     expected = formal(network, closer_slopes(network, None), norm)
-    few, all_ = (found(model, (3,), norm, nodes=nodes).value for nodes in (0, 2000))
+    few, all_ = (computed(model, (3,), norm, nodes=nodes).value for nodes in (0, 2000))
     assert all_ == pytest.approx(expected, rel=1e-9)
     assert few >= expected * (1 - 1e-12)
 
@@ -169,7 +171,7 @@ def test_all_of_space_is_brute_force_once_all_slopes_are_decided(norm, activatio
 def test_no_slopes_in_their_ranges_make_a_larger_norm(seed, widths, activation, box, norm):
     model = random_network(seed, widths, activation)
     network = as_neuron_blocks(as_network(model, widths[:1]))
-    value = found(model, widths[:1], norm, box, nodes=0).value
+    value = computed(model, widths[:1], norm, box, nodes=0).value
     assert formal(network, closer_slopes(network, box), norm) <= value * SAME
 
 
@@ -208,20 +210,20 @@ def twin(model, slopes, known):
         reads = [[] for _ in gates]
         for depth in reversed(range(len(gates))):
             count = len(gates[depth])
-            for own in range(count):
-                unit = [float(own == other) for other in range(count)]
+            for neuron in range(count):
+                unit = [float(neuron == other) for other in range(count)]
                 least = -most(row, depth, reads, [-x for x in unit])
                 reads[depth].append((least, most(row, depth, reads, unit)))
 
         def through(coefficients, row=row, reads=reads):
             # Of sums of derivatives.
             values = [sum(w * c for w, c in zip(r, coefficients, strict=True)) for r in weights[0]]
-            total, own = 0.0, []
+            total, chosen = 0.0, []
             for c, (lo, hi), (m, M) in zip(values, reads[0], gates[0], strict=True):
                 slope, offset = line(lo, hi, *((m, M) if c > 0 else (M, m)), c)
-                own.append(slope)
+                chosen.append(slope)
                 total += offset
-            return total + most(row, 0, reads, own)
+            return total + most(row, 0, reads, chosen)
 
         inputs = len(weights[0][0])
         entries, coefficients, offsets = [], [], 0.0
@@ -278,14 +280,16 @@ def test_a_case_does_not_depend_on_what_else_is_asked():
         cases = [Case(start, path) for start in range(3) for path in paths]
         together = jacobians.bounds(cases)
         alone = [jacobians.bounds([case]) for case in cases]
-        assert torch.cat([one.sums for one in alone]) == pytest.approx(together.sums, rel=1e-12)
-        assert torch.cat([one.splits for one in alone]).tolist() == together.splits.tolist()
+        assert torch.cat([bounds.sums for bounds in alone]) == pytest.approx(
+            together.sums, rel=1e-12
+        )
+        assert torch.cat([bounds.splits for bounds in alone]).tolist() == together.splits.tolist()
 
 
 @pytest.fixture(name="searched")
 def _searched():
     model = random_network(2, (3, 8, 6, 2), nn.ReLU)
-    return as_network(model, (3,)), found(model, (3,), LINF, (-1.0, 1.0), nodes=20)
+    return as_network(model, (3,)), computed(model, (3,), LINF, (-1.0, 1.0), nodes=20)
 
 
 def test_a_search_is_worth_its_time(searched):
@@ -298,7 +302,7 @@ def test_a_search_is_worth_its_time(searched):
 def test_more_cases_never_make_a_value_larger():
     """Here the bounds that are left after ten cases are smaller than those after twenty."""
     model, box = random_network(43, (2, 4, 4, 4, 2), nn.LeakyReLU), (-1.0, 1.0)
-    whole, ten, twenty = (found(model, (2,), L1, box, nodes=n).value for n in (0, 10, 20))
+    whole, ten, twenty = (computed(model, (2,), L1, box, nodes=n).value for n in (0, 10, 20))
     assert twenty == ten < 0.7 * whole
 
 
@@ -316,10 +320,10 @@ def test_a_lowered_value_is_caught(norm):
 def tampered(cases):
     deep = int((cases >= 0).sum(dim=1).argmax())
     last = int((cases[deep] >= 0).sum()) - 1
-    turned, other, far = cases.clone(), cases.clone(), cases.clone()
+    turned, swapped, far = cases.clone(), cases.clone(), cases.clone()
     turned[deep, last] = turned[deep, last] // 2 * 2  # both halves become one
     turned[:, last] = torch.where(turned[:, last] >= 0, turned[:, last] // 2 * 2, -1)
-    other[deep, last] = (other[deep, last] + 2) % 28
+    swapped[deep, last] = (swapped[deep, last] + 2) % 28
     far[deep, last] = 1000
     return [
         cases[1:],
@@ -327,7 +331,7 @@ def tampered(cases):
         cases[cases[:, 0] == 0],
         torch.cat([cases, cases[:1]]),
         turned,
-        other,
+        swapped,
         far,
         cases[:, :2],
         torch.zeros(1, 1, dtype=torch.int64),
@@ -344,7 +348,7 @@ def test_cases_that_do_not_make_up_all_prove_nothing(searched):
 
 def test_smooth_neurons_are_not_decided():
     model = random_network(0, (2, 3, 2), nn.Tanh)
-    value = found(model, (2,), LINF, (0.0, 1.0))
+    value = computed(model, (2,), LINF, (0.0, 1.0))
     wrong = torch.tensor([[0, 0], [0, 1], [1, -1]])
     network = as_network(model, (2,))
     assert value.proof["cases"].tolist() == [[0], [1]]

@@ -28,7 +28,7 @@ L2 = Norm(2.0)
 ROUNDING = 1e-9
 
 
-def found(model, features, norm=L2, domain=None, **options):
+def computed(model, features, norm=L2, domain=None, **options):
     return rechecked("lipbab", model, features, norm, domain, **options)
 
 
@@ -48,14 +48,14 @@ def found(model, features, norm=L2, domain=None, **options):
     ),
 )
 def test_a_hand_computed_network_in_every_norm(model, features, constant, norm):
-    value = found(model, features, norm)
+    value = computed(model, features, norm)
     assert value.side == "exact"
     assert value.value == pytest.approx(constant, rel=ROUNDING)
 
 
 def test_an_exact_value_proves_no_more_than_the_truth_from_below():
     """It is rounded upwards, and a claim of the very constant is not refuted."""
-    value = found(ABSOLUTE, 1)
+    value = computed(ABSOLUTE, 1)
     assert value.least < 1 < value.value
     assert refutations(Claim(norm=L2, constant=1.0), [value]) == []
     assert refutations(Claim(norm=L2, constant=1 - 1e-6), [value])
@@ -64,7 +64,7 @@ def test_an_exact_value_proves_no_more_than_the_truth_from_below():
 
 def test_a_linear_network_is_its_norm():
     for norm, constant in zip(NORMS, (7, 5, 4), strict=True):
-        assert found(LINEAR, 2, norm).value == pytest.approx(constant, rel=ROUNDING)
+        assert computed(LINEAR, 2, norm).value == pytest.approx(constant, rel=ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -73,15 +73,15 @@ def test_a_linear_network_is_its_norm():
 def test_a_region_counts_however_thin_and_not_if_it_is_flat(shift, constant):
     """relu(x + shift) - relu(-x) has slope 2 between -shift and 0."""
     model = dense(([[1], [-1]], [shift, 0]), ([[1, -1]], [0]))
-    value = found(model, 1)
+    value = computed(model, 1)
     assert (value.side, value.value) == ("exact", pytest.approx(constant, rel=ROUNDING))
 
 
 def test_the_domain_decides():
     """The hat is steep on [0, 2] alone, and constant elsewhere."""
-    assert found(HAT, 1, domain=(0.5, 0.75)).value == pytest.approx(1, rel=ROUNDING)
-    assert found(HAT, 1, domain=(3.0, 4.0)).value == 0
-    assert found(SHIFTED, 1, domain=(0.0, 5.0)).value == pytest.approx(1, rel=ROUNDING)
+    assert computed(HAT, 1, domain=(0.5, 0.75)).value == pytest.approx(1, rel=ROUNDING)
+    assert computed(HAT, 1, domain=(3.0, 4.0)).value == 0
+    assert computed(SHIFTED, 1, domain=(0.0, 5.0)).value == pytest.approx(1, rel=ROUNDING)
 
 
 def largest_of_patterns(model, norm, inputs):
@@ -117,7 +117,7 @@ def test_a_dense_grid_finds_the_same(seed, widths, slope, norm):
     model.requires_grad_(False)
     axis = torch.linspace(-1, 1, 2001 if widths[0] == 1 else 61, dtype=torch.float64)
     inputs = torch.cartesian_prod(*[axis] * widths[0]).reshape(-1, widths[0])
-    value = found(model, widths[0], norm, (-1.0, 1.0))
+    value = computed(model, widths[0], norm, (-1.0, 1.0))
     seen = largest_of_patterns(model, norm, inputs)
     assert value.side == "exact"
     assert seen <= value.value * (1 + ROUNDING)
@@ -144,7 +144,7 @@ def test_it_lies_between_all_other_bounds(seed, norm):
 def test_a_larger_domain_has_no_smaller_constant(seed, norm):
     model = random_network(seed, (2, 5, 2), nn.ReLU)
     domains = [(0.0, 0.5), (-3.0, 3.0), None]
-    values = [found(model, 2, norm, domain).value for domain in domains]
+    values = [computed(model, 2, norm, domain).value for domain in domains]
     for inner, outer in pairwise(values):
         assert inner <= outer * (1 + ROUNDING)
 
@@ -156,22 +156,22 @@ def test_weights_without_sign_changes_are_steepest_where_all_is_active(norm):
         layer.weight.abs_()
     whole = model[4].weight @ model[2].weight @ model[0].weight
     expected = float(torch.linalg.matrix_norm(whole, float(norm)))
-    assert found(model, 3, norm).value == pytest.approx(expected, rel=ROUNDING)
+    assert computed(model, 3, norm).value == pytest.approx(expected, rel=ROUNDING)
 
 
 def test_a_diagonal_between_layers_changes_nothing():
     model = random_network(0, (3, 4, 4, 2), nn.ReLU).double().requires_grad_(False)
-    before = found(model, 3).value
+    before = computed(model, 3).value
     scale = torch.tensor([0.5, 4.0, 1.0, 16.0], dtype=torch.float64)
     model[0].weight.mul_(scale.unsqueeze(1))
     model[0].bias.mul_(scale)
     model[2].weight.div_(scale)
-    assert found(model, 3).value == pytest.approx(before, rel=ROUNDING)
+    assert computed(model, 3).value == pytest.approx(before, rel=ROUNDING)
 
 
 def test_a_search_that_is_cut_short_gives_an_upper_bound():
     model = random_network(0, (3, 6, 6, 2), nn.ReLU)
-    whole, cut = found(model, 3), found(model, 3, nodes=5)
+    whole, cut = computed(model, 3), computed(model, 3, nodes=5)
     assert (whole.side, cut.side) == ("exact", "upper")
     assert whole.value <= cut.value
 
@@ -180,15 +180,15 @@ def test_a_search_that_is_cut_short_gives_an_upper_bound():
 def test_wherever_a_search_is_cut_its_bound_is_proved(nodes):
     """A part may have a larger bound of its own than the whole, whose bound then counts."""
     model = random_network(1, (3, 6, 5, 2), nn.ReLU)
-    assert found(model, 3, nodes=nodes).value >= found(model, 3).value * (1 - ROUNDING)
+    assert computed(model, 3, nodes=nodes).value >= computed(model, 3).value * (1 - ROUNDING)
 
 
 def test_what_has_no_two_sides_is_refused_by_name():
     with pytest.raises(Refused, match="step '1' is not linear on both sides of 0"):
-        found(random_network(0, (2, 3, 2), nn.Sigmoid), 2)
+        computed(random_network(0, (2, 3, 2), nn.Sigmoid), 2)
     thirds = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.AvgPool1d(3), nn.Flatten(), nn.ReLU())
     with pytest.raises(Refused, match="known up to rounding only"):
-        found(thirds, 3)
+        computed(thirds, 3)
 
 
 def test_large_networks_are_refused_with_the_number():
@@ -227,7 +227,7 @@ def test_a_proof_that_is_spoilt_is_found_out(how):
 def test_a_trained_network_is_known_exactly(norm):
     """Iris, 4-6-6-3, on all of space: lower and upper value meet, and no pair is steeper."""
     torch.manual_seed(0)
-    inputs, labels = (torch.tensor(part) for part in load_iris(return_X_y=True))
+    inputs, labels = (torch.tensor(array) for array in load_iris(return_X_y=True))
     inputs = ((inputs - inputs.mean(dim=0)) / inputs.std(dim=0)).float()
     model = random_network(0, (4, 6, 6, 3), nn.ReLU)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -235,7 +235,7 @@ def test_a_trained_network_is_known_exactly(norm):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
-    value = found(model.double(), 4, norm)
+    value = computed(model.double(), 4, norm)
     assert value.side == "exact"
     best = load("lipbench.bounds", "pair_ascent", Bound)()
     lower = best.compute(as_network(model, (4,)), norm, None, (), inputs.double()).value
@@ -250,7 +250,7 @@ def test_signs_are_enumerated_where_all_regions_exist():
         float(torch.linalg.matrix_norm(second @ (torch.tensor(bits).double()[:, None] * first), 2))
         for bits in product([0, 1], repeat=5)
     )
-    assert found(model, 6).value == pytest.approx(expected, rel=ROUNDING)
+    assert computed(model, 6).value == pytest.approx(expected, rel=ROUNDING)
 
 
 def test_a_search_has_as_many_nodes_as_a_time_allows():

@@ -60,8 +60,8 @@ def test_constants_of_branches_are_added(forward, expected, norm):
 
 @pytest.mark.parametrize(("norm", "expected"), [(L1, 5.0), (L2, math.sqrt(13)), (INF, 3.0)])
 def test_constants_of_parts_are_one_vector(norm, expected):
-    found = value(lambda self, x: torch.cat([self.f(x), self.g(x)], 1), norm, 2, f=TWO, g=THREE)
-    assert expected <= found <= expected * (1 + 1e-11)
+    upper = value(lambda self, x: torch.cat([self.f(x), self.g(x)], 1), norm, 2, f=TWO, g=THREE)
+    assert expected <= upper <= expected * (1 + 1e-11)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -84,8 +84,8 @@ def test_a_concatenation_that_repeats_its_input_is_attained(norm):
 
 def test_rounding_goes_upwards():
     """0.1 + 0.2, and a third, in fractions."""
-    found = value(lambda self, x: 0.1 * x + 0.2 * x, L2, 2)
-    assert Fraction(found) >= Fraction(0.1) + Fraction(0.2)
+    upper = value(lambda self, x: 0.1 * x + 0.2 * x, L2, 2)
+    assert Fraction(upper) >= Fraction(0.1) + Fraction(0.2)
     third = value(lambda self, x: x / 3, L2, 2)
     assert Fraction(1, 3) <= Fraction(third) <= Fraction(1, 3) * (1 + Fraction(1, 10**15))
 
@@ -104,11 +104,11 @@ def test_a_branch_that_ends_at_zero_adds_nothing():
 
 def test_the_certificate_of_a_branching_network_is_rechecked():
     network = as_network(Written(lambda self, x: x + self.f(x), f=TWO), (2,))
-    found = product(network, L2)
-    assert found.proof["constants"].tolist() == pytest.approx([2, 2])
-    assert recheck(network, found) == []
+    upper = product(network, L2)
+    assert upper.proof["constants"].tolist() == pytest.approx([2, 2])
+    assert recheck(network, upper) == []
     # What a plain product of the steps' constants would be for a sum that counted as 1.
-    (violation,) = recheck(network, replace(found, value=2.0))
+    (violation,) = recheck(network, replace(upper, value=2.0))
     assert "the constants of its steps prove 3" in violation.message
 
 
@@ -125,33 +125,33 @@ class Branching(nn.Module):
         self.curves = nn.ModuleList([*CURVES, lipbench.MaxMin()])
         known = [4]
         for kind in kinds:
-            one, two = (int(torch.randint(len(known), (), generator=rng)) for _ in range(2))
+            first, second = (int(torch.randint(len(known), (), generator=rng)) for _ in range(2))
             if kind == "layer":
-                layer = nn.Linear(known[one], 4)
+                layer = nn.Linear(known[first], 4)
                 for tensor in layer.parameters():
                     nn.init.normal_(tensor, generator=rng)
                 self.layers.append(layer)
                 known.append(4)
             elif kind == "join":
-                known.append(known[one] + known[two])
+                known.append(known[first] + known[second])
             else:
-                two = two if known[one] == known[two] else one
-                known.append(known[one])
+                second = second if known[first] == known[second] else first
+                known.append(known[first])
             factor = float(torch.randn((), generator=rng))
-            self.plan.append((kind, one, two, factor))
+            self.plan.append((kind, first, second, factor))
         self.last = nn.Linear(known[-1], 3)
 
     def forward(self, x):
         values, layers = [x], iter(self.layers)
-        for kind, one, two, factor in self.plan:
+        for kind, first, second, factor in self.plan:
             if kind == "layer":
-                values.append(next(layers)(values[one]))
+                values.append(next(layers)(values[first]))
             elif kind == "join":
-                values.append(torch.cat([values[one], values[two]], dim=1))
+                values.append(torch.cat([values[first], values[second]], dim=1))
             elif kind == "add":
-                values.append(values[one] - factor * values[two])
+                values.append(values[first] - factor * values[second])
             else:
-                values.append(self.curves[int(abs(factor) * 10) % 5](values[one]))
+                values.append(self.curves[int(abs(factor) * 10) % 5](values[first]))
         return self.last(values[-1])
 
 
@@ -165,13 +165,13 @@ def test_no_quotient_exceeds_the_product_of_a_random_branching_network(kinds, se
     rng = torch.Generator().manual_seed(seed)
     model = Branching(kinds, rng)
     network = as_network(model, (4,))
-    found = product(network, norm)
-    assert recheck(network, found) == []
+    upper = product(network, norm)
+    assert recheck(network, upper) == []
     u, v = torch.randn(2, 200, 4, generator=rng, dtype=torch.float64)
     quotient = norm.length(network(u) - network(v)) / norm.length(u - v)
-    assert float(quotient.max()) <= found.value
+    assert float(quotient.max()) <= upper.value
     lower = load("lipbench.bounds", "jacobian", Bound)(points=8).compute(network, norm, None)
-    assert lower.value <= found.value
+    assert lower.value <= upper.value
 
 
 @settings(max_examples=4)
@@ -179,8 +179,8 @@ def test_no_quotient_exceeds_the_product_of_a_random_branching_network(kinds, se
     st.lists(st.sampled_from(["layer", "join", "add"]), min_size=1, max_size=4), st.integers(0, 99)
 )
 def test_a_random_branching_network_is_bracketed(kinds, seed):
-    found = lipbench.bracket(Branching(kinds, torch.Generator().manual_seed(seed)), (4,))
-    assert found.lower <= found.upper < math.inf
+    bracket = lipbench.bracket(Branching(kinds, torch.Generator().manual_seed(seed)), (4,))
+    assert bracket.lower <= bracket.upper < math.inf
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -200,5 +200,5 @@ def test_a_residual_block_of_convolutions_is_bracketed(norm):
 
     torch.manual_seed(0)
     model = nn.Sequential(Block(), nn.Linear(4, 3)).eval()
-    found = lipbench.bracket(model, (2, 4, 4), norm, time_limit=2)
-    assert 0 < found.lower <= found.upper < math.inf
+    bracket = lipbench.bracket(model, (2, 4, 4), norm, time_limit=2)
+    assert 0 < bracket.lower <= bracket.upper < math.inf

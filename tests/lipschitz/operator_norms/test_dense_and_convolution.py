@@ -291,8 +291,8 @@ def test_power_iteration_follows_stacked_convolutions(layer):
         return power_iteration(step, torch.ones(2, 4, 4, dtype=torch.float64), 300).value
 
     gradients, values = torch.func.vmap(torch.func.grad_and_value(value))(weights)
-    for weight, found, gradient in zip(weights, values, gradients, strict=True):
+    for weight, norm, gradient in zip(weights, values, gradients, strict=True):
         step = graph.bind({"weight": weight}, {}).layers[0]
-        assert float(found) == pytest.approx(exact(step, 2), rel=1e-3)
+        assert float(norm) == pytest.approx(exact(step, 2), rel=1e-3)
         # The norm is homogeneous: its derivative along the weight is the norm itself.
-        assert float((gradient * weight).sum()) == pytest.approx(float(found), rel=1e-9)
+        assert float((gradient * weight).sum()) == pytest.approx(float(norm), rel=1e-9)

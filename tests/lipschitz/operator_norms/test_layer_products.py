@@ -30,12 +30,12 @@ BOUNDS = ["gram", "gram_lattice", "lipbound"]
 
 def sedghi(layer, *shape):
     """Return the norm that the bound gives a layer, None if it refuses."""
-    network, own = network_of(layer, *shape), bound("sedghi")
-    reason = own.refuses(network, L2, None)
+    network, method = network_of(layer, *shape), bound("sedghi")
+    reason = method.refuses(network, L2, None)
     if reason is None:
-        return own.compute(network, L2, None).value
+        return method.compute(network, L2, None).value
     with pytest.raises(Refused, match=re.escape(reason)):
-        own.compute(network, L2, None)
+        method.compute(network, L2, None)
     return None
 
 
@@ -65,8 +65,8 @@ def test_gram_iteration_of_a_diagonal_by_hand(iterations, expected):
 
 @pytest.mark.parametrize("iterations", range(4))
 def test_gram_iteration_of_an_identity_by_hand(iterations):
-    found = gram_norms(torch.eye(4, dtype=torch.float64).unsqueeze(0), iterations)
-    assert float(found) == pytest.approx(4 ** (0.5 ** (iterations + 1)))
+    norm = gram_norms(torch.eye(4, dtype=torch.float64).unsqueeze(0), iterations)
+    assert float(norm) == pytest.approx(4 ** (0.5 ** (iterations + 1)))
 
 
 def test_zero_is_no_obstacle():
@@ -85,11 +85,11 @@ def test_gram_iteration_falls_to_the_norm_at_any_scale(seed, rows, columns, scal
     real, imaginary = torch.randn(2, 3, rows, columns, generator=rng, dtype=torch.float64)
     matrices = scale * torch.complex(real, imaginary)
     norms = torch.linalg.matrix_norm(matrices, 2)
-    found = [gram_norms(matrices, count) for count in (0, 1, 3, 6, 12)]
-    for earlier, later in pairwise(found):
+    bounds = [gram_norms(matrices, count) for count in (0, 1, 3, 6, 12)]
+    for earlier, later in pairwise(bounds):
         assert (later <= earlier * (1 + 1e-12)).all()
         assert (later >= norms * (1 - 1e-12)).all()
-    torch.testing.assert_close(found[-1], norms, rtol=1e-3, atol=0)
+    torch.testing.assert_close(bounds[-1], norms, rtol=1e-3, atol=0)
 
 
 @settings(max_examples=30)
@@ -124,8 +124,8 @@ def test_a_difference_filter_by_hand():
     layer = nn.Conv1d(1, 1, 2, bias=False).double()
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[[-1.0, 1.0]]]))
-    found = kernel_norm(layer.weight.detach(), 1)
-    assert found == pytest.approx(2)  # (1 + 2 + 1)^(1/2)
+    norm = kernel_norm(layer.weight.detach(), 1)
+    assert norm == pytest.approx(2)  # (1 + 2 + 1)^(1/2)
     assert bound("lipbound", samples=2000).compute(network_of(layer, 1, 9), L2, None).value == (
         pytest.approx(2, rel=1e-3)
     )
@@ -154,10 +154,10 @@ def test_what_lies_between_the_samples_counts(axes):
     step = step_of(layer, 1, *[12] * axes)
     assert exact(step, L2) == pytest.approx(truth)
     sampled = (0.2 + 2 * math.cos(math.pi / 5)) ** axes
-    found = norm_of(step, "lipbound", samples=5)
-    assert found == pytest.approx(sampled / 0.6 ** (axes / 2))
+    norm = norm_of(step, "lipbound", samples=5)
+    assert norm == pytest.approx(sampled / 0.6 ** (axes / 2))
     # With the factor of one axis fewer it would be no bound.
-    assert found * 0.6**0.5 < truth < found
+    assert norm * 0.6**0.5 < truth < norm
 
 
 @settings(max_examples=60)
@@ -261,10 +261,10 @@ def test_circular_norms_are_exact_where_as_much_comes_out_as_goes_in(chosen):
     reach = (chosen["kernel"] - 1) * chosen["dilation"]
     for padding in {chosen["padding"], reach // 2}:
         step = random_convolution(**{**chosen, "padding": padding, "mode": "circular"})
-        found, truth = norm_of(step, "sedghi"), exact(step, L2)
-        assert found >= truth * (1 - 1e-12)
+        norm, truth = norm_of(step, "sedghi"), exact(step, L2)
+        assert norm >= truth * (1 - 1e-12)
         if 2 * padding == reach and step.input_shape[1] % chosen["stride"] == 0:
-            assert found == pytest.approx(truth, rel=1e-9)
+            assert norm == pytest.approx(truth, rel=1e-9)
 
 
 def test_too_few_samples_are_refused():
@@ -296,10 +296,10 @@ def test_a_network_is_the_product_of_its_layers(name, seed):
     )
     for model, shape in ((images, (2, 8, 8)), (random_network(seed, (5, 7, 3), nn.ReLU), (5,))):
         network = as_network(model, shape)
-        found = bound(name).compute(network, L2, None)
+        upper = bound(name).compute(network, L2, None)
         product = bound("product").compute(network, L2, None)
         lower = bound("jacobian").compute(network, L2, None)
-        assert recheck(network, found) == []
-        assert not crossings([lower, found])
-        assert product.value <= found.value * (1 + 1e-9) <= 4 * product.value
-        assert math.prod(found.proof["constants"].tolist()) == pytest.approx(found.value)
+        assert recheck(network, upper) == []
+        assert not crossings([lower, upper])
+        assert product.value <= upper.value * (1 + 1e-9) <= 4 * product.value
+        assert math.prod(upper.proof["constants"].tolist()) == pytest.approx(upper.value)

@@ -59,9 +59,9 @@ def images(seed=0, size=6):
 
 def tight(layer, *shape, **options):
     network = as_network(nn.Sequential(layer), shape)
-    found = bound(**options).compute(network, L2, None)
-    assert recheck(network, found) == []
-    return found.value
+    upper = bound(**options).compute(network, L2, None)
+    assert recheck(network, upper) == []
+    return upper.value
 
 
 @pytest.mark.parametrize("size", [3, 5, 8])
@@ -110,10 +110,10 @@ def test_means_have_their_own_constants():
 def lies_close(step, truth):
     """Return whether the bound of a step is within a millionth of its norm, from above."""
     network = replace(as_network(nn.Identity(), step.input_shape), steps=(step,), output=1)
-    found = bound(tolerance=0.0).compute(network, L2, None)
+    upper = bound(tolerance=0.0).compute(network, L2, None)
     return (
         truth * (1 - 1e-14)
-        <= found.value
+        <= upper.value
         <= min(truth * (1 + 1e-6), upper_norm(step, L2) * (1 + 1e-15))
     )
 
@@ -189,48 +189,48 @@ def test_a_claim_is_raised_by_more_than_its_proof_can_be_wrong_by(layer, shape, 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_network_is_the_product_of_its_layers(seed):
     network = as_network(images(seed), (2, 6, 6))
-    found = bound().compute(network, L2, None)
+    upper = bound().compute(network, L2, None)
     truth = math.prod(exact(layer, L2) for layer in network.layers)
     product = load("lipbench.bounds", "product", Bound)().compute(network, L2, None)
     lower = load("lipbench.bounds", "jacobian", Bound)(points=8).compute(network, L2, None)
-    assert truth <= found.value <= truth * (1 + 1e-7)
-    assert found.value < product.value * 0.99
-    assert recheck(network, found) == []
-    assert crossings([lower, found]) == []
+    assert truth <= upper.value <= truth * (1 + 1e-7)
+    assert upper.value < product.value * 0.99
+    assert recheck(network, upper) == []
+    assert crossings([lower, upper]) == []
 
 
 def test_a_lowered_value_and_a_lowered_claim_are_caught():
     network = as_network(images(), (2, 6, 6))
-    found = bound().compute(network, L2, None)
-    claims = found.proof["claims"]
-    lowered = found.value * (1 - 1e-6)
+    upper = bound().compute(network, L2, None)
+    claims = upper.proof["claims"]
+    lowered = upper.value * (1 - 1e-6)
     first = torch.tensor([1 - 1e-6, *[1.0] * (len(claims) - 1)], dtype=torch.float64)
     for value in (
-        replace(found, value=lowered),
-        replace(found, value=lowered, proof={"claims": claims * first}),
-        replace(found, value=lowered, proof={"claims": claims * math.nan}),
-        replace(found, value=lowered, proof={"claims": -claims}),
-        replace(found, value=lowered, proof={"claims": claims[1:]}),
+        replace(upper, value=lowered),
+        replace(upper, value=lowered, proof={"claims": claims * first}),
+        replace(upper, value=lowered, proof={"claims": claims * math.nan}),
+        replace(upper, value=lowered, proof={"claims": -claims}),
+        replace(upper, value=lowered, proof={"claims": claims[1:]}),
     ):
         assert "the norms claimed of its layers prove" in recheck(network, value)[0].message
 
 
 def test_a_claim_on_a_dense_layer_counts_for_nothing():
     network = as_network(nn.Linear(3, 2), (3,))
-    found = bound().compute(network, L2, None)
-    half = replace(found, value=found.value / 2, proof={"claims": found.proof["claims"] / 2})
+    upper = bound().compute(network, L2, None)
+    half = replace(upper, value=upper.value / 2, proof={"claims": upper.proof["claims"] / 2})
     assert len(recheck(network, half)) == 1
 
 
 def test_the_norm_on_the_padded_grid_stands_where_nothing_is_proved():
     network = as_network(images(), (2, 6, 6))
-    found = bound(iterations=1).compute(network, L2, None)
+    upper = bound(iterations=1).compute(network, L2, None)
     expected = [constant(step, L2) for step in network.steps]
-    assert found.proof["claims"].tolist() == expected
+    assert upper.proof["claims"].tolist() == expected
     assert (
-        found.value == load("lipbench.bounds", "product", Bound)().compute(network, L2, None).value
+        upper.value == load("lipbench.bounds", "product", Bound)().compute(network, L2, None).value
     )
-    assert recheck(network, found) == []
+    assert recheck(network, upper) == []
 
 
 def test_a_norm_that_is_not_converged_says_how_far_it_came():
@@ -275,10 +275,10 @@ def test_the_convolutions_of_madry_have_their_norms():
     network = as_network(
         model.build((1, 28, 28), 10, torch.Generator().manual_seed(0)), (1, 28, 28)
     )
-    found = bound().compute(network, L2, None)
-    assert recheck(network, found) == []
+    upper = bound().compute(network, L2, None)
+    assert recheck(network, upper) == []
     least = math.prod(
         float(converged_norm(layer, 1e-6).value) if convolution(layer) else constant(layer, L2)
         for layer in network.layers
     )
-    assert least < found.value < least * (1 + 1e-6)
+    assert least < upper.value < least * (1 + 1e-6)
