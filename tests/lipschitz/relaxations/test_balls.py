@@ -76,8 +76,8 @@ def test_no_difference_grows_faster_in_its_ball(data):
     rng = torch.Generator().manual_seed(0)
     inputs = torch.randn(5, 4, generator=rng, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 3, 1])
-    found = Balls(network, norm).constants(inputs, labels, radius)
-    for centre, label, constants in zip(inputs, labels.tolist(), found, strict=True):
+    computed = Balls(network, norm).constants(inputs, labels, radius)
+    for centre, label, constants in zip(inputs, labels.tolist(), computed, strict=True):
         u, v = (centre + moves(60, 4, norm, radius, rng) for _ in range(2))
         change = network(u) - network(v)
         differences = change[:, [label]] - change
@@ -90,12 +90,12 @@ def test_no_difference_grows_faster_in_its_ball(data):
 def test_a_linear_network_has_its_constants(norm):
     torch.manual_seed(0)
     layer = nn.Linear(5, 3).double()
-    found = Balls(as_network(layer, (5,)), norm).constants(
+    computed = Balls(as_network(layer, (5,)), norm).constants(
         torch.zeros(1, 5), torch.tensor([1]), 9.0
     )
     rows = layer.weight[1] - layer.weight
     expected = torch.linalg.vector_norm(rows, ord=float(norm.dual()), dim=1)
-    torch.testing.assert_close(found[0], expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(computed[0], expected.detach(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(("at", "constant"), [(0.9, 0), (1.1, 1), (-1.1, 1), (5.0, 0)])
@@ -104,8 +104,8 @@ def test_a_kink_counts_only_in_balls_that_reach_it(at, constant):
     model = dense(([[1], [-1]], [0, 0]), ([[1, 1], [1, -1]], [0, 0]))
     network = as_network(model, (1,))
     radius = 1.0 if abs(at) > 1 else 0.5
-    found = Balls(network, L2).constants(torch.tensor([[at]]), torch.tensor([0]), radius)
-    assert float(found[0, 1]) == pytest.approx(2 * constant if at < 0 else 0, abs=1e-9)
+    computed = Balls(network, L2).constants(torch.tensor([[at]]), torch.tensor([0]), radius)
+    assert float(computed[0, 1]) == pytest.approx(2 * constant if at < 0 else 0, abs=1e-9)
     wide = Balls(network, L2).constants(torch.tensor([[at]]), torch.tensor([0]), 6.0)
     assert float(wide[0, 1]) >= 2
 
@@ -149,10 +149,10 @@ def test_derivatives_of_the_input_are_those_of_the_recursion(norm):
     inputs = torch.randn(6, 6, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     for radius in (0.05, 0.4):
-        found = Balls(as_network(Skip(), (6,)), norm).constants(inputs, labels, radius)
-        for x, label, own in zip(inputs.numpy(), labels.tolist(), found, strict=True):
+        computed = Balls(as_network(Skip(), (6,)), norm).constants(inputs, labels, radius)
+        for x, label, constants in zip(inputs.numpy(), labels.tolist(), computed, strict=True):
             expected = twin(weights, biases, x, label, radius, float(norm.dual()))
-            np.testing.assert_allclose(own.numpy(), expected, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(constants.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_first_dense_layer_makes_balls_tighter_and_small_ones_nearly_exact():
@@ -161,8 +161,8 @@ def test_a_first_dense_layer_makes_balls_tighter_and_small_ones_nearly_exact():
     network = as_network(model, (20,))
     inputs, labels = torch.rand(10, 20).double(), torch.arange(10) % 4
     slopes = torch.func.vmap(torch.func.jacrev(network.__call__))(inputs.unsqueeze(1)).squeeze()
-    own = slopes.gather(1, labels.view(-1, 1, 1).expand(-1, 1, 20)) - slopes
-    exact = own.norm(dim=2)
+    differences = slopes.gather(1, labels.view(-1, 1, 1).expand(-1, 1, 20)) - slopes
+    exact = differences.norm(dim=2)
     near, far = (Balls(network, L2).constants(inputs, labels, r) for r in (1e-6, 0.3))
     torch.testing.assert_close(near, exact, rtol=1e-4, atol=1e-9)
     assert bool((far >= near).all())
@@ -174,9 +174,9 @@ def test_rows_of_derivatives_that_are_uncertain_are_longer_by_what_is_unknown():
     model = dense(([[3, 4], [0, 2]], [0, 0]), ([[1, 1], [0, 0]], [0, 0]))
     network = as_network(model, (2,))
     # At (1, 0.1) with radius 0.2 the first neuron is on, the second may be on or off.
-    found = Balls(network, L2).constants(torch.tensor([[1.0, 0.1]]), torch.tensor([0]), 0.2)
+    computed = Balls(network, L2).constants(torch.tensor([[1.0, 0.1]]), torch.tensor([0]), 0.2)
     worst, bound = math.hypot(3, 6), math.hypot(3, 5) + 1
-    assert worst <= float(found[0, 1]) == pytest.approx(bound, rel=1e-9)
+    assert worst <= float(computed[0, 1]) == pytest.approx(bound, rel=1e-9)
 
 
 def test_a_network_with_too_many_derivatives_is_refused():
@@ -192,12 +192,12 @@ def test_a_radius_is_the_larger_of_what_balls_prove_and_stays_in_them():
     network = as_network(dense(([[1], [-1]], [0, 0]), ([[1, 1], [0, 0]], [0, 1])), (1,))
     # Logits |x| and 1: class 0 beyond ±1.
     inputs, labels = torch.tensor([[3.0], [1.25], [0.5], [3.0]]), torch.tensor([0, 0, 0, 1])
-    own = gaps(network, inputs, labels)
-    found = local_radius(network, L2, inputs, labels, own, [1.0, 0.5])
-    assert found.tolist() == pytest.approx([1.0, 0.25, 0, 0], abs=1e-8)
-    assert float(found[0]) > 1.0
-    assert float(local_radius(network, L2, inputs, labels, own, [10.0])[0]) == pytest.approx(2)
-    assert local_radius(network, L2, inputs, labels, own, []).tolist() == [0] * 4
+    margins = gaps(network, inputs, labels)
+    radii = local_radius(network, L2, inputs, labels, margins, [1.0, 0.5])
+    assert radii.tolist() == pytest.approx([1.0, 0.25, 0, 0], abs=1e-8)
+    assert float(radii[0]) > 1.0
+    assert float(local_radius(network, L2, inputs, labels, margins, [10.0])[0]) == pytest.approx(2)
+    assert local_radius(network, L2, inputs, labels, margins, []).tolist() == [0] * 4
 
 
 def trained(seed):
@@ -219,11 +219,11 @@ def test_no_class_changes_within_its_certificate(name, norm):
     certificate = load("lipbench.certificates", name, Certificate)()
     assert certificate.refuses(network, norm) is None
     epsilons = [0.05, 0.2, 0.5]
-    found = certificate.radius(network, norm, inputs, labels, epsilons)
-    assert bool((found[network(inputs).argmax(dim=1) != labels] <= 0).all())
-    assert float((found > 0.05).double().mean()) > 0.5
+    radii = certificate.radius(network, norm, inputs, labels, epsilons)
+    assert bool((radii[network(inputs).argmax(dim=1) != labels] <= 0).all())
+    assert float((radii > 0.05).double().mean()) > 0.5
     rng = torch.Generator().manual_seed(0)
-    for radius, x, label in zip(found.tolist(), inputs, labels, strict=True):
+    for radius, x, label in zip(radii.tolist(), inputs, labels, strict=True):
         if radius > 0:
             around = x + moves(100, 2, norm, radius * (1 - 1e-9), rng)
             assert bool((network(around).argmax(dim=1) == label).all())
@@ -236,15 +236,15 @@ def test_a_certificate_names_its_source(name):
 
 def test_balls_certify_more_than_one_constant_for_all():
     network, inputs, labels = trained(1)
-    own = gaps(network, inputs, labels)
+    margins = gaps(network, inputs, labels)
     value = load("lipbench.bounds", "lipsdp_neuron", Bound)().compute(network, L2, None)
-    everywhere = certified_radius(own, labels, network, value)
-    nearby = local_radius(network, L2, inputs, labels, own, [0.2])
+    everywhere = certified_radius(margins, labels, network, value)
+    nearby = local_radius(network, L2, inputs, labels, margins, [0.2])
     assert int((nearby > 0.2).sum()) > int((everywhere > 0.2).sum())
 
 
 def test_the_absolute_value_is_no_classifier_but_has_a_ball():
-    found = Balls(as_network(ABSOLUTE, (1,)), L2).constants(
+    computed = Balls(as_network(ABSOLUTE, (1,)), L2).constants(
         torch.tensor([[2.0]]), torch.tensor([0]), 1.0
     )
-    assert found.tolist() == [[0.0]]
+    assert computed.tolist() == [[0.0]]

@@ -55,8 +55,8 @@ def test_a_sigmoid_is_as_steep_as_computed_by_hand(domain, steepest, norm):
     """8 s(8x) (1 - s(8x)), largest where x is closest to 0."""
     share = 1 / (1 + math.exp(-8 * steepest))
     expected = 8 * share * (1 - share)
-    found = bound().compute(as_network(sigmoid(8.0), (1,)), norm, domain)
-    assert expected <= found.value <= expected * (1 + 2e-4)
+    upper = bound().compute(as_network(sigmoid(8.0), (1,)), norm, domain)
+    assert expected <= upper.value <= expected * (1 + 2e-4)
 
 
 def test_two_bumps_far_apart_are_both_found():
@@ -66,10 +66,10 @@ def test_two_bumps_far_apart_are_both_found():
         net[0].weight.copy_(torch.tensor([[20.0], [20.0]]))
         net[0].bias.copy_(torch.tensor([0.0, -60.0]))
         net[2].weight.copy_(torch.tensor([[1.0, 0.5]]))
-    found = bound().compute(as_network(net, (1,)), L2, (-1.0, 4.0))
-    assert 5 <= found.value <= 5 * (1 + 2e-4)
-    depths = found.proof["halvings"][:, 0]
-    centres = (found.proof["halvings"][:, 1] + 0.5) / 2.0**depths * 5 - 1
+    upper = bound().compute(as_network(net, (1,)), L2, (-1.0, 4.0))
+    assert 5 <= upper.value <= 5 * (1 + 2e-4)
+    depths = upper.proof["halvings"][:, 0]
+    centres = (upper.proof["halvings"][:, 1] + 0.5) / 2.0**depths * 5 - 1
     assert depths[centres.abs() < 0.2].max() > depths[(centres - 3).abs() < 0.2].max()
 
 
@@ -99,9 +99,9 @@ def naively(net, lo, hi, norm):
 @pytest.mark.parametrize("widths", [(1, 4, 2), (2, 5, 4, 3), (3, 4, 2)])
 def test_subboxes_are_bounded_as_by_plain_intervals(widths, norm):
     net, domain = random_net(1, widths), (-0.5, 1.5)
-    found = bound(parts=23, tolerance=0.0).compute(as_network(net, (widths[0],)), norm, domain)
+    upper = bound(parts=23, tolerance=0.0).compute(as_network(net, (widths[0],)), norm, domain)
     largest = 0.0
-    for depth, number in found.proof["halvings"].tolist():
+    for depth, number in upper.proof["halvings"].tolist():
         lo, hi = (torch.full((widths[0],), end, dtype=torch.float64) for end in domain)
         for step in range(depth):
             axis = step % widths[0]
@@ -111,7 +111,7 @@ def test_subboxes_are_bounded_as_by_plain_intervals(widths, norm):
             else:
                 hi[axis] = middle
         largest = max(largest, naively(net, lo, hi, norm))
-    assert found.value == pytest.approx(largest, rel=1e-9)
+    assert upper.value == pytest.approx(largest, rel=1e-9)
 
 
 @given(
@@ -124,15 +124,15 @@ def test_subboxes_are_bounded_as_by_plain_intervals(widths, norm):
 def test_no_pair_expands_by_more(seed, inputs, activation, norm, parts):
     net = random_net(seed, (inputs, 6, 5, 3), activation)
     network, domain = as_network(net, (inputs,)), (-1.0, 0.75)
-    found = bound(parts=parts).compute(network, norm, domain)
+    upper = bound(parts=parts).compute(network, norm, domain)
     rng = torch.Generator().manual_seed(seed)
     u = -1 + 1.75 * torch.rand(400, inputs, generator=rng, dtype=torch.float64)
     near = (u + 1e-4 * torch.randn(u.shape, generator=rng, dtype=torch.float64)).clamp(*domain)
     for v in (u.flip(0), near):
         moved, apart = norm.length(net(u) - net(v)), norm.length(u - v)
         # Outputs are rounded, which is much of a quotient where two points nearly meet.
-        assert bool((moved <= found.value * (1 + 1e-9) * apart + 1e-13).all())
-    assert recheck(network, found) == []
+        assert bool((moved <= upper.value * (1 + 1e-9) * apart + 1e-13).all())
+    assert recheck(network, upper) == []
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -145,8 +145,8 @@ def test_more_parts_are_never_worse(activation):
 
 def test_smooth_networks_of_one_input_are_known_from_both_sides():
     net = random_net(5, (1, 30, 20, 2), nn.Sigmoid, spread=1.5)
-    found = lipbench.bracket(net, (1,), domain=(-4, 4), time_limit=20)
-    assert found.upper <= found.lower * (1 + 1e-3)
+    bracket = lipbench.bracket(net, (1,), domain=(-4, 4), time_limit=20)
+    assert bracket.upper <= bracket.lower * (1 + 1e-3)
 
 
 def test_subboxes_make_up_the_box_or_prove_nothing():
@@ -181,10 +181,10 @@ def test_a_kink_is_halved_until_there_are_no_numbers_left():
         net[0].weight.fill_(1.0)
         net[0].bias.fill_(-1 / 3)
         net[2].weight.copy_(torch.tensor([[3.0], [4.0]]))
-    found = bound().compute(as_network(net, (1,)), L2, (0.0, 1.0))
-    assert found.value == pytest.approx(5, rel=1e-9)
+    upper = bound().compute(as_network(net, (1,)), L2, (0.0, 1.0))
+    assert upper.value == pytest.approx(5, rel=1e-9)
     # A slope of 5 was met at once, and nothing is halved for more.
-    assert len(found.proof["halvings"]) < 10
+    assert len(upper.proof["halvings"]) < 10
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_a_constant_needs_no_halving():
     net = random_net(0, (2, 3, 1))
     with torch.no_grad():
         net[-1].weight.zero_()
-    found = bound().compute(as_network(net, (2,)), L2, (0.0, 1.0))
-    assert found.value <= 1e-12
-    assert len(found.proof["halvings"]) <= 2
+    upper = bound().compute(as_network(net, (2,)), L2, (0.0, 1.0))
+    assert upper.value <= 1e-12
+    assert len(upper.proof["halvings"]) <= 2
 
 
 @pytest.mark.parametrize("fields", [{"parts": 0}, {"tolerance": -1.0}, {"most_inputs": 0}])

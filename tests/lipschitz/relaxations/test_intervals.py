@@ -28,15 +28,15 @@ ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Hardtanh, nn.ELU, nn.
 
 def values(model, features, norm, domain, names=UPPER):
     network = as_network(model, (features,))
-    found = {}
+    results = {}
     for name in names:
         bound = load("lipbench.bounds", name, Bound)()
         if norm not in bound.norms:
             continue
         with suppress(Refused):  # slopes of both signs, or a network that is constant there
-            found[name] = bound.compute(network, norm, domain)
-            assert recheck(network, found[name]) == []
-    return found
+            results[name] = bound.compute(network, norm, domain)
+            assert recheck(network, results[name]) == []
+    return results
 
 
 def boxes(draw):
@@ -56,16 +56,16 @@ def cases(draw):
 def test_slopes_and_derivatives_hold_at_points_of_the_box(case):
     model, features, box = case
     network = as_network(model, (features,))
-    unrolled = as_neuron_blocks(network)
+    blocks = as_neuron_blocks(network)
     points = box[0] + (box[1] - box[0]) * torch.rand(30, features, dtype=torch.float64)
     corners = torch.cartesian_prod(*[torch.tensor(box, dtype=torch.float64)] * features)
     points = torch.cat([points, corners.reshape(-1, features)])
-    entries = derivatives(unrolled, box)
+    entries = derivatives(blocks, box)
     jacobians = torch.func.vmap(torch.func.jacrev(lambda x: network(x.unsqueeze(0))[0]))(points)
     assert (entries.lo <= jacobians + 1e-12).all()
     assert (jacobians <= entries.hi + 1e-12).all()
     known = [points]
-    for block, (lo, hi) in zip(unrolled.blocks, slopes(unrolled, box), strict=True):
+    for block, (lo, hi) in zip(blocks.blocks, slopes(blocks, box), strict=True):
         reads = block.reads(known)
         known.append(block.function(reads))
         rise, run = known[-1][1:] - known[-1][:-1], reads[1:] - reads[:-1]
@@ -96,7 +96,7 @@ def test_ends_of_a_box_are_not_rounded():
 
 def between(*terms):
     """Return the ends of a sum of products of intervals."""
-    ends = [[a * b for a in one for b in other] for one, other in terms]
+    ends = [[a * b for a in left for b in right] for left, right in terms]
     return sum(map(min, ends)), sum(map(max, ends))
 
 
@@ -122,7 +122,8 @@ def literal(model, box):
         gates = [(float(lo >= 0), float(hi > 0)) for lo, hi in reads]
         values = [(max(0, lo), max(0, hi)) for lo, hi in reads]
         slopes = [
-            [between((gate, own)) for own in row] for gate, row in zip(gates, slopes, strict=True)
+            [between((gate, slope)) for slope in row]
+            for gate, row in zip(gates, slopes, strict=True)
         ]
     return torch.tensor([[max(-lo, hi) for lo, hi in row] for row in slopes])
 
@@ -132,29 +133,29 @@ def literal(model, box):
 def test_fastlip_is_the_recursion_of_the_paper(seed, norm):
     model = random_network(seed, (3, 6, 5, 2), nn.ReLU).double()
     for box in ((-0.1, 0.1), (0.3, 0.8), (-5.0, 5.0)):
-        found = values(model, 3, norm, box, ["fastlip"])["fastlip"]
+        upper = values(model, 3, norm, box, ["fastlip"])["fastlip"]
         expected = torch.linalg.matrix_norm(literal(model, box).double(), float(norm))
-        assert found.value == pytest.approx(float(expected), rel=1e-6)
+        assert upper.value == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", UPPER)
 def test_a_box_on_one_side_of_a_kink(name):
     """The absolute value is x on [1, 2], and its constant 1 there, for every method."""
-    found = values(ABSOLUTE, 1, Norm(2.0), (1.0, 2.0), [name])[name]
-    assert found.value == pytest.approx(1, abs=1e-9)
+    upper = values(ABSOLUTE, 1, Norm(2.0), (1.0, 2.0), [name])[name]
+    assert upper.value == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", UPPER)
 def test_an_end_of_a_box_is_not_rounded_to_float32(name):
     """Which would move 0.7 below the kink, and make all of the box flat."""
     late = dense(([[1]], [-0.69999999]), ([[1]], [0]))
-    found = values(late, 1, Norm(2.0), (0.0, 0.7), [name])[name]
-    assert found.value == pytest.approx(1, abs=1e-6)
+    upper = values(late, 1, Norm(2.0), (0.0, 0.7), [name])[name]
+    assert upper.value == pytest.approx(1, abs=1e-6)
 
 
 def test_the_flat_part_of_a_hat_is_known():
-    (one,) = values(HAT, 1, Norm(2.0), (5.0, 6.0), ["fastlip"]).values()
-    assert one.value == pytest.approx(0, abs=1e-12)
+    (upper,) = values(HAT, 1, Norm(2.0), (5.0, 6.0), ["fastlip"]).values()
+    assert upper.value == pytest.approx(0, abs=1e-12)
 
 
 def test_a_small_box_is_nearly_exact_and_better_than_all_of_space():

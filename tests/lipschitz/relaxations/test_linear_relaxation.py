@@ -62,9 +62,9 @@ def test_no_point_of_a_bent_function_leaves_its_lines(ends, left, right, share):
     """All in fractions: slopes and offsets are what they are after rounding."""
     lo, hi = min(ends), max(ends)
     reads = Interval(column(lo), column(hi))
-    place = min(max(lo + share * (hi - lo), lo), hi)
-    exact = Fraction(place)
-    value = exact * Fraction(right if place > 0 else left)
+    point = min(max(lo + share * (hi - lo), lo), hi)
+    exact = Fraction(point)
+    value = exact * Fraction(right if point > 0 else left)
     over, under = (
         above(reads, column(left), column(right)),
         below(reads, column(left), column(right)),
@@ -82,7 +82,7 @@ def back(layers, known, box, row, bias):
     """Return the most of w·x + b by the paper's recursion, every sum written out."""
     weights, total = list(row), bias
     for before, ends in zip(reversed(layers), reversed(known), strict=True):
-        own = []
+        propagated = []
         for weight, (lo, hi) in zip(weights, ends, strict=True):
             if lo >= 0 or hi <= 0:
                 slope, offset = float(lo >= 0), 0.0
@@ -90,11 +90,13 @@ def back(layers, known, box, row, bias):
                 slope, offset = hi / (hi - lo), -hi * lo / (hi - lo)
             else:
                 slope, offset = float(hi > -lo), 0.0
-            own.append(weight * slope)
+            propagated.append(weight * slope)
             total += weight * offset
-        total += sum(w * b for w, b in zip(own, before.bias.tolist(), strict=True))
+        total += sum(w * b for w, b in zip(propagated, before.bias.tolist(), strict=True))
         columns = before.weight.T.tolist()
-        weights = [sum(w * x for w, x in zip(own, column, strict=True)) for column in columns]
+        weights = [
+            sum(w * x for w, x in zip(propagated, column, strict=True)) for column in columns
+        ]
     return total + sum(max(w * box[0], w * box[1]) for w in weights)
 
 
@@ -121,8 +123,8 @@ def literal(model, box):
 def test_what_neurons_read_is_the_recursion_of_the_paper(seed, box):
     model = random_network(seed, (3, 6, 5, 4, 2), nn.ReLU).double()
     network = as_neuron_blocks(as_network(model, (3,)))
-    found = on_subdomains(network, box, whole(network)).reads
-    for ends, expected in zip(found, literal(model, box), strict=True):
+    reads = on_subdomains(network, box, whole(network)).reads
+    for ends, expected in zip(reads, literal(model, box), strict=True):
         torch.testing.assert_close(torch.cat(ends, dim=1), expected, rtol=0, atol=1e-12)
 
 
@@ -159,9 +161,9 @@ def test_any_architecture_is_followed(case):
     for box in ((-0.5, 0.5), (0.2, 0.25)):
         known = on_subdomains(network, box, whole(network))
         values = pre_activations(network, sampled(network, box))
-        for ends, own in zip(known.reads, values, strict=True):
-            assert (own + 1e-12 >= ends.lo.T).all()
-            assert (own <= ends.hi.T + 1e-12).all()
+        for ends, numbers in zip(known.reads, values, strict=True):
+            assert (numbers + 1e-12 >= ends.lo.T).all()
+            assert (numbers <= ends.hi.T + 1e-12).all()
 
 
 @pytest.fixture(name="subdomains")
@@ -262,10 +264,11 @@ def test_rounding_is_never_cut_off(lo, seed):
         values = [max(number, Fraction(0)) for number in exactly(block.reads, values)]
     most = relaxation.reads(network.output).hi.flatten().tolist()
     slack = [
-        Fraction(hi) - own for hi, own in zip(most, exactly(network.output, values), strict=True)
+        Fraction(hi) - exact
+        for hi, exact in zip(most, exactly(network.output, values), strict=True)
     ]
-    assert all(one >= 0 for one in slack)
-    assert all(one < 1e-2 for one in slack)
+    assert all(gap >= 0 for gap in slack)
+    assert all(gap < 1e-2 for gap in slack)
 
 
 @pytest.mark.parametrize("start", [(-1.0, 1.0), (1.0, 1.0)])
@@ -278,8 +281,8 @@ def test_what_is_not_known_of_weights_counts(start):
     relaxation = Relaxation(Interval(*map(column, start)))
     reads = relaxation.reads(known)
     assert float(reads.hi) == pytest.approx(1.375)
-    one, flat = column(1), column(0)
-    lines = Lines(below=Line(one, flat), above=Line(one, flat))
+    unit, flat = column(1), column(0)
+    lines = Lines(below=Line(unit, flat), above=Line(unit, flat))
     relaxation.add(known, reads, lines, reads)
     again = replace(known, parts={1: known.parts[0]})
     assert float(relaxation.reads(again).hi) == pytest.approx(1.375 * 1.25 + 0.125)

@@ -24,27 +24,27 @@ def test_it_is_the_same_function(case):
     model, shape = CASES[case]()
     network = as_network(model, shape)
     inputs = torch.randn(20, *shape, dtype=torch.float64)
-    found, expected = as_neuron_blocks(network)(inputs.flatten(1)), network(inputs).flatten(1)
-    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    outputs, expected = as_neuron_blocks(network)(inputs.flatten(1)), network(inputs).flatten(1)
+    assert torch.allclose(outputs, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_neurons_are_counted_beforehand(case):
     """Those that turn out to be linear are counted too."""
     network = as_network(*CASES[case]())
-    found = sum(map(len, as_neuron_blocks(network).blocks))
+    count = sum(map(len, as_neuron_blocks(network).blocks))
     straight = 64 if case == "convolutional" else 0
-    assert found == neurons(network) - straight
+    assert count == neurons(network) - straight
 
 
 def test_a_plain_network_is_read_without_rounding():
     network = as_network(*CASES["dense"]())
-    unrolled = as_neuron_blocks(network)
+    blocks = as_neuron_blocks(network)
     first, second = (layer.weight for layer in network.layers)
-    assert torch.equal(unrolled.blocks[0].reads.parts[0].values, first)
-    assert torch.equal(unrolled.output.parts[1].values, second)
-    for affine in (unrolled.blocks[0].reads, unrolled.output):
-        assert all(not part.radius.any() for part in affine.parts.values())
+    assert torch.equal(blocks.blocks[0].reads.parts[0].values, first)
+    assert torch.equal(blocks.output.parts[1].values, second)
+    for affine in (blocks.blocks[0].reads, blocks.output):
+        assert all(not matrix.radius.any() for matrix in affine.parts.values())
 
 
 def fractions(matrix):
@@ -58,16 +58,16 @@ def test_products_stay_within_their_radius(seed):
     left, middle, right = (
         torch.randn(4, 4, generator=rng, dtype=torch.float64) * 10.0**k for k in (0, 3, -3)
     )
-    found = Matrix.exact(right).times(middle).plus(Matrix.exact(left)).times(left)
-    found = found.scaled(middle[:, :1])
+    product = Matrix.exact(right).times(middle).plus(Matrix.exact(left)).times(left)
+    product = product.scaled(middle[:, :1])
     a, b, c = map(fractions, (left, middle, right))
     for i in range(4):
         for j in range(4):
             inner = [sum(b[k][m] * c[m][j] for m in range(4)) + a[k][j] for k in range(4)]
             exact = b[i][0] * sum(a[i][k] * inner[k] for k in range(4))
-            error = abs(exact - Fraction(float(found.values[i, j])))
-            assert error <= Fraction(float(found.radius[i, j]))
-    assert (found.radius <= 1e-12 * (1 + found.values.abs()) * 1e6).all()
+            error = abs(exact - Fraction(float(product.values[i, j])))
+            assert error <= Fraction(float(product.radius[i, j]))
+    assert (product.radius <= 1e-12 * (1 + product.values.abs()) * 1e6).all()
 
 
 @settings(max_examples=10)
@@ -78,13 +78,13 @@ def test_merged_layers_stay_within_their_radius(seed):
     torch.manual_seed(seed)
     for layer in model[:2]:
         nn.init.normal_(layer.weight)
-    part = as_neuron_blocks(as_network(model, (3,))).blocks[0].reads.parts[0]
+    matrix = as_neuron_blocks(as_network(model, (3,))).blocks[0].reads.parts[0]
     first, second = (fractions(layer.weight) for layer in model[:2])
     for i in range(2):
         for j in range(3):
             exact = sum(second[i][k] * first[k][j] for k in range(4))
-            error = abs(exact - Fraction(float(part.values[i, j])))
-            assert error <= Fraction(float(part.radius[i, j])) <= Fraction(1, 10**13)
+            error = abs(exact - Fraction(float(matrix.values[i, j])))
+            assert error <= Fraction(float(matrix.radius[i, j])) <= Fraction(1, 10**13)
 
 
 def test_a_sum_with_itself_is_exact():
@@ -94,18 +94,18 @@ def test_a_sum_with_itself_is_exact():
         def forward(self, x):
             return x + torch.relu(x) + 3 * torch.relu(-x)
 
-    unrolled = as_neuron_blocks(as_network(Twice(), (1,)))
+    blocks = as_neuron_blocks(as_network(Twice(), (1,)))
     points = torch.tensor([[-3.0], [2.0]], dtype=torch.float64)
-    assert unrolled(points).flatten().tolist() == [6.0, 4.0]
-    assert [len(block) for block in unrolled.blocks] == [1, 1]
+    assert blocks(points).flatten().tolist() == [6.0, 4.0]
+    assert [len(block) for block in blocks.blocks] == [1, 1]
 
 
 def test_differences_of_outputs():
-    unrolled = as_neuron_blocks(as_network(random_network(0, (5, 7, 3), nn.ReLU), (5,)))
+    blocks = as_neuron_blocks(as_network(random_network(0, (5, 7, 3), nn.ReLU), (5,)))
     inputs = torch.randn(6, 5, dtype=torch.float64)
-    found, outputs = unrolled.differences([(0, 1), (2, 0)])(inputs), unrolled(inputs)
-    assert torch.allclose(found[:, 0], outputs[:, 0] - outputs[:, 1])
-    assert torch.allclose(found[:, 1], outputs[:, 2] - outputs[:, 0])
+    differences, outputs = blocks.differences([(0, 1), (2, 0)])(inputs), blocks(inputs)
+    assert torch.allclose(differences[:, 0], outputs[:, 0] - outputs[:, 1])
+    assert torch.allclose(differences[:, 1], outputs[:, 2] - outputs[:, 0])
 
 
 def test_what_is_too_large_is_refused_by_name():
@@ -125,8 +125,8 @@ def test_a_large_network_is_refused_before_its_matrices_are_made():
 
 
 def test_the_maximum_of_two_numbers_is_one_neuron():
-    unrolled = as_neuron_blocks(as_network(nn.MaxPool1d(2), (1, 2)))
-    assert [len(block) for block in unrolled.blocks] == [1]
+    blocks = as_neuron_blocks(as_network(nn.MaxPool1d(2), (1, 2)))
+    assert [len(block) for block in blocks.blocks] == [1]
     points = torch.tensor([[3.0, 1.0], [-1.0, 2.0]], dtype=torch.float64)
-    assert unrolled(points).flatten().tolist() == [3.0, 2.0]
+    assert blocks(points).flatten().tolist() == [3.0, 2.0]
     assert neurons(as_network(MAXIMUM, (2,))) == 3

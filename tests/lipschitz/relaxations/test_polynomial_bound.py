@@ -46,10 +46,10 @@ def polynomial(model, features, output=0):
     return known.row(output, torch.ones(features, dtype=torch.float64))
 
 
-def certified(found, degree, is_sparse=True):
+def certified(target, degree, is_sparse=True):
     """Return the bound of the best certificate of a degree."""
-    products = Products.of(found.sizes, Family(degree, is_sparse))
-    return products.bound(found, *products.propose(found))
+    products = Products.of(target.sizes, Family(degree, is_sparse))
+    return products.bound(target, *products.propose(target))
 
 
 def matrices(model):
@@ -61,10 +61,10 @@ def corners(weights, ends):
     sizes = [len(weight) for weight in weights[:-1]]
     for chosen in product(ends, repeat=sum(sizes)):
         matrix = weights[0]
-        for own, weight in zip(
+        for diagonal, weight in zip(
             torch.tensor(chosen).double().split(sizes), weights[1:], strict=True
         ):
-            matrix = weight @ (own.unsqueeze(1) * matrix)
+            matrix = weight @ (diagonal.unsqueeze(1) * matrix)
         yield matrix
 
 
@@ -122,10 +122,10 @@ def test_the_greatest_degree_is_the_maximum_and_none_is_below_it(norm, widths):
 
 
 def test_a_higher_degree_can_be_better():
-    found = polynomial(random_network(0, (4, 8, 1), nn.ReLU).double(), 4)
-    exact = found.vertex(50)
-    assert certified(found, 2) > 1.1 * exact
-    assert exact <= certified(found, 3) <= exact * (1 + TIGHT)
+    target = polynomial(random_network(0, (4, 8, 1), nn.ReLU).double(), 4)
+    exact = target.vertex(50)
+    assert certified(target, 2) > 1.1 * exact
+    assert exact <= certified(target, 3) <= exact * (1 + TIGHT)
 
 
 def test_all_outputs_are_bounded_as_well_as_the_largest():
@@ -144,12 +144,12 @@ def krivine(model, features, degree):
     Polynomials are dictionaries from exponents to coefficients.
     """
 
-    def times(one, other):
-        found = {}
-        for (left, a), (right, b) in product(one.items(), other.items()):
+    def times(first, second):
+        terms = {}
+        for (left, a), (right, b) in product(first.items(), second.items()):
             key = tuple(i + j for i, j in zip(left, right, strict=True))
-            found[key] = found.get(key, 0) + a * b
-        return found
+            terms[key] = terms.get(key, 0) + a * b
+        return terms
 
     weights = matrices(model)
     starts = np.cumsum([0, features, *map(len, weights[:-1])])
@@ -163,29 +163,31 @@ def krivine(model, features, degree):
         for start, neuron in zip(starts[1:], path, strict=False):
             term = times(term, units[start + neuron])
         steps = zip(weights, [*path, 0], [i, *path], strict=True)
-        weight = math.prod(float(own[row, column]) for own, row, column in steps)
+        weight = math.prod(float(layer[row, column]) for layer, row, column in steps)
         for key, coefficient in term.items():
             wanted[key] = wanted.get(key, 0) + weight * coefficient
     factors = [*units, *({zero: 1.0, **{key: -1.0 for key in unit}} for unit in units)]
-    found = {}
+    products = {}
     for exponents in product(range(degree + 1), repeat=len(factors)):
         if sum(exponents) <= degree:
-            own = {zero: 1.0}
+            terms = {zero: 1.0}
             for factor, exponent in zip(factors, exponents, strict=True):
                 for _ in range(exponent):
-                    own = times(own, factor)
-            found[exponents] = own
-    rows = {key: row for row, key in enumerate({key for own in found.values() for key in own})}
-    matrix = np.zeros((len(rows), 1 + len(found)))
+                    terms = times(terms, factor)
+            products[exponents] = terms
+    rows = {
+        key: row for row, key in enumerate({key for terms in products.values() for key in terms})
+    }
+    matrix = np.zeros((len(rows), 1 + len(products)))
     matrix[rows[zero], 0] = 1
-    for column, own in enumerate(found.values(), 1):
-        for key, coefficient in own.items():
+    for column, terms in enumerate(products.values(), 1):
+        for key, coefficient in terms.items():
             matrix[rows[key], column] = -coefficient
     right = np.zeros(len(rows))
     for key, coefficient in wanted.items():
         right[rows[key]] = coefficient
-    costs = np.eye(1, 1 + len(found))[0]
-    limits = [(None, None)] + [(0, None)] * len(found)
+    costs = np.eye(1, 1 + len(products))[0]
+    limits = [(None, None)] + [(0, None)] * len(products)
     return linprog(costs, A_eq=matrix, b_eq=right, bounds=limits).fun
 
 
@@ -193,9 +195,9 @@ def krivine(model, features, degree):
 def test_products_do_what_the_program_of_the_paper_does(seed):
     """In one layer those that have a factor of each group do as well."""
     model = random_network(seed, (2, 3, 1), nn.ReLU).double()
-    found = polynomial(model, 2)
-    assert certified(found, 2) == pytest.approx(krivine(model, 2, 2), rel=TIGHT)
-    assert certified(found, 3, False) == pytest.approx(krivine(model, 2, 3), rel=TIGHT)
+    target = polynomial(model, 2)
+    assert certified(target, 2) == pytest.approx(krivine(model, 2, 2), rel=TIGHT)
+    assert certified(target, 3, False) == pytest.approx(krivine(model, 2, 3), rel=TIGHT)
     model = random_network(seed, (1, 2, 2, 1), nn.ReLU).double()
     paper = krivine(model, 1, 3)
     assert certified(polynomial(model, 1), 3, False) == pytest.approx(paper, rel=TIGHT)
@@ -204,32 +206,32 @@ def test_products_do_what_the_program_of_the_paper_does(seed):
 
 def test_products_without_a_factor_of_each_group_can_be_of_use():
     model = random_network(0, (3, 4, 4, 1), nn.ReLU).double()
-    found = polynomial(model, 3)
-    best = certified(found, 3, False)
-    assert best < 0.95 * certified(found, 3)
+    target = polynomial(model, 3)
+    best = certified(target, 3, False)
+    assert best < 0.95 * certified(target, 3)
     assert value(model, 3, degree=3).value == pytest.approx(best, rel=TIGHT)
-    room = Family(3, True).terms(found.sizes)
+    room = Family(3, True).terms(target.sizes)
     sparse = value(model, 3, most_terms=room).value
-    assert sparse == pytest.approx(certified(found, 3), rel=TIGHT)
+    assert sparse == pytest.approx(certified(target, 3), rel=TIGHT)
 
 
 @given(st.integers(0, 999), st.integers(0, 999), st.integers(3, 4), st.booleans())
 @settings(max_examples=15)
 def test_any_weights_prove_a_bound(seed, other, degree, is_sparse):
-    found = polynomial(random_network(seed, (2, 3, 2, 1), nn.LeakyReLU).double(), 2)
-    products = Products.of(found.sizes, Family(degree, is_sparse))
+    target = polynomial(random_network(seed, (2, 3, 2, 1), nn.LeakyReLU).double(), 2)
+    products = Products.of(target.sizes, Family(degree, is_sparse))
     rng = np.random.default_rng(other)
     numbers = rng.integers(products.matrix.shape[1], size=20)
-    weights = rng.exponential(float(found.values.abs().mean()), size=20)
-    assert products.bound(found, numbers, weights) >= found.vertex(20)
-    assert plain_bound(found) >= found.vertex(20)
+    weights = rng.exponential(float(target.values.abs().mean()), size=20)
+    assert products.bound(target, numbers, weights) >= target.vertex(20)
+    assert plain_bound(target) >= target.vertex(20)
 
 
 def test_what_is_no_weight_or_product_proves_nothing():
-    found = polynomial(ABSOLUTE, 1)
-    products = Products.of(found.sizes, Family(2, True))
+    target = polynomial(ABSOLUTE, 1)
+    products = Products.of(target.sizes, Family(2, True))
     for number, weight in ((0, -1.0), (0, math.nan), (0, math.inf), (-1, 1.0), (10**6, 1.0)):
-        assert products.bound(found, np.array([number]), np.array([weight])) == math.inf
+        assert products.bound(target, np.array([number]), np.array([weight])) == math.inf
 
 
 @pytest.mark.parametrize("sizes", [(3, 4), (4, 5, 2), (2, 2, 2, 2), (7,)])
@@ -261,11 +263,11 @@ def test_coefficients_are_known_up_to_their_radius():
     first, second, third, fourth = map(exact, matrices(model))
     known = derivative_polynomials(loop_transformation(as_neuron_blocks(as_network(model, (2,)))))
     values, radius = exact(known.values.flatten(1)), exact(known.radius.flatten(1))
-    values, radius = (part.reshape(known.values.shape) for part in (values, radius))
+    values, radius = (array.reshape(known.values.shape) for array in (values, radius))
     differ = 0
     for slope in product((0, 1), repeat=2):
         matrix = fourth.dot(third).dot(np.diag(slope)).dot(second.dot(first))
-        signs = np.array([1, *(2 * one - 1 for one in slope)])
+        signs = np.array([1, *(2 * bit - 1 for bit in slope)])
         error = abs((values * signs[None, :, None]).sum(axis=1) - matrix.T)
         assert (error <= radius.sum(axis=1)).all()
         differ += int((error > 0).sum())
@@ -289,10 +291,10 @@ def test_skips_and_maxima_are_paths_like_others():
     network = as_network(Branching().double(), (3,))
     lipbab = load("lipbench.bounds", "lipbab", Bound)()
     for norm in (Norm(2.0), INF):
-        found = value(Branching().double(), 3, norm)
+        upper = value(Branching().double(), 3, norm)
         exact = lipbab.compute(network, norm, None)
-        assert crossings([found, exact]) == []
-        assert found.value < value(Branching().double(), 3, norm, name="fastlip").value
+        assert crossings([upper, exact]) == []
+        assert upper.value < value(Branching().double(), 3, norm, name="fastlip").value
     model = nn.Sequential(nn.Linear(2, 4), MaxMin(), nn.Linear(4, 1), nn.Flatten()).double()
     first, second = matrices(model)
     exact = max(
@@ -313,8 +315,8 @@ def test_a_neuron_is_one_level_above_those_that_it_reads():
             self.layers = nn.ModuleList([nn.Linear(2, 3), nn.Linear(2, 1), nn.Linear(3, 1)])
 
         def forward(self, x):
-            one, other = torch.relu(self.layers[0](x)), torch.tanh(self.layers[1](x))
-            return other + torch.relu(self.layers[2](one))
+            left, right = torch.relu(self.layers[0](x)), torch.tanh(self.layers[1](x))
+            return right + torch.relu(self.layers[2](left))
 
     network = as_neuron_blocks(as_network(Parallel().double(), (2,)))
     assert sorted(map(len, network.blocks)) == [1, 1, 3]
@@ -337,8 +339,8 @@ def test_the_bound_is_between_derivatives_of_some_slopes_and_intervals(case, nor
     network = as_network(model, (features,))
     options = {"lipopt": {"degree": degree}, "fastlip": {}}
     bound, intervals = (
-        load("lipbench.bounds", name, Bound)(**own).compute(network, norm, box)
-        for name, own in options.items()
+        load("lipbench.bounds", name, Bound)(**fields).compute(network, norm, box)
+        for name, fields in options.items()
     )
     assert recheck(network, bound) == []
     assert bound.value <= intervals.value
@@ -346,8 +348,8 @@ def test_the_bound_is_between_derivatives_of_some_slopes_and_intervals(case, nor
     for _ in range(50):
         matrix, (last, *others) = torch.eye(features).double(), reversed(matrices(model))
         for weight, (lo, hi) in zip(reversed(others), known, strict=True):
-            own = torch.where(torch.rand(len(lo)) < 0.5, lo, hi)
-            matrix = own.unsqueeze(1) * (weight @ matrix)
+            chosen = torch.where(torch.rand(len(lo)) < 0.5, lo, hi)
+            matrix = chosen.unsqueeze(1) * (weight @ matrix)
         assert float(torch.linalg.matrix_norm(last @ matrix, float(norm))) <= bound.value
 
 
@@ -374,9 +376,9 @@ def test_a_value_that_its_weights_do_not_prove_is_caught():
     model = random_network(1, (2, 3, 3, 2), nn.ReLU).double()
     network = as_network(model, (2,))
     for norm in (INF, Norm(2.0)):
-        found = value(model, 2, norm)
-        proof = found.proof
-        assert found.value < value(model, 2, norm, name="fastlip").value
+        upper = value(model, 2, norm)
+        proof = upper.proof
+        assert upper.value < value(model, 2, norm, name="fastlip").value
         assert len(proof["weights"])
         broken = [
             {"weights": proof["weights"] / 2},
@@ -394,22 +396,22 @@ def test_a_value_that_its_weights_do_not_prove_is_caught():
         if norm != 2:  # where there are no weights
             broken.append({"input_scales": torch.full((2,), 0.5, dtype=torch.float64)})
         for change in broken:
-            assert recheck(network, replace(found, proof={**proof, **change})) != []
-        assert recheck(network, replace(found, value=found.value * (1 - 1e-6))) != []
+            assert recheck(network, replace(upper, proof={**proof, **change})) != []
+        assert recheck(network, replace(upper, value=upper.value * (1 - 1e-6))) != []
 
 
 def test_weights_that_favour_an_entry_prove_no_less_in_l2():
     """Any weights of rows and columns hold, and those of intervals are no worse than these."""
     model = random_network(0, (2, 3, 2), nn.ReLU).double()
     network, exact = as_network(model, (2,)), largest(model, Norm(2.0))
-    found = value(model, 2, Norm(2.0))
+    upper = value(model, 2, Norm(2.0))
     for inputs, outputs in (((1.0, 1.0), (1.0, 1.0)), ((1.0, 7.0), (0.1, 1.0))):
         scales = {
             "input_scales": torch.tensor(inputs).double(),
             "output_scales": torch.tensor(outputs).double(),
         }
-        other = replace(found, value=exact * (1 - 1e-6), proof={**found.proof, **scales})
-        assert recheck(network, other) != []
+        lowered = replace(upper, value=exact * (1 - 1e-6), proof={**upper.proof, **scales})
+        assert recheck(network, lowered) != []
 
 
 def test_a_network_with_too_many_products_is_refused_by_their_number():
@@ -436,9 +438,9 @@ def test_numbers_that_float64_does_not_hold_prove_nothing():
             layer.weight.copy_(1e200 * layer.weight.sign())
     network = as_network(model.append(nn.Tanh()), (2,))
     for norm, name in product(NORMS, ("lipopt", "fastlip")):
-        found = load("lipbench.bounds", name, Bound)().compute(network, norm, None)
-        assert found.value == math.inf
-        assert recheck(network, found) != []
+        upper = load("lipbench.bounds", name, Bound)().compute(network, norm, None)
+        assert upper.value == math.inf
+        assert recheck(network, upper) != []
     large = torch.full((3,), 1e308, dtype=torch.float64)
     assert plain_bound(Polynomial(values=large, radius=0 * large)) == math.inf
 

@@ -32,11 +32,11 @@ ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.Hardtanh]
 
 def ends(*factors):
     """Return the ends of a product of numbers and intervals."""
-    found = [1.0]
+    products = [1.0]
     for factor in factors:
         pair = factor if isinstance(factor, tuple) else (factor, factor)
-        found = [one * end for one in found for end in pair]
-    return min(found), max(found)
+        products = [number * end for number in products for end in pair]
+    return min(products), max(products)
 
 
 def literal(weights, gates):
@@ -69,7 +69,7 @@ def literal(weights, gates):
         return enumerate(zip(row, gates[layer], strict=True))
 
     for layer, rows in enumerate(weights[1:]):
-        found = []
+        matrix = []
         for row in rows:
             entries = []
             for column in range(len(weights[0][0])):
@@ -79,8 +79,8 @@ def literal(weights, gates):
                 lo, hi = (sum(side) for side in zip(*terms, strict=True))
                 less = -upper([-w for w in row], layer, column)
                 entries.append((max(lo, less), min(hi, upper(row, layer, column))))
-            found.append(entries)
-        known.append(found)
+            matrix.append(entries)
+        known.append(matrix)
     return torch.tensor(known[-1], dtype=torch.float64)
 
 
@@ -88,22 +88,20 @@ def literal(weights, gates):
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.Hardtanh])
 def test_it_is_the_recursion_of_the_paper_from_both_ends(widths, activation):
     model = random_network(3, widths, activation).double()
-    unrolled = as_neuron_blocks(as_network(model, (widths[0],)))
+    blocks = as_neuron_blocks(as_network(model, (widths[0],)))
     weights = [layer.weight.tolist() for layer in model if isinstance(layer, nn.Linear)]
     turned = [list(map(list, zip(*weight, strict=True))) for weight in reversed(weights)]
     differ = 0
     for box in ((0.3, 0.4), (-0.5, 0.3), None):
-        gates = [
-            list(zip(lo.tolist(), hi.tolist(), strict=True)) for lo, hi in slopes(unrolled, box)
-        ]
+        gates = [list(zip(lo.tolist(), hi.tolist(), strict=True)) for lo, hi in slopes(blocks, box)]
         ahead = literal(weights, gates)
         back = literal(turned, gates[::-1]).transpose(0, 1)
         differ += int((ahead - back).abs().max() > 1e-9)
-        plain, found = derivatives(unrolled, box), recursive_derivatives(unrolled, box)
+        plain, recursive = derivatives(blocks, box), recursive_derivatives(blocks, box)
         least = torch.stack([plain.lo, ahead[..., 0], back[..., 0]]).amax(dim=0)
         most = torch.stack([plain.hi, ahead[..., 1], back[..., 1]]).amin(dim=0)
-        torch.testing.assert_close(found.lo, least, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.hi, most, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(recursive.lo, least, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(recursive.hi, most, rtol=1e-9, atol=1e-12)
     assert differ or len(widths) < 5 or activation is not nn.GELU
 
 
@@ -113,9 +111,9 @@ NOTHING = dense(([[1]], [0]), ([[1], [1]], [5, 5]), ([[1, -1]], [0]))
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_products_of_layers_that_cancel_are_known(norm):
-    unrolled = as_neuron_blocks(as_network(NOTHING, (1,)))
-    assert recursive_norm(unrolled, norm, (-1.0, 1.0))[0] <= 1e-14
-    assert boxed_norm(unrolled, norm, (-1.0, 1.0))[0] == pytest.approx(1)
+    blocks = as_neuron_blocks(as_network(NOTHING, (1,)))
+    assert recursive_norm(blocks, norm, (-1.0, 1.0))[0] <= 1e-14
+    assert boxed_norm(blocks, norm, (-1.0, 1.0))[0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -125,8 +123,10 @@ def test_it_is_exact_for_weights_that_are_not_negative(norm):
     for layer in model[::2]:
         layer.weight.abs_()
     product = model[4].weight @ model[2].weight @ model[0].weight
-    found = recursive_norm(as_neuron_blocks(as_network(model, (3,))), norm, None)[0]
-    assert found == pytest.approx(float(torch.linalg.matrix_norm(product, float(norm))), rel=1e-9)
+    constant = recursive_norm(as_neuron_blocks(as_network(model, (3,))), norm, None)[0]
+    assert constant == pytest.approx(
+        float(torch.linalg.matrix_norm(product, float(norm))), rel=1e-9
+    )
 
 
 @st.composite
@@ -142,15 +142,15 @@ boxes = st.tuples(st.floats(-2, 1), st.floats(-2, 0.3)).map(
 
 
 def encloses(network, box):
-    unrolled = as_neuron_blocks(network)
+    blocks = as_neuron_blocks(network)
     shape = 16, *network.input_shape
     points = box[0] + (box[1] - box[0]) * torch.rand(shape, dtype=torch.float64)
     jacobians = torch.func.vmap(torch.func.jacrev(lambda x: network(x.unsqueeze(0))[0]))(points)
-    jacobians = jacobians.reshape(len(points), -1, unrolled.inputs)
-    found, plain = recursive_derivatives(unrolled, box), derivatives(unrolled, box)
-    assert (found.lo <= jacobians + 1e-12).all()
-    assert (jacobians <= found.hi + 1e-12).all()
-    return bool((found.lo >= plain.lo).all() and (found.hi <= plain.hi).all())
+    jacobians = jacobians.reshape(len(points), -1, blocks.inputs)
+    recursive, plain = recursive_derivatives(blocks, box), derivatives(blocks, box)
+    assert (recursive.lo <= jacobians + 1e-12).all()
+    assert (jacobians <= recursive.hi + 1e-12).all()
+    return bool((recursive.lo >= plain.lo).all() and (recursive.hi <= plain.hi).all())
 
 
 @settings(max_examples=12)
@@ -166,10 +166,11 @@ def test_networks_that_branch_are_enclosed(case):
 
 def test_branches_tighten_as_well():
     network = as_network(*CASES["branching"]())
-    found, plain = (
-        one(as_neuron_blocks(network), (0.0, 0.3)) for one in (recursive_derivatives, derivatives)
+    recursive, plain = (
+        bounded(as_neuron_blocks(network), (0.0, 0.3))
+        for bounded in (recursive_derivatives, derivatives)
     )
-    assert float((found.hi - found.lo).sum()) < 0.99 * float((plain.hi - plain.lo).sum())
+    assert float((recursive.hi - recursive.lo).sum()) < 0.99 * float((plain.hi - plain.lo).sum())
 
 
 @pytest.mark.parametrize(
@@ -178,12 +179,12 @@ def test_branches_tighten_as_well():
 )
 def test_it_is_between_the_exact_constant_and_fastlip(seed, norm, box):
     network = as_network(random_network(seed, (2, 3, 2, 2), nn.ReLU), (2,))
-    found = [bound(name).compute(network, norm, box) for name in ("lipbab", "recurjac", "fastlip")]
-    exact, own, fast = found
-    assert 0 < exact.value <= own.value * (1 + 1e-9)
-    assert own.value <= fast.value * (1 + 1e-12)
-    assert recheck(network, own) == []
-    (violation,) = recheck(network, replace(own, value=own.value * 0.999))
+    bounds = [bound(name).compute(network, norm, box) for name in ("lipbab", "recurjac", "fastlip")]
+    exact, recursive, fast = bounds
+    assert 0 < exact.value <= recursive.value * (1 + 1e-9)
+    assert recursive.value <= fast.value * (1 + 1e-12)
+    assert recheck(network, recursive) == []
+    (violation,) = recheck(network, replace(recursive, value=recursive.value * 0.999))
     assert "bounds of its derivatives prove" in violation.message
 
 
@@ -208,13 +209,15 @@ def test_no_rounding_leaves_the_true_derivative_out(seed):
     exact = fractions(model[0].weight)
     for layer in model[2::2]:
         exact = product(fractions(layer.weight), exact)
-    unrolled = as_neuron_blocks(as_network(model, (2,)))
+    blocks = as_neuron_blocks(as_network(model, (2,)))
     box = (0.0, 1e-3)
-    assert all((lo == 1).all() for lo, _ in slopes(unrolled, box))
-    found = recursive_derivatives(unrolled, box)
+    assert all((lo == 1).all() for lo, _ in slopes(blocks, box))
+    recursive = recursive_derivatives(blocks, box)
     for i, row in enumerate(exact):
         for j, entry in enumerate(row):
-            assert Fraction(float(found.lo[i, j])) <= entry <= Fraction(float(found.hi[i, j]))
+            assert (
+                Fraction(float(recursive.lo[i, j])) <= entry <= Fraction(float(recursive.hi[i, j]))
+            )
 
 
 def test_products_are_counted_by_hand():

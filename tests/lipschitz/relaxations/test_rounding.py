@@ -34,21 +34,21 @@ def _linear(step, x):
     padded = (inner.input_shape[0], *_padded(inner))
     zeros = torch.zeros(1, *inner.input_shape, dtype=torch.float64)
     taps = matrix_of(lambda basis: _without_padding(inner)(basis), padded)
-    places = matrix_of(inner.pad, inner.input_shape) if any(map(any, inner.padding)) else None
+    copies = matrix_of(inner.pad, inner.input_shape) if any(map(any, inner.padding)) else None
     assert inner.pad(zeros).shape[1:] == padded
     matrix = [[Fraction(0)] * math.prod(inner.input_shape) for _ in taps]
     for row, line in enumerate(taps.tolist()):
-        for place, tap in enumerate(line):
+        for column, tap in enumerate(line):
             if tap:
-                for column in [place] if places is None else places[place].nonzero().flatten():
-                    matrix[row][int(column)] += Fraction(tap)
+                for entry in [column] if copies is None else copies[column].nonzero().flatten():
+                    matrix[row][int(entry)] += Fraction(tap)
     if inner is not step:
         matrix = [list(column) for column in zip(*matrix, strict=True)]
-    found = [sum(w * v for w, v in zip(row, x, strict=True)) for row in matrix]
+    image = [sum(w * v for w, v in zip(row, x, strict=True)) for row in matrix]
     if step.bias is None:
-        return found
+        return image
     bias = fractions(step.broadcast(step.bias).expand(step.output_shape))
-    return [v + b for v, b in zip(found, bias, strict=True)]
+    return [v + b for v, b in zip(image, bias, strict=True)]
 
 
 def _padded(step):
@@ -71,19 +71,19 @@ def _pool(step, x):
 
 def _sort(step, x):
     rest = math.prod(step.input_shape[1:])
-    found = list(x)
+    ordered = list(x)
     for first in range(0, len(x), step.group * rest):
-        for place in range(rest):
-            rows = range(first + place, first + step.group * rest, rest)
+        for offset in range(rest):
+            rows = range(first + offset, first + step.group * rest, rest)
             for row, v in zip(rows, sorted((x[r] for r in rows), reverse=True), strict=True):
-                found[row] = v
-    return found
+                ordered[row] = v
+    return ordered
 
 
 def _sandwich(step, x):
     # Entries of both matrices are single weights.
     root, hidden = Fraction(math.isqrt(2 * 10**80), 10**40), step.inner.output_shape
-    scale, bias = (fractions(part.expand(hidden)) for part in (step.scale, step.bias))
+    scale, bias = (fractions(tensor.expand(hidden)) for tensor in (step.scale, step.bias))
     pull = matrix_of(step.inner.apply, step.input_shape).tolist()
     push = matrix_of(step.outer.adjoint, hidden).tolist()
     inner = [
@@ -162,15 +162,15 @@ def test_exact_outputs_lie_in_the_enclosure(name):
     make, shape = MODELS[name]
     network = as_network(make(), shape)
     inputs = torch.randn(20, *shape, dtype=torch.float64)
-    found = enclose(network, inputs)
+    enclosed = enclose(network, inputs)
     worst = Fraction(0)
-    for x, values, radius in zip(inputs, found.values, found.radius, strict=True):
+    for x, values, radius in zip(inputs, enclosed.values, enclosed.radius, strict=True):
         exact = exactly(network, x)
         for truth, near, reach in zip(exact, fractions(values), fractions(radius), strict=True):
             worst = max(worst, abs(truth - near))
             assert abs(truth - near) <= reach
     assert worst > 0
-    assert float(found.radius.max()) < 1e-12
+    assert float(enclosed.radius.max()) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -198,5 +198,5 @@ def test_errors_of_the_input_are_passed_on(model, shape, expected):
         sources = [known[i] for i in step.inputs]
         values = step(*[source.values for source in sources])
         known.append(Enclosed(values=values, radius=_radius(step, *sources)))
-    found = known[network.output].radius.flatten().tolist()
-    assert found == pytest.approx(expected)
+    radii = known[network.output].radius.flatten().tolist()
+    assert radii == pytest.approx(expected)

@@ -24,9 +24,9 @@ L2 = Norm(2)
 
 
 def value(name, network, domain):
-    found = load("lipbench.bounds", name, Bound)().compute(network, L2, domain)
-    assert recheck(network, found) == []
-    return found
+    upper = load("lipbench.bounds", name, Bound)().compute(network, L2, domain)
+    assert recheck(network, upper) == []
+    return upper
 
 
 def norm(matrix):
@@ -38,8 +38,8 @@ def masked(model, network, box):
     layers = [layer.weight.detach() for layer in model if isinstance(layer, nn.Linear)]
     masks = [(hi > 0).double() for _, hi in slopes(as_neuron_blocks(network), box)]
     total = norm(masks[0].diag() @ layers[0])
-    for before, own, weight in zip(masks, masks[1:], layers[1:], strict=False):
-        total *= norm(own.diag() @ weight @ before.diag())
+    for before, after, weight in zip(masks, masks[1:], layers[1:], strict=False):
+        total *= norm(after.diag() @ weight @ before.diag())
     return total * norm(layers[-1] @ masks[-1].diag())
 
 
@@ -66,8 +66,8 @@ def test_it_is_the_product_of_the_paper(activation, widths, box):
     ],
 )
 def test_a_hat_by_hand(box, expected):
-    found = value("local_l2", as_network(HAT, (1,)), box)
-    assert found.value == pytest.approx(expected, abs=1e-9)
+    upper = value("local_l2", as_network(HAT, (1,)), box)
+    assert upper.value == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_clipped_neuron_is_constant_on_either_side():
@@ -103,9 +103,9 @@ def test_slopes_are_shared_by_both_layers():
 def test_it_is_between_a_lower_bound_and_the_product(seed, widths, activation, lo, width):
     network = as_network(random_network(seed, widths, activation), (widths[0],))
     box = (lo, lo + width)
-    found = value("local_l2", network, box)
-    assert crossings([value("jacobian", network, box), found]) == []
-    assert found.value <= value("product", network, None).value * (1 + 1e-9)
+    upper = value("local_l2", network, box)
+    assert crossings([value("jacobian", network, box), upper]) == []
+    assert upper.value <= value("product", network, None).value * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -124,15 +124,15 @@ def test_networks_that_branch_are_bounded(case):
 
 def test_a_lowered_value_is_caught():
     network = as_network(random_network(0, (3, 6, 2), nn.ReLU), (3,))
-    found = value("local_l2", network, (0.0, 1.0))
-    (violation,) = recheck(network, replace(found, value=found.value * 0.999))
+    upper = value("local_l2", network, (0.0, 1.0))
+    (violation,) = recheck(network, replace(upper, value=upper.value * 0.999))
     assert "its neurons that vary prove" in violation.message
 
 
 def test_without_a_domain_it_is_refused():
     network = as_network(random_network(0, (3, 6, 2), nn.ReLU), (3,))
-    own = load("lipbench.bounds", "local_l2", Bound)()
-    assert own.refuses(network, L2, None) == (
+    method = load("lipbench.bounds", "local_l2", Bound)()
+    assert method.refuses(network, L2, None) == (
         "on all of space it is the product: it needs a domain."
     )
-    assert own.refuses(network, L2, (0.0, 1.0)) is None
+    assert method.refuses(network, L2, (0.0, 1.0)) is None

@@ -12,10 +12,10 @@ from lipbench.refused import Refused
 class Skip(nn.Module):
     def __init__(self):
         super().__init__()
-        self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
 
     def forward(self, x):
-        return x + self.other(torch.relu(self.one(x)))
+        return x + self.second(torch.relu(self.first(x)))
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_layers_are_in_order_with_the_slopes_between_them():
     )
     layers = Layers.of(as_network(module, (1, 2, 2)))
     assert layers.names == ("1.weight", "3.weight", "6.weight")
-    for found, place in zip(layers.weights, (1, 3, 6), strict=True):
-        assert torch.equal(found, module[place].weight.double())
+    for weight, index in zip(layers.weights, (1, 3, 6), strict=True):
+        assert torch.equal(weight, module[index].weight.double())
     ends = [(float(lo.min()), float(hi.max()), len(lo)) for lo, hi in layers.slopes]
     assert ends == [(0.0, 1.0, 3), (0.0, 1.0, 5)]
     # Each end has the smaller side of its layer.
@@ -72,6 +72,6 @@ def test_layers_are_in_order_with_the_slopes_between_them():
 def test_the_way_back_from_smaller_matrices_gives_what_was_there(shapes):
     weights = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     cores, restore = reduced(weights)
-    assert all(core.numel() <= own.numel() for core, own in zip(cores, weights, strict=True))
-    for found, own in zip(restore(cores), weights, strict=True):
-        torch.testing.assert_close(found, own)
+    assert all(core.numel() <= weight.numel() for core, weight in zip(cores, weights, strict=True))
+    for restored, weight in zip(restore(cores), weights, strict=True):
+        torch.testing.assert_close(restored, weight)

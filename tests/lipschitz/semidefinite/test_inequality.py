@@ -46,13 +46,13 @@ def distance(weights, others):
 
 def form(inequality, weights, square, vectors):
     # The quadratic form of the inequality, neuron by neuron, at x_0, ..., x_(k-1) = `vectors`.
-    found = square * vectors[0].square().sum(dim=1)
-    found = found - (vectors[-1] @ weights[-1].T).square().sum(dim=1)
+    total = square * vectors[0].square().sum(dim=1)
+    total = total - (vectors[-1] @ weights[-1].T).square().sum(dim=1)
     layers = zip(weights[:-1], inequality.slopes, inequality.multipliers, vectors, vectors[1:])  # noqa: B905
-    for weight, (lo, hi), own, before, after in layers:
+    for weight, (lo, hi), multiplier, before, after in layers:
         z = before @ weight.T
-        found = found - 2 * ((after - lo * z) * (hi * z - after)) @ own
-    return found
+        total = total - 2 * ((after - lo * z) * (hi * z - after)) @ multiplier
+    return total
 
 
 def worst(inequality, weights, square):
@@ -63,9 +63,9 @@ def worst(inequality, weights, square):
     def at(vectors):
         return form(inequality, weights, square, vectors.split(sizes, dim=1))
 
-    own = at(unit)
+    squares = at(unit)
     both = at((unit.unsqueeze(0) + unit.unsqueeze(1)).reshape(-1, len(unit))).view(unit.shape)
-    return float(torch.linalg.eigvalsh((both - own - own.unsqueeze(1)) / 2)[0])
+    return float(torch.linalg.eigvalsh((both - squares - squares.unsqueeze(1)) / 2)[0])
 
 
 @pytest.mark.parametrize(("sizes", "activation"), CASES)
@@ -75,12 +75,16 @@ def test_weights_are_on_the_border_of_the_inequality(sizes, activation, priced):
     layers = a_chain(sizes, activation, gain=2.0)
     inequality, square = an_inequality(layers, 0.5)
     if priced:
-        found, square = inequality.cheapest(layers.weights, 0.1, square, 1e-6)
+        nearest, square = inequality.cheapest(layers.weights, 0.1, square, 1e-6)
     else:
-        found, _ = inequality.nearest(layers.weights, square, 1e-6)
-    least = worst(inequality, found, square)
-    assert 0 < least < 1e-3 * min(square, *(float(own.min()) for own in inequality.multipliers))
-    assert worst(inequality, [1.01 * weight for weight in found], square) < 0
+        nearest, _ = inequality.nearest(layers.weights, square, 1e-6)
+    least = worst(inequality, nearest, square)
+    assert (
+        0
+        < least
+        < 1e-3 * min(square, *(float(multiplier.min()) for multiplier in inequality.multipliers))
+    )
+    assert worst(inequality, [1.01 * weight for weight in nearest], square) < 0
 
 
 @pytest.mark.parametrize(
@@ -92,31 +96,34 @@ def test_a_general_solver_finds_the_same(sizes, activation, priced):
     layers = a_chain(sizes, activation, gain=2.0)
     inequality, square = an_inequality(layers, 0.5)
     if priced:
-        found, own = inequality.cheapest(layers.weights, 0.02, square, 1e-7)
+        ours, rho = inequality.cheapest(layers.weights, 0.02, square, 1e-7)
     else:
-        found, own = inequality.nearest(layers.weights, square, 1e-7)
-    other, theirs = conic.solve(inequality, layers.weights, square, 0.02 if priced else None)
-    assert own == pytest.approx(theirs, rel=1e-3)
-    assert distance(found, other) <= 5e-4 * distance(other, [0 * weight for weight in other])
+        ours, rho = inequality.nearest(layers.weights, square, 1e-7)
+    theirs, their_rho = conic.solve(inequality, layers.weights, square, 0.02 if priced else None)
+    assert rho == pytest.approx(their_rho, rel=1e-3)
+    assert distance(ours, theirs) <= 5e-4 * distance(theirs, [0 * weight for weight in theirs])
 
 
-def by_the_paper(first, last, own, square, price):
+def by_the_paper(first, last, multiplier, square, price):
     # Its program, in its own letters: minimise over W0_bar and W1_bar, λ = 1 and Y = 0.
     cvxpy = pytest.importorskip("cvxpy", reason="the extra sdp is not installed")
-    (hidden, inputs), outputs, t = first.shape, last.shape[0], np.diag(own)
-    one, other = cvxpy.Variable(first.shape), cvxpy.Variable(last.shape)
+    (hidden, inputs), outputs, t = first.shape, last.shape[0], np.diag(multiplier)
+    first_bar, last_bar = cvxpy.Variable(first.shape), cvxpy.Variable(last.shape)
     rho = cvxpy.Variable() if price else square
     matrix = cvxpy.bmat(
         [
-            [-rho * np.eye(inputs), one.T @ t, np.zeros((inputs, outputs))],
-            [t @ one, -2 * t, other.T],
-            [np.zeros((outputs, inputs)), other, -np.eye(outputs)],
+            [-rho * np.eye(inputs), first_bar.T @ t, np.zeros((inputs, outputs))],
+            [t @ first_bar, -2 * t, last_bar.T],
+            [np.zeros((outputs, inputs)), last_bar, -np.eye(outputs)],
         ]
     )
-    cost = price * rho + (cvxpy.sum_squares(first - one) + cvxpy.sum_squares(last - other)) / 2
+    cost = (
+        price * rho
+        + (cvxpy.sum_squares(first - first_bar) + cvxpy.sum_squares(last - last_bar)) / 2
+    )
     unit = 1e-9 * np.eye(inputs + hidden + outputs)
     cvxpy.Problem(cvxpy.Minimize(cost), [matrix << -unit]).solve(solver=cvxpy.CLARABEL)
-    return one.value, other.value
+    return first_bar.value, last_bar.value
 
 
 @pytest.mark.parametrize("price", [0.0, 0.05])
@@ -124,13 +131,13 @@ def test_the_round_of_the_paper_is_solved(price):
     layers = a_chain((2, 5, 2), gain=2.0)
     inequality, square = an_inequality(layers, 0.6)
     if price:
-        found, _ = inequality.cheapest(layers.weights, price, square, 1e-7)
+        nearest, _ = inequality.cheapest(layers.weights, price, square, 1e-7)
     else:
-        found, _ = inequality.nearest(layers.weights, square, 1e-7)
+        nearest, _ = inequality.nearest(layers.weights, square, 1e-7)
     arrays = [weight.numpy() for weight in layers.weights]
     theirs = by_the_paper(*arrays, inequality.multipliers[0].numpy(), square, price)
-    for weight, other in zip(found, theirs, strict=True):
-        np.testing.assert_allclose(weight.numpy(), other, atol=1e-3)
+    for weight, expected in zip(nearest, theirs, strict=True):
+        np.testing.assert_allclose(weight.numpy(), expected, atol=1e-3)
 
 
 def scalar(value):
@@ -154,8 +161,10 @@ def test_for_one_layer_the_inequality_is_a_norm():
     layers = a_chain((4, 6, 3), gain=2.0)
     inequality, square = an_inequality(layers, 0.5)
     (first, last), _ = inequality.nearest(layers.weights, square, 1e-10)
-    own = inequality.multipliers[0].unsqueeze(1)
-    joined = torch.cat([(own / (2 * square)).sqrt() * first, last.T / (2 * own).sqrt()], dim=1)
+    multiplier = inequality.multipliers[0].unsqueeze(1)
+    joined = torch.cat(
+        [(multiplier / (2 * square)).sqrt() * first, last.T / (2 * multiplier).sqrt()], dim=1
+    )
     assert float(torch.linalg.matrix_norm(joined, 2)) == pytest.approx(1, abs=1e-4)
 
 
@@ -164,20 +173,20 @@ def test_nearest_weights_are_a_projection(sizes, activation):
     """For every U that obeys the inequality, ⟨V - W, U - W⟩ ≤ 0."""
     layers = a_chain(sizes, activation, gain=2.0)
     inequality, square = an_inequality(layers, 0.5)
-    found, _ = inequality.nearest(layers.weights, square, 1e-7)
+    nearest, _ = inequality.nearest(layers.weights, square, 1e-7)
     for seed in range(2):
         others = a_chain(sizes, activation, seed=seed + 1).weights
         inside, _ = inequality.nearest(others, square)
-        parts = zip(layers.weights, found, inside, strict=True)
-        product = sum(float(((v - w) * (u - w)).sum()) for v, w, u in parts)
-        assert product <= 1e-4 * distance(layers.weights, found) * distance(inside, found)
+        triples = zip(layers.weights, nearest, inside, strict=True)
+        product = sum(float(((v - w) * (u - w)).sum()) for v, w, u in triples)
+        assert product <= 1e-4 * distance(layers.weights, nearest) * distance(inside, nearest)
 
 
 def test_what_obeys_the_inequality_is_left_alone():
     layers = a_chain((4, 6, 3))
     inequality, square = an_inequality(layers, 1.01)
-    found, kept = inequality.nearest(layers.weights, square)
-    assert distance(found, layers.weights) < 1e-12
+    nearest, kept = inequality.nearest(layers.weights, square)
+    assert distance(nearest, layers.weights) < 1e-12
     assert kept == square
 
 
@@ -187,8 +196,8 @@ def test_the_certificate_of_the_core_proves_what_the_inequality_says(sizes, acti
     multipliers, square = layers.best()
     assert layers.proved(layers.weights, multipliers, square) == pytest.approx(square**0.5)
     inequality, square = an_inequality(layers, 0.5)
-    found, _ = inequality.nearest(layers.weights, square)
-    proved = layers.proved(found, inequality.multipliers, square)
+    nearest, _ = inequality.nearest(layers.weights, square)
+    proved = layers.proved(nearest, inequality.multipliers, square)
     assert proved == pytest.approx(square**0.5, rel=1e-9)
     # Of weights that do not obey it, more is proved, and nothing is rejected.
     assert proved * 1.001 < layers.proved(layers.weights, inequality.multipliers, square) < 1e9
@@ -201,8 +210,8 @@ def test_multipliers_of_scaled_layers_are_scaled(sizes):
     multipliers, square = layers.best()
     scaled = tuple(1.3 * weight for weight in layers.weights)
     ratio = 1.3 ** len(scaled)
-    found = layers.proved(scaled, rescaled(multipliers, ratio), square * ratio**2)
-    assert found == pytest.approx(ratio * square**0.5, rel=1e-9)
+    proved = layers.proved(scaled, rescaled(multipliers, ratio), square * ratio**2)
+    assert proved == pytest.approx(ratio * square**0.5, rel=1e-9)
 
 
 def test_directions_that_nobody_reads_do_not_count():

@@ -28,18 +28,18 @@ TIGHT = 1e-6  # the interior-point method stops a little above the optimum
 BEST = partial(solve, tolerance=1e-6, iterations=200)
 
 
-def found(model, features, domain=None, name="eclipse", **options):
+def computed(model, features, domain=None, name="eclipse", **options):
     return rechecked(name, model, features, L2, domain, **options)
 
 
 def value(weights, activation=nn.ReLU, **options):
-    return found(chained(weights, activation), weights[0].shape[1], **options).value
+    return computed(chained(weights, activation), weights[0].shape[1], **options).value
 
 
 def proposed(weights, activation, choice):
     """Return the multipliers of each layer as the paper has them, and the square."""
-    unrolled = as_neuron_blocks(as_network(chained(weights, activation), (weights[0].shape[1],)))
-    chain = Chain.of(unrolled, None)
+    blocks = as_neuron_blocks(as_network(chained(weights, activation), (weights[0].shape[1],)))
+    chain = Chain.of(blocks, None)
     multipliers, square = staged(chain, [choice] * len(chain.slopes))
     half = torch.cat([(hi - lo) / 2 for lo, hi in chain.slopes])
     sizes = [len(lo) for lo, _ in chain.slopes]
@@ -64,9 +64,9 @@ def proposed(weights, activation, choice):
     ),
 )
 def test_a_hand_computed_network(model, features, expected):
-    own = found(model, features).value
-    assert expected * (1 - 1e-9) <= own
-    assert own == pytest.approx(expected, rel=TIGHT)
+    upper = computed(model, features).value
+    assert expected * (1 - 1e-9) <= upper
+    assert upper == pytest.approx(expected, rel=TIGHT)
 
 
 @settings(max_examples=4)
@@ -79,13 +79,13 @@ def test_a_hand_computed_network(model, features, expected):
 def test_it_lies_between_lipsdp_and_the_closed_form(seed, widths, sloped, rank):
     activation, *ends = sloped
     weights = random_weights(seed, widths, rank)
-    own, neuron = value(weights, activation), value(weights, activation, name="lipsdp_neuron")
-    assert steepest(weights, *ends) <= own * (1 + 1e-9)
-    assert neuron <= own * (1 + TIGHT)
+    upper, neuron = value(weights, activation), value(weights, activation, name="lipsdp_neuron")
+    assert steepest(weights, *ends) <= upper * (1 + 1e-9)
+    assert neuron <= upper * (1 + TIGHT)
     if ends[0] >= 0:
-        assert own <= value(weights, activation, name="eclipse_fast") * (1 + 1e-8)
+        assert upper <= value(weights, activation, name="eclipse_fast") * (1 + 1e-8)
     if len(weights) == 2:  # one stage: the same program
-        assert own <= neuron * (1 + TIGHT)
+        assert upper <= neuron * (1 + TIGHT)
 
 
 @settings(max_examples=10)
@@ -123,12 +123,12 @@ def test_where_a_single_step_is_not_enough_it_is_the_closed_form():
 
 def test_the_product_of_slopes_is_not_dropped():
     """The published code did, and had 1 for GELU, whose constant is 1.129, and less for others."""
-    one = torch.ones(1, 1, dtype=torch.float64)
-    (multipliers,), _ = proposed([one, one], nn.GELU, BEST)
+    unit = torch.ones(1, 1, dtype=torch.float64)
+    (multipliers,), _ = proposed([unit, unit], nn.GELU, BEST)
     dropped = 1 / (4 * (1 / 2) ** 2)  # c of the stage with slopes of mean 1/2 and product 0
     assert dropped == 1
-    assert eclipse([one, one], [multipliers], 1 - GELU, GELU)[0] >= GELU**2 * (1 - 1e-9)
-    assert value([one, one], nn.GELU) >= GELU
+    assert eclipse([unit, unit], [multipliers], 1 - GELU, GELU)[0] >= GELU**2 * (1 - 1e-9)
+    assert value([unit, unit], nn.GELU) >= GELU
     weights = random_weights(0, (3, 4, 4, 2))
     formal = steepest(weights, 1 - GELU, GELU)
     # The best multipliers for slopes in [0, 1] have the same mean, and another product.
@@ -144,26 +144,26 @@ def by_cvxpy(weight, after, before, lo, hi):
     # The stage as the paper writes it, for slopes of which one is 0; else with their product.
     cvxpy = pytest.importorskip("cvxpy", reason="the extra sdp is not installed")
     mean, both = (lo + hi) / 2, lo * hi
-    own, c = cvxpy.Variable(len(weight), nonneg=True), cvxpy.Variable()
-    corner = cvxpy.diag(own) - c * (after.T @ after).numpy()
+    multipliers, c = cvxpy.Variable(len(weight), nonneg=True), cvxpy.Variable()
+    corner = cvxpy.diag(multipliers) - c * (after.T @ after).numpy()
     if both == 0:
         values, vectors = torch.linalg.eigh(weight @ torch.linalg.solve(before, weight.T))
         root = mean * (vectors * values.clamp_min(0).sqrt() @ vectors.T).numpy()
-        cross, last = cvxpy.diag(own) @ root, torch.eye(len(weight)).double().numpy()
+        cross, last = cvxpy.diag(multipliers) @ root, torch.eye(len(weight)).double().numpy()
     else:
         matrix = weight.numpy()
-        cross = mean * cvxpy.diag(own) @ matrix
-        last = before.numpy() + both * matrix.T @ cvxpy.diag(own) @ matrix
+        cross = mean * cvxpy.diag(multipliers) @ matrix
+        last = before.numpy() + both * matrix.T @ cvxpy.diag(multipliers) @ matrix
     whole = cvxpy.bmat([[corner, cross], [cross.T, last]])
     problem = cvxpy.Problem(cvxpy.Maximize(c), [(whole + whole.T) / 2 >> 0])
     problem.solve(solver=cvxpy.CLARABEL)
-    return torch.tensor(own.value), float(c.value)
+    return torch.tensor(multipliers.value), float(c.value)
 
 
-def state(weight, own, before, lo, hi):
-    drop = (lo + hi) / 2 * own.diag() @ weight
-    before = before + lo * hi * weight.T @ own.diag() @ weight
-    return own.diag() - drop @ torch.linalg.solve(before, drop.T)
+def state(weight, multipliers, before, lo, hi):
+    drop = (lo + hi) / 2 * multipliers.diag() @ weight
+    before = before + lo * hi * weight.T @ multipliers.diag() @ weight
+    return multipliers.diag() - drop @ torch.linalg.solve(before, drop.T)
 
 
 @pytest.mark.parametrize("sloped", [SLOPED[0], SLOPED[2]], ids=["relu", "gelu"])
@@ -173,11 +173,11 @@ def test_its_stages_are_those_of_a_general_solver(sloped):
     multipliers, square = proposed(weights, activation, BEST)
     ours = eclipse(weights, multipliers, *ends)
     same = alone = torch.eye(6, dtype=torch.float64)
-    for place, own in enumerate(multipliers):
-        weight, after = weights[place : place + 2]
+    for layer, multiplier in enumerate(multipliers):
+        weight, after = weights[layer : layer + 2]
         _, best = by_cvxpy(weight, after, same, *ends)
-        assert 1 / ours[place] == pytest.approx(best, rel=1e-3)
-        same = state(weight, own, same, *ends)
+        assert 1 / ours[layer] == pytest.approx(best, rel=1e-3)
+        same = state(weight, multiplier, same, *ends)
         theirs, last = by_cvxpy(weight, after, alone, *ends)
         alone = state(weight, theirs * (1 - 1e-6), alone, *ends)
     assert math.sqrt(square) == pytest.approx(last**-0.5, rel=1e-3)
@@ -193,18 +193,18 @@ def test_its_stages_are_those_of_a_general_solver(sloped):
 def test_on_a_box_it_is_above_the_lower_bounds_and_lipsdp(seed, lo, width, activation):
     model, box = random_network(seed, (3, 6, 5, 2), activation), (lo, lo + width)
     with suppress(Refused):  # the network may be constant on the box
-        own = found(model, 3, box)
-        assert not crossings([found(model, 3, box, "jacobian", points=8), own])
-        assert found(model, 3, box, "lipsdp_neuron").value <= own.value * (1 + TIGHT)
+        upper = computed(model, 3, box)
+        assert not crossings([computed(model, 3, box, "jacobian", points=8), upper])
+        assert computed(model, 3, box, "lipsdp_neuron").value <= upper.value * (1 + TIGHT)
         if activation is not nn.GELU:
-            assert own.value <= found(model, 3, box, "eclipse_fast").value * (1 + 1e-8)
+            assert upper.value <= computed(model, 3, box, "eclipse_fast").value * (1 + 1e-8)
 
 
 def test_neurons_that_are_linear_on_a_box_cost_nothing():
     model = random_network(0, (3, 6, 6, 2), nn.ReLU).double()
     point = torch.full((3,), 0.4, dtype=torch.float64)
     expected = norm(torch.func.jacrev(model)(point).detach())
-    assert found(model, 3, (0.4, 0.4 + 1e-9)).value == pytest.approx(expected, rel=1e-9)
+    assert computed(model, 3, (0.4, 0.4 + 1e-9)).value == pytest.approx(expected, rel=1e-9)
 
 
 def test_stages_that_stop_early_help_the_layers_after_them():
@@ -216,9 +216,9 @@ def test_stages_that_stop_early_help_the_layers_after_them():
 @pytest.mark.parametrize(("iterations", "scale"), [(1, 1.0), (3, 1e-40), (1, 1e40), (200, 1e40)])
 def test_few_steps_and_any_scale_are_sound(iterations, scale):
     weights = [scale * weight for weight in random_weights(1, (4, 6, 5, 3))]
-    own = value(weights, iterations=iterations)
-    assert steepest(weights) <= own
-    assert own <= value(weights, name="product") * (1 + 1e-8)
+    upper = value(weights, iterations=iterations)
+    assert steepest(weights) <= upper
+    assert upper <= value(weights, name="product") * (1 + 1e-8)
 
 
 @pytest.mark.parametrize("scale", [1e-60, 1e60])
@@ -231,8 +231,8 @@ def test_layers_that_read_or_pass_on_nothing():
     weights = random_weights(2, (3, 5, 4, 2))
     weights[0][1], weights[1][:, 2], weights[1][3], weights[2][:, 0] = 0, 0, 0, 0
     assert steepest(weights) <= value(weights)
-    for place in range(3):
-        broken = [weight * (number != place) for number, weight in enumerate(weights)]
+    for idle in range(3):
+        broken = [weight * (number != idle) for number, weight in enumerate(weights)]
         with pytest.raises(Refused, match="the network is constant"):
             value(broken)
 
@@ -242,7 +242,7 @@ def test_what_is_no_chain_or_too_wide_is_refused():
     reason = bound("eclipse").refuses(as_network(pool, (4,)), L2, None)
     assert reason == "step '2' (MaxPool) is no layer of neurons between two dense ones."
     with pytest.raises(Refused, match="reads more than the neurons"):
-        found(pool, 4)
+        computed(pool, 4)
     wide = as_network(random_network(0, (2, 300, 3), nn.ReLU), (2,))
     reason = "a layer has 300 neurons, more than the 256 of most_neurons."
     assert bound("eclipse").refuses(wide, L2, None) == reason

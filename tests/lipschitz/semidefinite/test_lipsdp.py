@@ -55,8 +55,8 @@ def test_a_hand_computed_network(model, features, liplt, fast, lipsdp):
     if fast is not None:
         assert value("eclipse_fast", model, features) == pytest.approx(fast, rel=1e-6)
     for name in ("lipsdp_neuron", "lipsdp_layer"):
-        found = value(name, model, features)
-        assert lipsdp * (1 - 1e-9) <= found
+        upper = value(name, model, features)
+        assert lipsdp * (1 - 1e-9) <= upper
     assert value("lipsdp_neuron", model, features) == pytest.approx(lipsdp, rel=TIGHT)
 
 
@@ -77,16 +77,16 @@ def test_slopes_of_both_signs_have_no_closed_form():
 
 def formal_constant(network):
     # The largest norm over all slopes at their ends, of a network with few neurons.
-    unrolled, best = as_neuron_blocks(network), 0.0
-    lo, hi = (torch.cat([getattr(b, end) for b in unrolled.blocks]) for end in ("lo", "hi"))
+    blocks, best = as_neuron_blocks(network), 0.0
+    lo, hi = (torch.cat([getattr(b, end) for b in blocks.blocks]) for end in ("lo", "hi"))
     for bits in product([False, True], repeat=len(lo)):
         slopes, start = torch.where(torch.tensor(bits), hi, lo), 0
-        known = [torch.eye(unrolled.inputs, dtype=torch.float64)]
-        for block in unrolled.blocks:
-            own = slopes[start : start + len(block)].unsqueeze(1)
-            known.append(own * sum(m.values @ known[s] for s, m in block.reads.parts.items()))
+        known = [torch.eye(blocks.inputs, dtype=torch.float64)]
+        for block in blocks.blocks:
+            chosen = slopes[start : start + len(block)].unsqueeze(1)
+            known.append(chosen * sum(m.values @ known[s] for s, m in block.reads.parts.items()))
             start += len(block)
-        whole = sum(m.values @ known[s] for s, m in unrolled.output.parts.items())
+        whole = sum(m.values @ known[s] for s, m in blocks.output.parts.items())
         best = max(best, float(torch.linalg.matrix_norm(whole, 2)))
     return best
 
@@ -136,9 +136,9 @@ def all_cuts(weights):
     # The naive twin of LipLT for slopes in [0, 1]: a mean over all ways to cut the network.
     # Combettes and Pesquet, Lipschitz Certificates for Layered Network Structures Driven by
     # Averaged Activation Operators (2020), with all activations 1/2-averaged.
-    places, total = range(1, len(weights)), 0.0
+    positions, total = range(1, len(weights)), 0.0
     for count in range(len(weights)):
-        for cuts in combinations(places, count):
+        for cuts in combinations(positions, count):
             term = 1.0
             for start, stop in pairwise([0, *cuts, len(weights)]):
                 whole = torch.linalg.multi_dot([*reversed(weights[start:stop]), EYE])
@@ -200,20 +200,20 @@ def test_a_convolution_is_the_matrix_it_unrolls_to():
         plain[0].weight.copy_((model[0](images) - model[0](0 * images)).flatten(1).T)
         plain[2].weight.copy_(model[3].weight)
     network = as_network(model, (1, 4, 4))
-    found = load("lipbench.bounds", "lipsdp_neuron", Bound)().compute(network, L2, None).value
-    assert found == pytest.approx(value("lipsdp_neuron", plain, 16), rel=TIGHT)
+    upper = load("lipbench.bounds", "lipsdp_neuron", Bound)().compute(network, L2, None).value
+    assert upper == pytest.approx(value("lipsdp_neuron", plain, 16), rel=TIGHT)
 
 
 @given(st.integers(0, 1000), st.floats(-3, 3), st.floats(-2, 2))
 def test_whatever_multipliers_are_proposed_the_bound_holds(seed, noise, size):
     """Also those of a solver that was wrong: the kernel certifies or gets loose."""
     network = as_network(random_network(seed, (3, 4, 3, 2), nn.ReLU), (3,))
-    centred, formal = loop_transformation(as_neuron_blocks(network)), formal_constant(network)
-    best = propose(centred)
+    loops, formal = loop_transformation(as_neuron_blocks(network)), formal_constant(network)
+    best = propose(loops)
     rng = torch.Generator().manual_seed(seed)
     spoilt = torch.exp(noise * torch.randn(7, generator=rng, dtype=torch.float64))
-    found, _ = certify(centred, best.multipliers * spoilt, best.square * 10**size)
-    assert found >= formal * (1 - 1e-9)
+    certified, _ = certify(loops, best.multipliers * spoilt, best.square * 10**size)
+    assert certified >= formal * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("share", [0.7, 0.9, 0.999])
@@ -224,12 +224,12 @@ def test_a_solver_that_stops_too_early_proves_no_less_than_the_truth(share):
         layer.weight.abs_()
     whole = torch.linalg.multi_dot([layer.weight for layer in reversed(model[::2])])
     truth = float(torch.linalg.matrix_norm(whole, 2))
-    centred = loop_transformation(as_neuron_blocks(as_network(model, (2,))))
-    best = propose(centred)
-    assert certify(centred, best.multipliers, best.square)[0] == pytest.approx(truth, rel=1e-4)
+    loops = loop_transformation(as_neuron_blocks(as_network(model, (2,))))
+    best = propose(loops)
+    assert certify(loops, best.multipliers, best.square)[0] == pytest.approx(truth, rel=1e-4)
     claimed = best.square * share**2
     for multipliers in (best.multipliers, best.multipliers * share**2):
-        assert certify(centred, multipliers, claimed)[0] >= truth
+        assert certify(loops, multipliers, claimed)[0] >= truth
 
 
 @pytest.mark.parametrize("scales", [(1e-8, 1e-8), (1e-10, 1e10), (1e30, 1e30), (1e40, 1e-60)])
@@ -272,11 +272,11 @@ def test_a_constant_network_is_refused(name, layer):
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_no_multiplier_that_is_no_positive_number_proves_anything(bad):
-    centred = loop_transformation(as_neuron_blocks(as_network(MAXIMUM, (2,))))
-    best = propose(centred)
+    loops = loop_transformation(as_neuron_blocks(as_network(MAXIMUM, (2,))))
+    best = propose(loops)
     spoilt = best.multipliers.clone()
     spoilt[1] = bad
-    assert certify(centred, spoilt, best.square)[0] == math.inf
+    assert certify(loops, spoilt, best.square)[0] == math.inf
 
 
 def test_multipliers_that_couple_neurons_are_not_offered():
@@ -287,13 +287,13 @@ def test_multipliers_that_couple_neurons_are_not_offered():
 @pytest.mark.parametrize("name", RELAXED)
 def test_a_value_that_its_certificate_does_not_prove_is_found_out(name):
     network = as_network(random_network(0, (4, 5, 3), nn.ReLU), (4,))
-    found = load("lipbench.bounds", name, Bound)().compute(network, L2, None)
-    lie = type(found)(**{**vars(found), "value": found.value * 0.999})
+    upper = load("lipbench.bounds", name, Bound)().compute(network, L2, None)
+    lie = type(upper)(**{**vars(upper), "value": upper.value * 0.999})
     assert "prove" in recheck(network, lie)[0].message
     model = random_network(0, (4, 5, 3), nn.ReLU)
     with torch.no_grad():
         model[2].weight.mul_(2)
-    assert "prove" in recheck(as_network(model, (4,)), found)[0].message
+    assert "prove" in recheck(as_network(model, (4,)), upper)[0].message
 
 
 def by_cvxpy(model):
@@ -307,13 +307,13 @@ def by_cvxpy(model):
     matrix = 0
     for number, (weight, multiplier) in enumerate(zip(weights[:-1], multipliers, strict=True)):
         # 2 Δφ' T Δz - 2 Δφ' T Δφ ≥ 0 for slopes in [0, 1].
-        reads, own = (torch.zeros(len(weight), total).numpy() for _ in range(2))
+        reads, neurons = (torch.zeros(len(weight), total).numpy() for _ in range(2))
         start = sum(sizes[:number])
         reads[:, start : start + sizes[number]] = weight
         start += sizes[number]
-        own[:, start : start + sizes[number + 1]] = torch.eye(len(weight)).numpy()
-        crossed = own.T @ cvxpy.diag(multiplier) @ reads
-        matrix += crossed + crossed.T - 2 * own.T @ cvxpy.diag(multiplier) @ own
+        neurons[:, start : start + sizes[number + 1]] = torch.eye(len(weight)).numpy()
+        crossed = neurons.T @ cvxpy.diag(multiplier) @ reads
+        matrix += crossed + crossed.T - 2 * neurons.T @ cvxpy.diag(multiplier) @ neurons
         last = start
     ends = torch.zeros(total, total).double().numpy()
     ends[last:, last:] = weights[-1].T @ weights[-1]
@@ -329,8 +329,8 @@ def by_cvxpy(model):
 def test_lipsdp_reaches_the_optimum_of_a_general_solver(widths):
     model = random_network(0, widths, nn.ReLU).double()
     expected = by_cvxpy(model)
-    found = value("lipsdp_neuron", model, widths[0])
-    assert found == pytest.approx(expected, rel=1e-6)
+    upper = value("lipsdp_neuron", model, widths[0])
+    assert upper == pytest.approx(expected, rel=1e-6)
     # The order of the bounds, with the optimum of that solver.
     larger = ("lipsdp_layer", "eclipse", "eclipse_fast", "liplt", "product")
     assert all(expected <= value(name, model, widths[0]) * (1 + 1e-6) for name in larger)
@@ -342,14 +342,14 @@ def test_lipsdp_reaches_the_optimum_of_a_general_solver(widths):
         model[0].bias.mul_(scale)
         model[2].weight.div_(scale)
     assert by_cvxpy(model) == pytest.approx(expected, rel=1e-6)
-    assert value("lipsdp_neuron", model, widths[0]) == pytest.approx(found, rel=1e-6)
+    assert value("lipsdp_neuron", model, widths[0]) == pytest.approx(upper, rel=1e-6)
 
 
 def test_its_own_gap_is_honest():
     """The proposal says how far it may be from the optimum."""
     model = random_network(0, (4, 6, 5, 3), nn.ReLU).double()
-    centred = loop_transformation(as_neuron_blocks(as_network(model, (4,))))
-    close, far = propose(centred, tolerance=1e-9), propose(centred, tolerance=1e-2)
+    loops = loop_transformation(as_neuron_blocks(as_network(model, (4,))))
+    close, far = propose(loops, tolerance=1e-9), propose(loops, tolerance=1e-2)
     assert close.gap <= 1e-9
     assert close.square * (1 - 1e-12) <= far.square
     assert far.square * (1 - far.gap) <= close.square

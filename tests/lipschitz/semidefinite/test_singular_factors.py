@@ -24,12 +24,12 @@ CLOSE = 1e-9  # the search ends within half of that, and rounding is less
 MANY = 10**6
 
 
-def found(model, features, domain=None, name="seqlip", **options):
+def computed(model, features, domain=None, name="seqlip", **options):
     return rechecked(name, model, features, L2, domain, **options)
 
 
 def value(weights, activation=nn.ReLU, **options):
-    return found(chained(weights, activation), weights[0].shape[1], **options).value
+    return computed(chained(weights, activation), weights[0].shape[1], **options).value
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def value(weights, activation=nn.ReLU, **options):
     ),
 )
 def test_a_hand_computed_network(model, features, expected):
-    assert found(model, features).value == pytest.approx(expected, rel=2 * CLOSE)
+    assert computed(model, features).value == pytest.approx(expected, rel=2 * CLOSE)
 
 
 @settings(max_examples=10)
@@ -65,9 +65,9 @@ def test_it_is_the_product_of_the_paper(seed, widths, sloped, rank):
     activation, *ends = sloped
     weights = random_weights(seed, widths, rank)
     expected = seqlip(weights, *ends) if len(weights) > 1 else norm(weights[0])
-    own = value(weights, activation)
-    assert expected * (1 - 1e-12) <= own
-    assert own == pytest.approx(expected, rel=len(widths) * CLOSE)
+    upper = value(weights, activation)
+    assert expected * (1 - 1e-12) <= upper
+    assert upper == pytest.approx(expected, rel=len(widths) * CLOSE)
 
 
 @settings(max_examples=6)
@@ -80,11 +80,11 @@ def test_it_is_the_product_of_the_paper(seed, widths, sloped, rank):
 def test_it_lies_between_all_corners_and_the_product(seed, widths, sloped, rank):
     activation, *ends = sloped
     weights = random_weights(seed, widths, rank)
-    own, formal = value(weights, activation), steepest(weights, *ends)
-    assert formal * (1 - 1e-9) <= own
-    assert own <= value(weights, activation, name="product") * (1 + CLOSE)
+    upper, formal = value(weights, activation), steepest(weights, *ends)
+    assert formal * (1 - 1e-9) <= upper
+    assert upper <= value(weights, activation, name="product") * (1 + CLOSE)
     if len(weights) == 2:
-        assert own == pytest.approx(formal, rel=2 * CLOSE)
+        assert upper == pytest.approx(formal, rel=2 * CLOSE)
 
 
 @st.composite
@@ -108,7 +108,7 @@ def problems(draw):
 
 def by_trying(left, right, lo, hi):
     bits = corners(len(lo), False, True).bool()
-    return max(norm(left * torch.where(own, hi, lo) @ right) for own in bits)
+    return max(norm(left * torch.where(chosen, hi, lo) @ right) for chosen in bits)
 
 
 @settings(max_examples=40)
@@ -133,8 +133,8 @@ def test_a_local_search_would_bound_nothing():
     left, right = (random_weights(seed, (8, 8))[0] for seed in (21, 22))
     bits = corners(8, 0.0, 1.0)
     values = torch.linalg.matrix_norm((left * bits.unsqueeze(1)) @ right, 2)
-    place = torch.arange(256)
-    others = torch.stack([values[place ^ (1 << bit)] for bit in range(8)])
+    index = torch.arange(256)
+    others = torch.stack([values[index ^ (1 << bit)] for bit in range(8)])
     stuck = values[(values >= others.amax(dim=0)) & (values < values.max() * 0.99)]
     assert len(stuck)
     ends = torch.zeros(8, dtype=torch.float64), torch.ones(8, dtype=torch.float64)
@@ -186,10 +186,10 @@ def test_the_scale_of_weights_changes_nothing_else(scale):
 @given(st.integers(0, 999), st.floats(-1, 1), st.floats(1e-3, 1))
 def test_on_a_box_it_is_above_the_lower_bounds_and_below_all_of_space(seed, lo, width):
     model, box = random_network(seed, (3, 6, 5, 2), nn.ReLU), (lo, lo + width)
-    own = found(model, 3, box)
-    lower = found(model, 3, box, "jacobian", points=8)
-    assert not crossings([lower, own])
-    assert own.value <= found(model, 3).value * (1 + CLOSE)
+    upper = computed(model, 3, box)
+    lower = computed(model, 3, box, "jacobian", points=8)
+    assert not crossings([lower, upper])
+    assert upper.value <= computed(model, 3).value * (1 + CLOSE)
 
 
 def test_layers_that_are_linear_on_a_box_are_multiplied_out():
@@ -197,7 +197,7 @@ def test_layers_that_are_linear_on_a_box_are_multiplied_out():
     box = (0.4, 0.4 + 1e-9)
     point = torch.full((3,), 0.4, dtype=torch.float64)
     expected = norm(torch.func.jacrev(model)(point).detach())
-    assert found(model, 3, box).value == pytest.approx(expected, rel=1e-9)
+    assert computed(model, 3, box).value == pytest.approx(expected, rel=1e-9)
 
 
 def spoilt(known, **proof):
@@ -208,30 +208,30 @@ def spoilt(known, **proof):
 def test_a_value_that_its_factors_do_not_prove_is_found_out(nodes):
     model = random_network(0, (4, 7, 6, 3), nn.ReLU)
     network = as_network(model, (4,))
-    own = bound("seqlip", nodes=nodes).compute(network, L2, None)
-    assert recheck(network, own) == []
-    lowered = replace(own, value=own.value * 0.999)
+    upper = bound("seqlip", nodes=nodes).compute(network, L2, None)
+    assert recheck(network, upper) == []
+    lowered = replace(upper, value=upper.value * 0.999)
     assert "the norms of its factors prove" in recheck(network, lowered)[0].message
-    assert recheck(network, spoilt(lowered, factors=own.proof["factors"] * 0.999**0.5))
+    assert recheck(network, spoilt(lowered, factors=upper.proof["factors"] * 0.999**0.5))
     for factors in (
-        own.proof["factors"][:1],
-        -own.proof["factors"],
-        own.proof["factors"] * math.nan,
+        upper.proof["factors"][:1],
+        -upper.proof["factors"],
+        upper.proof["factors"] * math.nan,
     ):
-        assert "prove inf" in recheck(network, spoilt(own, factors=factors))[0].message
+        assert "prove inf" in recheck(network, spoilt(upper, factors=factors))[0].message
     with torch.no_grad():
         model[2].weight.mul_(1.001)
-    assert recheck(as_network(model, (4,)), own)
+    assert recheck(as_network(model, (4,)), upper)
 
 
 def test_what_is_no_chain_is_refused_by_name():
     pool = nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2))
     assert "step '2' (MaxPool)" in bound("seqlip").refuses(as_network(pool, (4,)), L2, None)
     with pytest.raises(Refused, match="reads more than the neurons"):
-        found(pool, 4)
+        computed(pool, 4)
     steep = nn.Sequential(nn.Linear(2, 3), nn.CELU(-1.0))
     with pytest.raises(Refused, match="step '1' has slopes that are not bounded"):
-        found(steep, 2)
+        computed(steep, 2)
 
 
 def test_networks_it_cannot_do_are_refused_before():
