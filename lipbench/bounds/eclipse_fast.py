@@ -64,7 +64,7 @@ class ECLipsEFast(Bound):
 
 
 def _closed_form(network: NeuronBlocks) -> tuple[Tensor, float]:
-    """Return multipliers of the centred network, and the square of the bound.
+    """Return multipliers of the loop transformation, and the square of the bound.
 
     With X of the layer before (the identity at first), A = D(m) W and h half the width of the
     slopes, layer i gets l = 1/(2·λ_max(A X⁻¹ A')), and X = l·1 - l²·A X⁻¹ A'.

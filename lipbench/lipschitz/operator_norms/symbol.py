@@ -45,7 +45,7 @@ def largest_symbol_norm(step: Convolution, norms: Norms | None = None) -> float:
 
 
 def symbol_norm(step: Convolution, norms: Norms | None = None) -> Float[Tensor, ""]:
-    """Return that upper bound as a tensor: pure tensor code, with the gradient of `norms`."""
+    """Return an upper bound of ‖W‖₂ in pure tensor code, whose gradient is that of `norms`."""
     if step.padding_mode in ("reflect", "replicate"):
         return symbol_norm(_behind_padding(step), norms) * math.sqrt(_most_copies(step))
     periods, strides, repeats = [], [], 1.0

@@ -88,7 +88,7 @@ class Matrix:
         Args:
             linear: The function, of samples of a shape.
             absolute: The function with absolute values of its weights.
-            shape: That of one sample.
+            shape: The shape of a sample.
             terms: The most products that make up one result.
             sums: Whether the entries of its matrix are sums of weights, and rounded.
         """

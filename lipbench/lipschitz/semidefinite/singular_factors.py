@@ -61,7 +61,7 @@ def refactored(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored norms of factors prove.
 
     Each factor is searched for a corner with a larger norm, in as many nodes as were allowed when
-    its own was found; what does not hold comes out larger.
+    its norm was computed; what does not hold comes out larger.
     """
     stored, nodes = value.proof["factors"], int(value.proof["nodes"])
     chain = Chain.of(as_neuron_blocks(network), value.domain).merged
