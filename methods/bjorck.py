@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lipbench.layers.orthogonal import orthonormalised, polar
 from lipbench.method import Params
 from lipbench.method_families.contractive import Contractive, start_orthogonal
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 from lipbench.ranges import Rule, at_least
 
 
@@ -51,26 +51,26 @@ class Bjorck(Contractive):
         """Return the cost of a step in steps of standard training."""
         return 2.0 + 1.1 * self.iterations
 
-    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+    def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return the layer with a weight that is orthonormal as a matrix."""
-        layer = super().layer(part, rng)
+        layer = super().layer(site, rng)
         assert isinstance(layer.weight, Tensor)
         with torch.no_grad():
             start_orthogonal(layer.weight.view(len(layer.weight), -1), rng)
         return layer
 
-    def unfit(self, part: Part) -> str | None:
+    def unfit(self, site: LayerSite) -> str | None:
         """Return why a dense or convolutional layer cannot be replaced, or None."""
-        if isinstance(part.layer, nn.Conv2d) and part.layer.dilation != (1, 1):
-            return f"spread kernels have no version, got dilation {part.layer.dilation}"
+        if isinstance(site.layer, nn.Conv2d) and site.layer.dilation != (1, 1):
+            return f"spread kernels have no version, got dilation {site.layer.dilation}"
         return None
 
     def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
         """Return the orthonormal weight, of a convolution divided by its overlaps."""
         weight = raw["weight"]
         matrix = weight.flatten(1)
-        found = polar(matrix) if is_final else orthonormalised(matrix, self.iterations)
-        return {"weight": found.reshape(weight.shape) / math.sqrt(_overlaps(layer))}
+        orthonormal = polar(matrix) if is_final else orthonormalised(matrix, self.iterations)
+        return {"weight": orthonormal.reshape(weight.shape) / math.sqrt(_overlaps(layer))}
 
 
 def _overlaps(layer: nn.Module) -> int:

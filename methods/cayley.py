@@ -10,7 +10,7 @@ from lipbench.layers.stiefel import cayley
 from lipbench.method import Params
 from lipbench.method_families.contractive import Contractive
 from lipbench.method_families.periodic import misfit, periodic
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,10 @@ class Cayley(Contractive):
         """Return the cost of a step in steps of standard training."""
         return 3.0
 
-    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+    def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return the layer itself, or a periodic convolution."""
         return (
-            periodic(part, rng) if isinstance(part.layer, nn.Conv2d) else super().layer(part, rng)
+            periodic(site, rng) if isinstance(site.layer, nn.Conv2d) else super().layer(site, rng)
         )
 
     def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
@@ -53,6 +53,6 @@ class Cayley(Contractive):
             return {"weight": layer.remade(raw["weight"], cayley)}
         return {"weight": cayley(raw["weight"])}
 
-    def unfit(self, part: Part) -> str | None:
+    def unfit(self, site: LayerSite) -> str | None:
         """Return why a convolution has no periodic version, or None."""
-        return misfit(part)
+        return misfit(site)

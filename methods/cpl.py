@@ -79,4 +79,4 @@ class CPL(ContractiveResidual):
 
 
 def _operators(net: Net) -> list[Linear]:
-    return [found for step in net.steps.steps if (found := operator(step)) is not None]
+    return [linear for step in net.steps.steps if (linear := operator(step)) is not None]

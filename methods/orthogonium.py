@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from lipbench.method_families.library_layers import Borrowed
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class Orthogonium(Borrowed):
             self.orthogonaliser
         ]
 
-    def unfit(self, part: Part) -> str | None:
+    def unfit(self, site: LayerSite) -> str | None:
         """Return why a dense or convolutional layer has no version, or None."""
-        layer = part.layer
+        layer = site.layer
         if not isinstance(layer, nn.Conv2d):
             return None
         if len({*layer.kernel_size}) > 1 or len({*layer.stride}) > 1:

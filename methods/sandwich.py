@@ -14,7 +14,7 @@ from lipbench.layers.stiefel import cayley
 from lipbench.method import Params
 from lipbench.method_families.contractive import Contractive, start_orthogonal
 from lipbench.method_families.periodic import misfit, periodic
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 from lipbench.ranges import Rule, finite_positive
 
 _START = math.sqrt(2) - 1
@@ -74,27 +74,27 @@ class Sandwich(Contractive):
         """Return the network, with its layers replaced, between factors of √γ."""
         layers = list(super().build(model, input_shape, rng).children())
         kinds = (nn.Linear, Circular, SandwichLayer, CircularSandwich)
-        last = max(place for place, layer in enumerate(layers) if isinstance(layer, kinds))
+        last = max(index for index, layer in enumerate(layers) if isinstance(layer, kinds))
         factor = [Normalise([0.0], [self.gamma**-0.5]) for _ in range(2)]
         return nn.Sequential(factor[0], *layers[: last + 1], factor[1], *layers[last + 1 :])
 
-    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+    def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return an orthogonal layer for the last, and others with the activation inside."""
-        if isinstance(part.layer, nn.Conv2d):
-            plain = periodic(part, rng)
-            return plain if part.is_last else _sandwiched(plain)
-        if part.is_last:
-            return super().layer(part, rng)
-        layer = part.layer
+        if isinstance(site.layer, nn.Conv2d):
+            plain = periodic(site, rng)
+            return plain if site.is_last else _sandwiched(plain)
+        if site.is_last:
+            return super().layer(site, rng)
+        layer = site.layer
         assert isinstance(layer, nn.Linear)
-        found = SandwichLayer(layer.in_features, layer.out_features, layer.out_features)
-        start_orthogonal(found.inner.weight, rng)
+        sandwich = SandwichLayer(layer.in_features, layer.out_features, layer.out_features)
+        start_orthogonal(sandwich.inner.weight, rng)
         with torch.no_grad():
             # Of M = [0; v·Q] with QᵀQ = I, the transform is [(1 - v²)/(1 + v²)·I; -2v/(1 + v²)·Q].
-            found.inner.weight.mul_(_START)
+            sandwich.inner.weight.mul_(_START)
             if isinstance(layer.bias, Tensor):
-                found.bias.copy_(layer.bias)
-        return found
+                sandwich.bias.copy_(layer.bias)
+        return sandwich
 
     def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
         """Return A and B, or the orthogonal weight."""
@@ -110,26 +110,26 @@ class Sandwich(Contractive):
         outputs = raw["outer.weight"].shape[1]
         return {"outer.weight": both[:, :outputs], "inner.weight": both[:, outputs:]}
 
-    def unfit(self, part: Part) -> str | None:
+    def unfit(self, site: LayerSite) -> str | None:
         """Return why a convolution has no periodic version, or None."""
-        layer = part.layer
-        if isinstance(layer, nn.Conv2d) and not part.is_last and layer.stride != (1, 1):
+        layer = site.layer
+        if isinstance(layer, nn.Conv2d) and not site.is_last and layer.stride != (1, 1):
             return f"sandwich layers have no strides, got {layer.stride}"
-        return misfit(part)
+        return misfit(site)
 
-    def is_bent(self, part: Part) -> bool:
+    def is_bent(self, site: LayerSite) -> bool:
         """Return whether what replaces a layer holds an activation: all but the last do."""
-        return not part.is_last
+        return not site.is_last
 
 
 def _sandwiched(plain: Circular) -> CircularSandwich:
     """Return a layer that starts with a kernel for B, and 0 for A, before their transform."""
     hidden, channels = plain.weight.shape[:2]
-    found = CircularSandwich((hidden, channels), plain.size, plain.taps)
+    sandwich = CircularSandwich((hidden, channels), plain.size, plain.taps)
     with torch.no_grad():
         # Then the squares of all singular values have the mean that those of dense layers have.
         factor = _START * (min(hidden, channels) / hidden) ** 0.5
-        found.inner.weight.copy_(factor * plain.weight)
+        sandwich.inner.weight.copy_(factor * plain.weight)
         if plain.bias is not None:
-            found.bias.copy_(plain.bias)
-    return found
+            sandwich.bias.copy_(plain.bias)
+    return sandwich

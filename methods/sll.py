@@ -9,7 +9,7 @@ from lipbench.layers.diagonal_dominance import rescaled, rescaled_by_fewer
 from lipbench.layers.explanations import ConvResidual, Residual
 from lipbench.method import Params
 from lipbench.method_families.residual import ContractiveResidual
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class SLL(ContractiveResidual):
         """Return the cost of a step in steps of standard training."""
         return 3.0
 
-    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+    def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return the layer with log q besides V, which starts at 0; a single q would cancel."""
-        layer = super().layer(part, rng)
-        hidden = part.output_shape[0]
-        count = hidden if self.is_bent(part) else min(hidden, part.input_shape[0])
+        layer = super().layer(site, rng)
+        hidden = site.output_shape[0]
+        count = hidden if self.is_bent(site) else min(hidden, site.input_shape[0])
         if count > 1:
             layer.register_parameter("log_q", nn.Parameter(torch.zeros(count)))
         return layer

@@ -13,7 +13,7 @@ from lipbench.layers.stiefel import exponential, series
 from lipbench.method import Params
 from lipbench.method_families.contractive import Contractive
 from lipbench.method_families.periodic import misfit, periodic
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 from lipbench.ranges import Rule, at_least
 
 _REACH = 2.1
@@ -71,11 +71,11 @@ class SOC(Contractive):
         """Return the cost of a step in steps of standard training."""
         return 10.0
 
-    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+    def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return the layer itself, or a periodic convolution."""
-        if isinstance(part.layer, nn.Conv2d):
-            return periodic(part, rng)
-        return super().layer(part, rng)
+        if isinstance(site.layer, nn.Conv2d):
+            return periodic(site, rng)
+        return super().layer(site, rng)
 
     def explicit(self, layer: nn.Module, raw: Params, *, is_final: bool) -> Params:
         """Return the orthogonal weight."""
@@ -89,15 +89,15 @@ class SOC(Contractive):
         change = self._finished if is_final else self._turned
         return {"weight": layer.remade(weight * (_REACH / norm.clamp_min(least)), change)}
 
-    def unfit(self, part: Part) -> str | None:
+    def unfit(self, site: LayerSite) -> str | None:
         """Return why a convolution has no periodic version or a layer is too wide, or None."""
-        width = min(part.input_shape[-1], part.output_shape[-1])
-        if isinstance(part.layer, nn.Linear) and width > self.most_width:
+        width = min(site.input_shape[-1], site.output_shape[-1])
+        if isinstance(site.layer, nn.Linear) and width > self.most_width:
             return (
                 f"the exponential of a layer with {width} inputs or outputs takes long; raise "
                 f"most_width ({self.most_width}) to allow it"
             )
-        return misfit(part)
+        return misfit(site)
 
     def _turned(self, symbol: Complex[Tensor, "f g out in"]) -> Complex[Tensor, "f g out in"]:
         return series(symbol, self.terms)

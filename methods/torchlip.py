@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lipbench.method_families.library_layers import Borrowed
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class Torchlip(Borrowed):
         """Return the cost of a step in steps of standard training."""
         return {"bjorck": 7.0, "spectral": 5.0, "frobenius": 4.5}[self.variant]
 
-    def unfit(self, part: Part) -> str | None:
+    def unfit(self, site: LayerSite) -> str | None:
         """Return why a dense or convolutional layer has no version, or None."""
-        layer = part.layer
+        layer = site.layer
         if not isinstance(layer, nn.Conv2d):
             return None
         if layer.dilation != (1, 1):

@@ -15,7 +15,7 @@ from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
 from lipbench.networks.net import Net
 from lipbench.networks.network import walk
-from lipbench.networks.sequential import Part, parts
+from lipbench.networks.sequential import LayerSite, layer_sites
 from lipbench.networks.steps import AveragePool, MaxPool, Scale, Slope
 from lipbench.norm import Norm
 from lipbench.ranges import Rule, finite_at_least, finite_positive, require
@@ -71,13 +71,13 @@ class Contractive(Method):
             finite_positive("temperature", self.temperature),
         )
 
-    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+    def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return what replaces a dense or convolutional layer, with its initial V.
 
         Here it is the layer itself, whose weight starts orthogonal: a convolution's as the
         orthogonal matrix of its channels in the middle of the kernel, and 0 elsewhere.
         """
-        layer = copy.deepcopy(part.layer)
+        layer = copy.deepcopy(site.layer)
         assert isinstance(layer.weight, Tensor)
         start_orthogonal(layer.weight, rng)
         return layer
@@ -102,20 +102,20 @@ class Contractive(Method):
         A method that carries something from step to step, such as singular vectors, has this in
         place of `explicit`.
         """
-        found: Params = {}
-        for place, layer in net.skeleton.module.named_children():
+        effective: Params = {}
+        for path, layer in net.skeleton.module.named_children():
             names = [name for name, _ in layer.named_parameters()]
             if names:
-                raw = {name: net.params[f"{place}.{name}"] for name in names}
+                raw = {name: net.params[f"{path}.{name}"] for name in names}
                 made = self.explicit(layer, raw, is_final=is_final)
-                found |= {f"{place}.{name}": value for name, value in made.items()}
-        return found, state
+                effective |= {f"{path}.{name}": value for name, value in made.items()}
+        return effective, state
 
-    def unfit(self, part: Part) -> str | None:
+    def unfit(self, site: LayerSite) -> str | None:
         """Return why a dense or convolutional layer cannot be replaced, or None."""
         return None
 
-    def is_bent(self, part: Part) -> bool:
+    def is_bent(self, site: LayerSite) -> bool:
         """Return whether what replaces a layer holds an activation: none follows it then."""
         return False
 
@@ -124,11 +124,11 @@ class Contractive(Method):
         if data.task != "classification":
             return "the offset cross entropy needs classes"
         try:
-            is_bent, own = False, dict[int, str]()
-            for part in parts(model, data.dataset.input_shape):
-                _refuse_shared(part, own)
-                self._check(part, is_bent=is_bent)
-                is_bent = self.is_bent(part) if part.is_linear else is_bent
+            is_bent, owners = False, dict[int, str]()
+            for site in layer_sites(model, data.dataset.input_shape):
+                _refuse_shared(site, owners)
+                self._check(site, is_bent=is_bent)
+                is_bent = self.is_bent(site) if site.is_linear else is_bent
         except Refused as refusal:
             return str(refusal).removesuffix(".")
         return None
@@ -142,16 +142,16 @@ class Contractive(Method):
         """
         layers: list[nn.Module] = []
         is_bent = False
-        for part in parts(model, input_shape):
-            if part.is_linear:
-                layers.append(self.layer(part, rng))
-                is_bent = self.is_bent(part)
-            elif not part.is_activation or part.is_last:
-                layers.append(part.layer)
+        for site in layer_sites(model, input_shape):
+            if site.is_linear:
+                layers.append(self.layer(site, rng))
+                is_bent = self.is_bent(site)
+            elif not site.is_activation or site.is_last:
+                layers.append(site.layer)
             elif not is_bent:
                 kinds = {"maxmin": MaxMin, "relu": nn.ReLU}
                 kind = kinds.get(self.activation)
-                layers.append(part.layer if kind is None else kind())
+                layers.append(site.layer if kind is None else kind())
         return nn.Sequential(*layers)
 
     def loss(
@@ -161,8 +161,8 @@ class Contractive(Method):
         params, state = self.in_effect(net, state)
         outputs, buffers = net.with_params(params).train(batch.inputs)
         classes = torch.arange(outputs.shape[1], device=outputs.device)
-        own = (classes == batch.targets.unsqueeze(1)).to(outputs.dtype)
-        scaled = (outputs - h["offset"] * own) / h["temperature"]
+        one_hot = (classes == batch.targets.unsqueeze(1)).to(outputs.dtype)
+        scaled = (outputs - h["offset"] * one_hot) / h["temperature"]
         return h["temperature"] * batch.loss(scaled), {**state, "buffers": buffers}
 
     def effective(self, net: Net, state: State, h: Scalars) -> Params:
@@ -172,10 +172,10 @@ class Contractive(Method):
     def finish(self, net: Net, state: State, data: "Data", h: Scalars) -> Params:
         """Return the parameters in effect, computed in float64 and with converged iterations."""
         double = {name: value.detach().double() for name, value in net.params.items()}
-        found, _ = self.in_effect(net.with_params(double), state, is_final=True)
+        effective, _ = self.in_effect(net.with_params(double), state, is_final=True)
         return {
             **net.params,
-            **{name: value.to(net.params[name].dtype) for name, value in found.items()},
+            **{name: value.to(net.params[name].dtype) for name, value in effective.items()},
         }
 
     def claims(self, net: Net) -> Claim:
@@ -185,21 +185,21 @@ class Contractive(Method):
         # Weights are stored in single precision: every factor is rounded once.
         return Claim(norm=_L2, constant=math.prod(rest, start=1.0), tolerance=1e-5)
 
-    def _check(self, part: Part, *, is_bent: bool) -> None:
+    def _check(self, site: LayerSite, *, is_bent: bool) -> None:
         """Raise a refusal if the network with this layer would not be contractive."""
-        if part.is_linear:
-            reason = _strange(part) or self.unfit(part)
-        elif not part.is_activation or part.is_last:
-            reason = _expansion(part)
+        if site.is_linear:
+            reason = _strange(site) or self.unfit(site)
+        elif not site.is_activation or site.is_last:
+            reason = _expansion(site)
         elif is_bent:
             reason = None
         else:
-            reason = _expansion(part) if self.activation == "keep" else self._odd(part)
+            reason = _expansion(site) if self.activation == "keep" else self._odd(site)
         if reason is not None:
-            raise part.refusal(reason)
+            raise site.refusal(reason)
 
-    def _odd(self, part: Part) -> str | None:
-        channels = part.input_shape[0]
+    def _odd(self, site: LayerSite) -> str | None:
+        channels = site.input_shape[0]
         if self.activation == "relu" or channels % 2 == 0:
             return None
         return f"{channels} channels are no pairs to sort; make them even or set activation"
@@ -216,59 +216,59 @@ def start_orthogonal(weight: Float[Tensor, "out in *kernel"], rng: torch.Generat
         middle.copy_(matrix)
 
 
-def _refuse_shared(part: Part, own: dict[int, str]) -> None:
+def _refuse_shared(site: LayerSite, owners: dict[int, str]) -> None:
     """Refuse a layer with a weight that a layer before it has, too, and remember its own.
 
     What replaces the two would train apart.
     """
-    if part.is_linear:
-        first = own.setdefault(id(part.layer.weight), part.name)
-        if first != part.name:
-            raise part.refusal(f"it shares its weight with layer {first}, and layers are replaced")
+    if site.is_linear:
+        first = owners.setdefault(id(site.layer.weight), site.name)
+        if first != site.name:
+            raise site.refusal(f"it shares its weight with layer {first}, and layers are replaced")
 
 
-def _strange(part: Part) -> str | None:
+def _strange(site: LayerSite) -> str | None:
     """Return what a convolution has that no method replaces."""
-    layer = part.layer
+    layer = site.layer
     if not isinstance(layer, nn.Conv2d):
         return None
     if layer.groups != 1:
         return f"groups of channels have no version, got groups {layer.groups}"
     if layer.padding_mode not in ("zeros", "circular"):
         return f"padding with copies may expand distances, got {layer.padding_mode!r}"
-    if layer.padding_mode == "circular" and _repeats(part, layer):
+    if layer.padding_mode == "circular" and _repeats(site, layer):
         return "its circular padding is so wide that outputs repeat"
-    if layer.padding_mode == "circular" and _wraps_unevenly(part, layer):
+    if layer.padding_mode == "circular" and _wraps_unevenly(site, layer):
         return (
             f"its circular padding reads some pixels more often than others, for the stride "
-            f"{layer.stride} does not divide the image, of size {part.input_shape[1:]}"
+            f"{layer.stride} does not divide the image, of size {site.input_shape[1:]}"
         )
     return None
 
 
-def _repeats(part: Part, layer: nn.Conv2d) -> bool:
-    sizes = zip(part.input_shape[1:], part.output_shape[1:], layer.stride, strict=True)
+def _repeats(site: LayerSite, layer: nn.Conv2d) -> bool:
+    sizes = zip(site.input_shape[1:], site.output_shape[1:], layer.stride, strict=True)
     return any(stride * (outside - 1) >= inside for inside, outside, stride in sizes)
 
 
-def _wraps_unevenly(part: Part, layer: nn.Conv2d) -> bool:
+def _wraps_unevenly(site: LayerSite, layer: nn.Conv2d) -> bool:
     """Return whether windows overlap more around the edges than their size and stride say.
 
     Orthogonal kernels with strides are divided by the overlaps that there are elsewhere.
     """
     if isinstance(layer.padding, str):
         return False  # "same", which torch has for stride 1 only, or none
-    sizes = zip(part.input_shape[1:], layer.stride, layer.padding, strict=True)
+    sizes = zip(site.input_shape[1:], layer.stride, layer.padding, strict=True)
     return any(padding > 0 and inside % stride > 0 for inside, stride, padding in sizes)
 
 
-def _expansion(part: Part) -> str | None:
+def _expansion(site: LayerSite) -> str | None:
     """Return why a layer that stays could expand distances."""
-    if isinstance(part.layer, Normalise):
+    if isinstance(site.layer, Normalise):
         return None  # What it does to distances is claimed.
-    if isinstance(part.layer, nn.PReLU):
+    if isinstance(site.layer, nn.PReLU):
         return "its slope is trained, and may expand distances"
-    params, buffers = dict(part.layer.named_parameters()), dict(part.layer.named_buffers())
-    network = walk(part.layer, part.input_shape).bind(params, buffers)
+    params, buffers = dict(site.layer.named_parameters()), dict(site.layer.named_buffers())
+    network = walk(site.layer, site.input_shape).bind(params, buffers)
     most = math.prod(constant(step, _L2) for step in network.steps)
     return f"it can expand distances {most:.4g} times" if most > 1 + 1e-8 else None

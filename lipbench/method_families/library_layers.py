@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lipbench.method import Params, Scalars, State
 from lipbench.method_families.contractive import Contractive
 from lipbench.networks.net import Net
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 from lipbench.ranges import Rule
 
 if TYPE_CHECKING:
@@ -104,25 +104,25 @@ class Borrowed(Contractive):
             return _absent(type(self))
         return super().refuses(model, data)
 
-    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+    def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return a plain layer with the library's parameters beside it."""
-        plain = copy.deepcopy(part.layer)
-        own = self._own(plain, rng, torch.get_default_dtype())
+        plain = copy.deepcopy(site.layer)
+        borrowed = self._borrowed(plain, rng, torch.get_default_dtype())
         with torch.no_grad():
-            plain.get_parameter("weight").copy_(_weight(own))
-        return Slot(plain, [value.detach().clone() for value in _trained(own)])
+            plain.get_parameter("weight").copy_(_weight(borrowed))
+        return Slot(plain, [value.detach().clone() for value in _trained(borrowed)])
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return what the library's layers keep between steps."""
         library: dict[str, Tensor] = {}
         self._layers(net)
-        for place, slot in _slots(net):
-            raw = _raw(net, place, slot)
-            own = self._own(slot.plain, rng, raw[0].dtype).to(raw[0].device)
-            _load(_trained(own), raw)
+        for path, slot in _slots(net):
+            raw = _raw(net, path, slot)
+            borrowed = self._borrowed(slot.plain, rng, raw[0].dtype).to(raw[0].device)
+            _load(_trained(borrowed), raw)
             with torch.no_grad():
-                _weight(own)  # a first pass, as each step takes one
-            library |= {f"{place}.{name}": value.clone() for name, value in _kept(own)}
+                _weight(borrowed)  # a first pass, as each step takes one
+            library |= {f"{path}.{name}": value.clone() for name, value in _kept(borrowed)}
         return {"library": library}
 
     def loss(
@@ -132,12 +132,12 @@ class Borrowed(Contractive):
         params: Params = {}
         library = dict(state["library"])
         layers = self._layers(net)
-        for place, slot in _slots(net):
-            own = layers[place]
-            names = [f"{place}.{name}" for name, _ in _kept(own)]
-            turn = _Pass(own, [library[name] for name in names])
-            params[f"{place}.plain.weight"] = _Weight.apply(turn, *_raw(net, place, slot))
-            library |= dict(zip(names, turn.kept, strict=True))
+        for path, slot in _slots(net):
+            borrowed = layers[path]
+            names = [f"{path}.{name}" for name, _ in _kept(borrowed)]
+            computation = _Pass(borrowed, [library[name] for name in names])
+            params[f"{path}.plain.weight"] = _Weight.apply(computation, *_raw(net, path, slot))
+            library |= dict(zip(names, computation.kept, strict=True))
         value, state = super().loss(net.with_params(params), batch, state, draw, h)
         return value, {**state, "library": library}
 
@@ -145,23 +145,29 @@ class Borrowed(Contractive):
         """Return the network with the weights of the next step."""
         params = dict(net.params)
         layers = self._layers(net)
-        for place, slot in _slots(net):
-            own = layers[place]
-            _load([value for _, value in _kept(own)], _own_state(state["library"], place, own))
-            _load(_trained(own), _raw(net, place, slot))
+        for path, slot in _slots(net):
+            borrowed = layers[path]
+            _load(
+                [value for _, value in _kept(borrowed)],
+                _kept_values(state["library"], path, borrowed),
+            )
+            _load(_trained(borrowed), _raw(net, path, slot))
             with torch.no_grad():
-                params[f"{place}.plain.weight"] = _weight(own).clone()
+                params[f"{path}.plain.weight"] = _weight(borrowed).clone()
         return params
 
     def finish(self, net: Net, state: State, data: "Data", h: Scalars) -> Params:
         """Return the network with the weights that the library makes in the end."""
         params = dict(net.params)
-        for place, slot in _slots(net):
-            own = self._own(slot.plain, torch.Generator().manual_seed(0), torch.float64)
-            own = own.to(params[f"{place}.plain.weight"].device)
-            _load([value for _, value in _kept(own)], _own_state(state["library"], place, own))
-            _load(_trained(own), _raw(net, place, slot))
-            params[f"{place}.plain.weight"] = _settled(own).to(params[f"{place}.plain.weight"])
+        for path, slot in _slots(net):
+            borrowed = self._borrowed(slot.plain, torch.Generator().manual_seed(0), torch.float64)
+            borrowed = borrowed.to(params[f"{path}.plain.weight"].device)
+            _load(
+                [value for _, value in _kept(borrowed)],
+                _kept_values(state["library"], path, borrowed),
+            )
+            _load(_trained(borrowed), _raw(net, path, slot))
+            params[f"{path}.plain.weight"] = _settled(borrowed).to(params[f"{path}.plain.weight"])
         return params
 
     def _layers(self, net: Net) -> dict[str, nn.Module]:
@@ -171,17 +177,17 @@ class Borrowed(Contractive):
         `start` makes them before.
         """
         like = next(iter(net.params.values()))
-        layers = tuple((place, repr(slot.plain)) for place, slot in _slots(net))
+        layers = tuple((path, repr(slot.plain)) for path, slot in _slots(net))
         key = (type(self), repr(self), like.dtype, like.device, layers)
         if key not in _LAYERS:
             rng = torch.Generator().manual_seed(0)
             _LAYERS[key] = {
-                place: self._own(slot.plain, rng, like.dtype).to(like.device)
-                for place, slot in _slots(net)
+                path: self._borrowed(slot.plain, rng, like.dtype).to(like.device)
+                for path, slot in _slots(net)
             }
         return _LAYERS[key]
 
-    def _own(self, plain: nn.Module, rng: torch.Generator, dtype: torch.dtype) -> nn.Module:
+    def _borrowed(self, plain: nn.Module, rng: torch.Generator, dtype: torch.dtype) -> nn.Module:
         with _drawing(rng, dtype):
             return self.made(plain).train()
 
@@ -215,8 +221,8 @@ class _Pass:
         return self.weight.detach().clone()
 
     def backward(self, gradient: Tensor) -> tuple[Tensor, ...]:
-        found = torch.autograd.grad(self.weight, self.trained, gradient, allow_unused=True)
-        pairs = zip(found, self.trained, strict=True)
+        gradients = torch.autograd.grad(self.weight, self.trained, gradient, allow_unused=True)
+        pairs = zip(gradients, self.trained, strict=True)
         return tuple(torch.zeros_like(p) if g is None else g for g, p in pairs)
 
 
@@ -227,22 +233,22 @@ class _Weight(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(own: _Pass, *raw: Tensor) -> Tensor:
-        return own.forward(raw)
+    def forward(computation: _Pass, *raw: Tensor) -> Tensor:
+        return computation.forward(raw)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.own = inputs[0]
+        ctx.computation = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *_Back.apply(ctx.own, gradients[0]))
+        return (None, *_Back.apply(ctx.computation, gradients[0]))
 
 
 class _Back(torch.autograd.Function):
     @staticmethod
-    def forward(own: _Pass, gradient: Tensor) -> tuple[Tensor, ...]:
-        return own.backward(gradient)
+    def forward(computation: _Pass, gradient: Tensor) -> tuple[Tensor, ...]:
+        return computation.backward(gradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -258,13 +264,13 @@ def _absent(method: type[Borrowed]) -> str:
 
 
 def _slots(net: Net) -> Iterator[tuple[str, Slot]]:
-    for place, layer in net.skeleton.module.named_children():
+    for path, layer in net.skeleton.module.named_children():
         if isinstance(layer, Slot):
-            yield place, layer
+            yield path, layer
 
 
-def _raw(net: Net, place: str, slot: Slot) -> list[Tensor]:
-    return [net.params[f"{place}.raw.{number}"] for number in range(len(slot.raw))]
+def _raw(net: Net, path: str, slot: Slot) -> list[Tensor]:
+    return [net.params[f"{path}.raw.{number}"] for number in range(len(slot.raw))]
 
 
 def _trained(layer: nn.Module) -> list[Tensor]:
@@ -278,8 +284,8 @@ def _kept(layer: nn.Module) -> list[tuple[str, Tensor]]:
     return [*((name, value.detach()) for name, value in fixed), *layer.named_buffers()]
 
 
-def _own_state(library: dict[str, Tensor], place: str, layer: nn.Module) -> list[Tensor]:
-    return [library[f"{place}.{name}"] for name, _ in _kept(layer)]
+def _kept_values(library: dict[str, Tensor], path: str, layer: nn.Module) -> list[Tensor]:
+    return [library[f"{path}.{name}"] for name, _ in _kept(layer)]
 
 
 def _load(into: list[Tensor], values: "list[Tensor] | tuple[Tensor, ...]") -> None:

@@ -4,18 +4,18 @@ import torch
 from torch import nn
 
 from lipbench.layers.circular import Circular
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 
 
-def periodic(part: Part, rng: torch.Generator) -> Circular:
-    """Return what stands for a convolution, with its bias and with random numbers in its taps.
+def periodic(site: LayerSite, rng: torch.Generator) -> Circular:
+    """Return the circular convolution for a plain one, with its bias and random taps.
 
     A kernel that is larger than the image is cut to its size: further taps would meet others.
     """
-    layer = part.layer
+    layer = site.layer
     assert isinstance(layer, nn.Conv2d)
-    height, width = part.input_shape[1:]
-    found = Circular(
+    height, width = site.input_shape[1:]
+    circular = Circular(
         (layer.out_channels, layer.in_channels),
         (height, width),
         (min(layer.kernel_size[0], height), min(layer.kernel_size[1], width)),
@@ -23,17 +23,17 @@ def periodic(part: Part, rng: torch.Generator) -> Circular:
         bias=layer.bias is not None,
     )
     with torch.no_grad():
-        taps = found.middle()
+        taps = circular.middle()
         deviation = (taps.shape[1] * taps[0, 0].numel()) ** -0.5
         taps.copy_(deviation * torch.randn(taps.shape, generator=rng))
-        if layer.bias is not None and found.bias is not None:
-            found.bias.copy_(layer.bias)
-    return found
+        if layer.bias is not None and circular.bias is not None:
+            circular.bias.copy_(layer.bias)
+    return circular
 
 
-def misfit(part: Part) -> str | None:
+def misfit(site: LayerSite) -> str | None:
     """Return why a layer is a convolution that `periodic` cannot stand for, or None."""
-    layer = part.layer
+    layer = site.layer
     if not isinstance(layer, nn.Conv2d):
         return None
     if layer.dilation != (1, 1):
@@ -41,10 +41,10 @@ def misfit(part: Part) -> str | None:
     stride = layer.stride[0]
     if layer.stride != (stride, stride):
         return f"the stride must be the same along both axes, got {layer.stride}"
-    size = part.input_shape[1:]
-    if tuple(n * stride for n in part.output_shape[1:]) != size:
+    size = site.input_shape[1:]
+    if tuple(n * stride for n in site.output_shape[1:]) != size:
         return (
             f"an image around whose edges the kernel reads on, of size {size}, has 1/{stride} of "
-            f"it behind the layer, not {part.output_shape[1:]}; change padding or stride"
+            f"it behind the layer, not {site.output_shape[1:]}; change padding or stride"
         )
     return None

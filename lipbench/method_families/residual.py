@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lipbench.layers.explanations import ConvResidual, Residual
 from lipbench.method_families.contractive import Contractive
-from lipbench.networks.sequential import Part
+from lipbench.networks.sequential import LayerSite
 from lipbench.networks.steps import Contraction, ConvContraction, Dense, Linear, Step
 
 
@@ -23,20 +23,20 @@ class ContractiveResidual(Contractive):
     with entries in [0, 1], which are symmetric with eigenvalues in [-1, 1].
     """
 
-    def is_bent(self, part: Part) -> bool:
+    def is_bent(self, site: LayerSite) -> bool:
         """Return whether a layer keeps the shape of what it reads."""
-        layer = part.layer
-        if part.input_shape != part.output_shape:
+        layer = site.layer
+        if site.input_shape != site.output_shape:
             return False
         if not isinstance(layer, nn.Conv2d):
             return True
         is_plain = layer.stride == layer.dilation == (1, 1)
         return is_plain and all(size % 2 for size in layer.kernel_size)
 
-    def layer(self, part: Part, rng: torch.Generator) -> nn.Module:
+    def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return the residual or linear layer, whose weight starts orthogonal."""
-        linear = super().layer(part, rng)
-        if not self.is_bent(part):
+        linear = super().layer(site, rng)
+        if not self.is_bent(site):
             return linear
         weight, bias = linear.weight, linear.bias
         assert isinstance(weight, Tensor)

@@ -27,8 +27,8 @@ _OTHERS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """A layer and where it stands."""
+class LayerSite:
+    """A layer of a chain, and where it stands there."""
 
     name: str
     layer: nn.Module
@@ -52,8 +52,8 @@ class Part:
         return refuse(self.layer, self.name, reason)
 
 
-def parts(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Part, ...]:
-    """Return the layers of a chain in order.
+def layer_sites(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerSite, ...]:
+    """Return the layers of a chain in order, with their shapes.
 
     Raises:
         Refused: If the module is no `nn.Sequential`, or a layer is neither dense nor a
@@ -61,7 +61,7 @@ def parts(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Part, ...]:
     """
     layers = _layers(module)
     linear = [number for number, layer in enumerate(layers) if _is_linear(layer)]
-    found: list[Part] = []
+    sites: list[LayerSite] = []
     like = next(module.parameters(), torch.empty(0))
     values = like.detach().new_zeros(1, *input_shape)
     with torch.no_grad():
@@ -69,15 +69,15 @@ def parts(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Part, ...]:
             before = tuple(values.shape[1:])
             _refuse_flat(layer, str(number), before)
             values = layer(values)
-            part = Part(
+            site = LayerSite(
                 name=str(number),
                 layer=layer,
                 input_shape=before,
                 output_shape=tuple(values.shape[1:]),
                 is_last=not linear or number >= linear[-1],
             )
-            found.append(part)
-    return tuple(found)
+            sites.append(site)
+    return tuple(sites)
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:

@@ -18,7 +18,7 @@ from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations import neuron_blocks
 from lipbench.networks.network import as_network
-from lipbench.networks.sequential import parts
+from lipbench.networks.sequential import layer_sites
 from lipbench.norm import Norm
 from lipbench.registry import load
 from lipbench.training.optimiser import Optimizer
@@ -193,9 +193,9 @@ def test_the_factors_stand_around_all_layers_but_the_output_activation():
 def a_convolution(channels=(4, 2), seed=0):
     first = nn.Conv2d(channels[1], channels[0], 3, padding=1)
     model = nn.Sequential(first, nn.Flatten(), nn.Linear(25 * channels[0], 5))
-    part = parts(model, (channels[1], 5, 5))[0]
+    site = layer_sites(model, (channels[1], 5, 5))[0]
     rng = torch.Generator().manual_seed(seed)
-    layer = a_method("sandwich").layer(part, rng).double()
+    layer = a_method("sandwich").layer(site, rng).double()
     with torch.no_grad():
         for value in layer.parameters():
             value.add_(torch.randn(value.shape, generator=rng, dtype=torch.float64) / 3)
