@@ -31,12 +31,12 @@ class Constant:
 
 @dataclass(frozen=True)
 class Call:
-    """Steps that have no place in the network yet."""
+    """Steps that have no site in the network yet."""
 
     sources: tuple[fx.Node, ...]
     """The values that the first step reads; each other step reads the one before."""
-    place: Callable[[Site], Reader | list[Reader]]
-    """Returns the steps at their place; raises `NoRule` if the shapes there have no rule."""
+    readers_at: Callable[[Site], Reader | list[Reader]]
+    """Returns the readers of the steps at a site; raises `NoRule` if its shapes have no rule."""
 
 
 Rule = Callable[..., Call]
@@ -60,10 +60,10 @@ def refuse_values(*settings: Argument) -> None:
     Raises:
         NoRule: If one is a value of the network, or a tensor.
     """
-    found: list[fx.Node] = []
-    fx.node.map_arg(settings, found.append)
-    if found:
-        raise NoRule(f"its setting {found[0].name!r} is computed, and no constant")
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(settings, nodes.append)
+    if nodes:
+        raise NoRule(f"its setting {nodes[0].name!r} is computed, and no constant")
     for setting in _leaves(settings):
         if isinstance(setting, Constant):
             raise NoRule(f"its setting {told(setting)} is a tensor")

@@ -19,11 +19,11 @@ _SORTS = (torch.sort, "sort")
 _VALUES = (0, "values")
 
 
-def part(node: fx.Node, index: Any) -> Call:
-    """Return the values among what sorting or an extreme along an axis returns.
+def item(node: fx.Node, index: Any) -> Call:
+    """Return the item of a sort, or of an extreme along an axis, that holds the values.
 
     Raises:
-        NoRule: If `node` is neither, or `index` asks for places.
+        NoRule: If `node` is neither, or `index` asks for the indices.
     """
     if node.target in _SORTS:
         call = _sorted(*node.args, **node.kwargs)
@@ -43,11 +43,13 @@ def both(tensors: Argument, axis: Argument) -> Call | None:
     """
     if not isinstance(tensors, tuple | list) or len(tensors) != 2:
         return None
-    found = [_pair(node) for node in tensors]
-    (one, first), (other, second) = found
-    if one is None or other is None or one == other or set(first) != set(second):
+    (is_larger, values), (is_next_larger, others) = [_pair(node) for node in tensors]
+    if is_larger is None or is_next_larger is None or is_larger == is_next_larger:
         return None
-    return _compared(first[0], first[1], axis, lambda pairs: pairs.unbind(-1)[:: 1 if one else -1])
+    if set(values) != set(others):
+        return None
+    order = 1 if is_larger else -1
+    return _compared(values[0], values[1], axis, lambda pairs: pairs.unbind(-1)[::order])
 
 
 def _pair(node: Argument) -> tuple[bool | None, tuple[fx.Node, ...]]:
@@ -75,13 +77,13 @@ def _extreme_of_axis(is_larger: bool) -> Rule:
     return rule
 
 
-def _compared(one: fx.Node, other: fx.Node, axis: Argument, give: Any) -> Call:
+def _compared(first: fx.Node, second: fx.Node, axis: Argument, give: Any) -> Call:
     """Return what is given of pairs of numbers, the larger first, side by side along an axis."""
     refuse_values(axis)
     # The order of two values does not matter to the larger and the smaller.
-    whole = _halved(one, other, axis) or _halved(other, one, axis)
+    whole = _halved(first, second, axis) or _halved(second, first, axis)
 
-    def place(site: Site) -> list[Reader]:
+    def readers_at(site: Site) -> list[Reader]:
         shape = tuple(site.input_shapes[0])
         ndim = len(shape) + 1
         if not shape or axis % ndim == 0 or len(set(site.input_shapes)) > 1:
@@ -104,13 +106,13 @@ def _compared(one: fx.Node, other: fx.Node, axis: Argument, give: Any) -> Call:
         )
         return chain.readers
 
-    return Call((one, other) if whole is None else (whole,), place)
+    return Call((first, second) if whole is None else (whole,), readers_at)
 
 
-def _halved(one: fx.Node, other: fx.Node, axis: int) -> fx.Node | None:
+def _halved(first: fx.Node, second: fx.Node, axis: int) -> fx.Node | None:
     """Return the value of whose two halves along an axis these are, in order, or None."""
     origins = []
-    for number, node in enumerate((one, other)):
+    for number, node in enumerate((first, second)):
         if node.target is not operator.getitem or node.args[1] != number:
             return None
         origins.append(node.args[0])
@@ -120,7 +122,7 @@ def _halved(one: fx.Node, other: fx.Node, axis: int) -> fx.Node | None:
     if halves.target not in copies.PARTITIONS or halves.target in (torch.unbind, "unbind"):
         return None
     whole = halves.args[0] if halves.args else None
-    shapes = [node.meta["shape"] for node in (one, other)]
+    shapes = [node.meta["shape"] for node in (first, second)]
     if not isinstance(whole, fx.Node) or "shape" not in whole.meta or shapes[0] != shapes[1]:
         return None
     full, half = whole.meta["shape"], shapes[0]
@@ -145,11 +147,11 @@ def _along(
     if not isinstance(dim, int):
         raise NoRule("only an extreme along one axis of a sample has one")
     refuse_values(keepdim)
-    place = 0 if is_larger else -1
+    rank = 0 if is_larger else -1
     kept = [None] if keepdim else []
 
     def chosen(values: Tensor) -> Tensor:
-        return values[(..., place, *kept)]
+        return values[(..., rank, *kept)]
 
     return _ordered(input, dim, chosen, keeps_axis=bool(keepdim))
 
@@ -157,7 +159,7 @@ def _along(
 def _ordered(input: Argument, dim: int, chosen: Elementwise, *, keeps_axis: bool = True) -> Call:
     """Return what is chosen of numbers along an axis, the largest first."""
 
-    def place(site: Site) -> list[Reader]:
+    def readers_at(site: Site) -> list[Reader]:
         (shape,) = site.input_shapes
         at = dim % (len(shape) + 1)
         if at == 0:
@@ -175,11 +177,11 @@ def _ordered(input: Argument, dim: int, chosen: Elementwise, *, keeps_axis: bool
         chain.copy(site.output_shape, back)
         return chain.readers
 
-    return Call((source(input),), place)
+    return Call((source(input),), readers_at)
 
 
 class _Chain:
-    """Steps at one place, each reading the one before."""
+    """Steps at one site, each reading the one before."""
 
     def __init__(self, site: Site, shapes: tuple[Shape, ...]) -> None:
         self._site, self._shapes = site, shapes
@@ -187,7 +189,7 @@ class _Chain:
 
     def add(self, kind: type[steps.Step], shape: Shape, **settings: Any) -> None:
         site = Site(name=self._site.name, input_shapes=self._shapes, output_shape=shape)
-        step = kind(**site.place, **settings)
+        step = kind(**site.fields, **settings)
         self.readers.append(lambda tensors: step)
         self._shapes = (shape,)
 

@@ -27,7 +27,7 @@ def scaled(target: Any, arguments: tuple[Argument, ...], settings: dict[str, Any
         NoRule: If it does something else with a constant.
     """
     targets = [*_ADDITIONS, *_SUBTRACTIONS, *_PRODUCTS, *_QUOTIENTS]
-    constants = [one for one in arguments if isinstance(one, Constant)]
+    constants = [argument for argument in arguments if isinstance(argument, Constant)]
     if target not in targets or not constants:
         return None
     if len(arguments) != 2 or len(constants) != 1 or settings:
@@ -37,16 +37,16 @@ def scaled(target: Any, arguments: tuple[Argument, ...], settings: dict[str, Any
         raise NoRule("a quotient by a value has no constant on all of space")
     value, comes_first = source(arguments[arguments[0] is constant]), arguments[0] is constant
 
-    def place(site: Site) -> Reader:
-        shape = _own_shape(constant, site)
+    def readers_at(site: Site) -> Reader:
+        shape = _sample_shape(constant, site)
 
         def read(tensors: Tensors) -> steps.Step:
-            own = tensors[constant.name].reshape(shape)
-            own = own if own.is_floating_point() else own.double()
-            factor, offset = _line(target, own, comes_first)
+            tensor = tensors[constant.name].reshape(shape)
+            tensor = tensor if tensor.is_floating_point() else tensor.double()
+            factor, offset = _line(target, tensor, comes_first)
             is_weight = target in _PRODUCTS and constant.is_parameter
             return steps.Scale(
-                **site.place,
+                **site.fields,
                 factor=factor,
                 offset=offset,
                 weight_name=constant.name if is_weight else None,
@@ -54,22 +54,22 @@ def scaled(target: Any, arguments: tuple[Argument, ...], settings: dict[str, Any
 
         return read
 
-    return Call((value,), place)
+    return Call((value,), readers_at)
 
 
 def _line(target: Any, constant: Tensor, comes_first: bool) -> tuple[Tensor, Tensor]:
     """Return factor and offset of x ↦ factor·x + offset."""
-    one, zero = torch.ones_like(constant), torch.zeros_like(constant)
+    ones, zeros = torch.ones_like(constant), torch.zeros_like(constant)
     if target in _ADDITIONS:
-        return one, constant
+        return ones, constant
     if target in _SUBTRACTIONS:
-        return (-one, constant) if comes_first else (one, -constant)
+        return (-ones, constant) if comes_first else (ones, -constant)
     if target in _PRODUCTS:
-        return constant, zero
-    return 1 / constant, zero
+        return constant, zeros
+    return 1 / constant, zeros
 
 
-def _own_shape(constant: Constant, site: Site) -> Shape:
+def _sample_shape(constant: Constant, site: Site) -> Shape:
     """Return the shape of a constant as it meets one sample.
 
     Raises:
@@ -80,7 +80,7 @@ def _own_shape(constant: Constant, site: Site) -> Shape:
     if len(shape) == len(value) + 1 and shape[0] == 1:
         shape = shape[1:]
     fits = len(shape) <= len(value) and all(
-        own in (1, length) for own, length in zip(shape[::-1], value[::-1], strict=False)
+        size in (1, length) for size, length in zip(shape[::-1], value[::-1], strict=False)
     )
     if not fits or site.output_shape != value:
         raise NoRule(f"the tensor {constant.name!r} has another shape than one sample")
@@ -100,18 +100,18 @@ def _dense(
 ) -> Call:
     matrix, offset = _tensor(weight), None if bias is None else _tensor(bias)
 
-    def place(site: Site) -> Reader:
+    def readers_at(site: Site) -> Reader:
         if len(site.input_shapes[0]) != 1 or len(matrix.shape) != 2:
             raise NoRule("only vectors have one")
         return lambda tensors: steps.Dense(
-            **site.place,
+            **site.fields,
             weight=turned(tensors[matrix.name]),
             bias=None if offset is None else tensors[offset.name],
             weight_name=matrix.name,
             bias_name=None if offset is None else offset.name,
         )
 
-    return Call((source(input),), place)
+    return Call((source(input),), readers_at)
 
 
 def _convolution(axes: int) -> Rule:
@@ -128,11 +128,11 @@ def _convolution(axes: int) -> Rule:
         refuse_values(stride, padding, dilation, groups)
         apart = _each(dilation, axes)
 
-        def place(site: Site) -> Reader:
+        def readers_at(site: Site) -> Reader:
             if len(site.input_shapes[0]) != axes + 1:
                 raise NoRule("only samples with channels have one")
             return lambda tensors: steps.Convolution(
-                **site.place,
+                **site.fields,
                 weight=tensors[kernel.name],
                 bias=None if offset is None else tensors[offset.name],
                 weight_name=kernel.name,
@@ -144,7 +144,7 @@ def _convolution(axes: int) -> Rule:
                 groups=groups,
             )
 
-        return Call((source(input),), place)
+        return Call((source(input),), readers_at)
 
     return rule
 

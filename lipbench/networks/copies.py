@@ -57,8 +57,8 @@ def copying(function: Callable[..., Tensor]) -> Rule:
     return rule
 
 
-def part(target: Any, arguments: tuple[Any, ...], settings: dict[str, Any], index: Any) -> Call:
-    """Return one part of what a partition such as `chunk` makes of a value.
+def item(target: Any, arguments: tuple[Any, ...], settings: dict[str, Any], index: Any) -> Call:
+    """Return one item of what a partition such as `chunk` makes of a value.
 
     Raises:
         NoRule: If the function is none.
@@ -73,7 +73,7 @@ def part(target: Any, arguments: tuple[Any, ...], settings: dict[str, Any], inde
 
 
 def each_sample(copy: Elementwise, shape: Shape) -> bool:
-    """Return whether a function copies entries of a sample to the same places of this sample."""
+    """Return whether a function copies entries of each sample within this sample, alike for all."""
     size = math.prod(shape)
     numbers = torch.arange(1.0, 2 * size + 1, dtype=torch.float64).reshape(2, *shape)
     try:
@@ -88,14 +88,14 @@ def each_sample(copy: Elementwise, shape: Shape) -> bool:
 
 
 def step(copy: Elementwise, site: Site) -> Reader:
-    """Return the step of such a function at its place.
+    """Return the step of a function that copies entries, at its site.
 
     Raises:
         NoRule: If it does anything else.
     """
     if not each_sample(copy, site.input_shapes[0]):
         raise NoRule("it does more than to copy entries of a sample")
-    made = steps.Copy(**site.place, copy=copy)
+    made = steps.Copy(**site.fields, copy=copy)
     return lambda tensors: made
 
 
@@ -107,30 +107,30 @@ def _expand(input: Argument, *sizes: Argument) -> Call:
     wanted = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     refuse_values(wanted)
 
-    def place(site: Site) -> Reader:
+    def readers_at(site: Site) -> Reader:
         if len(wanted) != len(site.input_shapes[0]) + 1:
             raise NoRule("only axes of one sample have one")
         return step(lambda values: values.expand(-1, *wanted[1:]), site)
 
-    return Call((source(input),), place)
+    return Call((source(input),), readers_at)
 
 
 def _indexed(input: Argument, index: Argument) -> Call:
-    parts = index if isinstance(index, tuple) else (index,)
-    refuse_values(*[part for part in parts if not isinstance(part, Constant)])
+    entries = index if isinstance(index, tuple) else (index,)
+    refuse_values(*[entry for entry in entries if not isinstance(entry, Constant)])
 
-    def place(site: Site) -> Reader:
+    def readers_at(site: Site) -> Reader:
         def read(tensors: Tensors) -> steps.Step:
-            places = tuple(
-                tensors[part.name] if isinstance(part, Constant) else part for part in parts
+            indices = tuple(
+                tensors[entry.name] if isinstance(entry, Constant) else entry for entry in entries
             )
-            if not each_sample(lambda values: values[places], site.input_shapes[0]):
+            if not each_sample(lambda values: values[indices], site.input_shapes[0]):
                 raise Refused(f"step {site.name!r} does more than to copy entries of a sample.")
-            return steps.Copy(**site.place, copy=lambda values: values[places])
+            return steps.Copy(**site.fields, copy=lambda values: values[indices])
 
         return read
 
-    return Call((source(input),), place)
+    return Call((source(input),), readers_at)
 
 
 def _interpolated(

@@ -28,7 +28,7 @@ def read_call(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> Call:
         NoRule: If the function has no rule, or none for these arguments.
     """
     known: Any = constants
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: known.get(one, one))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda value: known.get(value, value))
     try:
         return _read(node, tuple(args), dict(kwargs))
     except (TypeError, ValueError, OverflowError, IndexError) as error:
@@ -37,22 +37,22 @@ def read_call(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> Call:
 
 def _read(node: fx.Node, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> Call:
     whole: Any = node.args[0] if node.args else None
-    is_part = node.target in (operator.getitem, getattr) and isinstance(whole, fx.Node)
-    if is_part and "shape" not in whole.meta:  # one of several values
-        return _part(whole, node.args[1])
-    found = weighted.scaled(node.target, args, kwargs)
-    if found is not None:
-        return found
+    is_item = node.target in (operator.getitem, getattr) and isinstance(whole, fx.Node)
+    if is_item and "shape" not in whole.meta:  # one of several values
+        return _item(whole, node.args[1])
+    call = weighted.scaled(node.target, args, kwargs)
+    if call is not None:
+        return call
     rule = _RULES.get(node.target)
     if rule is None:
         raise NoRule
     return rule(*args, **kwargs)
 
 
-def _part(whole: fx.Node, index: Argument) -> Call:
+def _item(whole: fx.Node, index: Argument) -> Call:
     if whole.target in copies.PARTITIONS:
-        return copies.part(whole.target, whole.args, dict(whole.kwargs), index)
-    return comparisons.part(whole, index)
+        return copies.item(whole.target, whole.args, dict(whole.kwargs), index)
+    return comparisons.item(whole, index)
 
 
 def _like(layer: Callable[..., nn.Module]) -> Rule:
@@ -70,11 +70,11 @@ def _curved(curve: Curve) -> Rule:
     """Return the rule of an elementwise function that is no layer."""
 
     def rule(input: Argument) -> Call:
-        def place(site: Site) -> Reader:
+        def readers_at(site: Site) -> Reader:
             step = curve_step(curve, site)
             return lambda tensors: step
 
-        return Call((source(input),), place)
+        return Call((source(input),), readers_at)
 
     return rule
 
@@ -109,16 +109,16 @@ def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn
 
 def _combined(combine: Callable[..., Combination]) -> Rule:
     def rule(*args: Argument, **kwargs: Argument) -> Call:
-        found = combine(*args, **kwargs)
+        total = combine(*args, **kwargs)
 
-        def place(site: Site) -> Reader:
+        def readers_at(site: Site) -> Reader:
             if any(shape != site.output_shape for shape in site.input_shapes):
                 raise NoRule("the values differ in shape")
-            coefficients = tuple(coefficient for coefficient, _ in found.terms)
-            step = steps.Sum(**site.place, coefficients=coefficients, offset=found.offset)
+            coefficients = tuple(coefficient for coefficient, _ in total.terms)
+            step = steps.Sum(**site.fields, coefficients=coefficients, offset=total.offset)
             return lambda tensors: step
 
-        return Call(tuple(node for _, node in found.terms), place)
+        return Call(tuple(node for _, node in total.terms), readers_at)
 
     return rule
 
@@ -129,41 +129,41 @@ def _concatenate(tensors: Argument, dim: Argument = 0) -> Call:
     if compared is not None:
         return compared
 
-    def place(site: Site) -> Reader:
+    def readers_at(site: Site) -> Reader:
         axis = dim % (len(site.output_shape) + 1)
-        step = steps.Concatenation(**site.place, axis=axis)
+        step = steps.Concatenation(**site.fields, axis=axis)
         return lambda tensors: step
 
-    return Call(tuple(map(source, tensors)), place)
+    return Call(tuple(map(source, tensors)), readers_at)
 
 
 def _reshape(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
-    def place(site: Site) -> Reader:
+    def readers_at(site: Site) -> Reader:
         if math.prod(site.input_shapes[0]) != math.prod(site.output_shape):
             raise NoRule("it reads the numbers as another type")
-        step = steps.Rearrange(**site.place)
+        step = steps.Rearrange(**site.fields)
         return lambda tensors: step
 
-    return Call((source(input),), place)
+    return Call((source(input),), readers_at)
 
 
 def _soft(layer: Callable[..., nn.Module]) -> Rule:
     """Return the rule of a softmax; its functions and methods differ in the place of `dtype`."""
 
-    def rule(input: Argument, dim: Argument = None, *others: Argument, **named: Argument) -> Call:
+    def rule(input: Argument, dim: Argument = None, *extra: Argument, **named: Argument) -> Call:
         refuse_values(dim)
         named.pop("_stacklevel", None)
-        if any(one is not None for one in (*others, *named.values())):
+        if any(value is not None for value in (*extra, *named.values())):
             raise NoRule("it has one with a dim, and nothing else")
         if dim is None:
             raise NoRule("torch guesses its axis, give it as dim")
 
-        def place(site: Site) -> Reader:
+        def readers_at(site: Site) -> Reader:
             if dim % (len(site.output_shape) + 1) == 0:
                 raise NoRule("only along an axis of one sample it has one")
             return reader(layer(dim), site)
 
-        return Call((source(input),), place)
+        return Call((source(input),), readers_at)
 
     return rule
 
@@ -174,26 +174,26 @@ def _mean(
     refuse_values(dim, keepdim)
     axes = (dim,) if isinstance(dim, int) else tuple(dim or ())
 
-    def place(site: Site) -> Reader:
+    def readers_at(site: Site) -> Reader:
         number = len(site.input_shapes[0]) + 1
         if dtype is not None or not axes or 0 in [axis % number for axis in axes]:
             raise NoRule("only a mean over axes of one sample has one")
-        step = steps.AveragePool(**site.place, pool=lambda values: values.mean(axes, keepdim))
+        step = steps.AveragePool(**site.fields, pool=lambda values: values.mean(axes, keepdim))
         return lambda tensors: step
 
-    return Call((source(input),), place)
+    return Call((source(input),), readers_at)
 
 
 def _forms(rules: Mapping[str, Rule]) -> dict[Any, Rule]:
     """Return rules by function of torch and method of a tensor, also those that work in place."""
-    found: dict[Any, Rule] = {}
+    forms: dict[Any, Rule] = {}
     for name, rule in rules.items():
         for form in (name, f"{name}_"):
             homes = [home for home in (torch, F) if hasattr(home, form)]
-            found |= {getattr(home, form): rule for home in homes}
+            forms |= {getattr(home, form): rule for home in homes}
             if hasattr(torch.Tensor, form):
-                found[form] = rule
-    return found
+                forms[form] = rule
+    return forms
 
 
 _OPERATORS: dict[Any, Rule] = {

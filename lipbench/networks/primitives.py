@@ -32,7 +32,7 @@ class Site:
     output_shape: steps.Shape
 
     @property
-    def place(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Return the fields that every step has."""
         return {
             "name": self.name,
@@ -64,7 +64,7 @@ def reader(layer: nn.Module, site: Site) -> Reader:
 
 def curve_step(curve: Curve, site: Site) -> steps.Slope:
     """Return the step of an elementwise function."""
-    return steps.Slope(**site.place, **curve._asdict())
+    return steps.Slope(**site.fields, **curve._asdict())
 
 
 def refuse(layer: nn.Module, name: str, reason: str) -> Refused:
@@ -76,7 +76,7 @@ def _dense(layer: nn.Linear, site: Site) -> _LinearReader:
     bias = None if layer.bias is None else site.key("bias")
     weight = site.key("weight")
     return lambda tensors: steps.Dense(
-        **site.place,
+        **site.fields,
         weight=tensors[weight],
         bias=None if bias is None else tensors[bias],
         weight_name=weight,
@@ -91,7 +91,7 @@ def _convolution(layer: Any, site: Site) -> Reader:
     widths = layer._reversed_padding_repeated_twice
     padding = tuple((widths[i], widths[i + 1]) for i in range(len(widths) - 2, -1, -2))
     return lambda tensors: steps.Convolution(
-        **site.place,
+        **site.fields,
         weight=tensors[weight],
         bias=None if bias is None else tensors[bias],
         weight_name=weight,
@@ -109,7 +109,7 @@ def _circular(layer: Circular, site: Site) -> _LinearReader:
     weight = site.key("weight")
     height, width = layer.size
     return lambda tensors: steps.Convolution(
-        **site.place,
+        **site.fields,
         weight=tensors[weight],
         bias=None if bias is None else tensors[bias],
         weight_name=weight,
@@ -130,7 +130,7 @@ def _transposed_convolution(layer: Any, site: Site) -> Reader:
         (cut, cut - added) for cut, added in zip(layer.padding, layer.output_padding, strict=True)
     )
     return lambda tensors: steps.TransposedConvolution(
-        **site.place,
+        **site.fields,
         weight=tensors[weight],
         bias=None if bias is None else tensors[bias],
         weight_name=weight,
@@ -157,7 +157,7 @@ def _batch_norm(layer: Any, site: Site) -> Reader:
             factor = factor * tensors[weight]
             offset = offset * tensors[weight] + tensors[site.key("bias")]
         return steps.Scale(
-            **site.place,
+            **site.fields,
             factor=factor.reshape(-1, *axes),
             offset=offset.reshape(-1, *axes),
             weight_name=weight,
@@ -173,7 +173,7 @@ def _normalise(layer: Normalise, site: Site) -> Reader:
         factor = 1 / tensors[site.key("std")]
         offset = -tensors[site.key("mean")] * factor
         return steps.Scale(
-            **site.place, factor=factor.reshape(-1, *axes), offset=offset.reshape(-1, *axes)
+            **site.fields, factor=factor.reshape(-1, *axes), offset=offset.reshape(-1, *axes)
         )
 
     return read
@@ -201,14 +201,14 @@ def _spline(layer: Spline, site: Site) -> Reader:
 
 def _slopes(layer: Slopes, site: Site) -> Reader:
     step = steps.Slope(
-        **site.place, function=layer.function, lo=layer.lo, hi=layer.hi, claimed=True
+        **site.fields, function=layer.function, lo=layer.lo, hi=layer.hi, claimed=True
     )
     return lambda tensors: step
 
 
 def _residual(layer: Residual, site: Site) -> Reader:
     return lambda tensors: steps.Contraction(
-        **site.place,
+        **site.fields,
         weight=tensors[site.key("weight")],
         diagonal=tensors[site.key("diagonal")],
         bias=tensors[site.key("bias")],
@@ -219,7 +219,7 @@ def _residual(layer: Residual, site: Site) -> Reader:
 def _conv_residual(layer: ConvResidual, site: Site) -> Reader:
     weight, bias = site.key("weight"), site.key("bias")
     return lambda tensors: steps.ConvContraction(
-        **site.place,
+        **site.fields,
         operator=steps.Convolution(
             name=site.name,
             input_shapes=site.input_shapes,
@@ -251,14 +251,14 @@ def _sandwiched(
 ) -> Reader:
     hidden = (len(layer.bias), *site.input_shapes[0][1:])
 
-    def part(name: str, linear: nn.Module, shape: steps.Shape) -> _LinearReader:
+    def linear_reader(name: str, linear: nn.Module, shape: steps.Shape) -> _LinearReader:
         return read(linear, Site(name=site.key(name), input_shapes=(shape,), output_shape=hidden))
 
-    inner = part("inner", layer.inner, site.input_shapes[0])
-    outer = part("outer", layer.outer, site.output_shape)
+    inner = linear_reader("inner", layer.inner, site.input_shapes[0])
+    outer = linear_reader("outer", layer.outer, site.output_shape)
     channels = [-1] + [1] * axes
     return lambda tensors: steps.Sandwich(
-        **site.place,
+        **site.fields,
         outer=outer(tensors),
         inner=inner(tensors),
         scale=tensors[site.key("psi")].exp().reshape(channels),
@@ -268,7 +268,7 @@ def _sandwiched(
 
 
 def _rearrange(layer: nn.Module, site: Site) -> Reader:
-    step = steps.Rearrange(**site.place)
+    step = steps.Rearrange(**site.fields)
     return lambda tensors: step
 
 
@@ -287,7 +287,7 @@ def _max_pool(layer: Any, site: Site) -> Reader:
         return (setting,) * axes if isinstance(setting, int) else tuple(setting)
 
     step = steps.MaxPool(
-        **site.place,
+        **site.fields,
         pool=layer.forward,
         window=each(layer.kernel_size),
         stride=each(layer.stride),
@@ -300,22 +300,22 @@ def _max_pool(layer: Any, site: Site) -> Reader:
 def _average_pool(layer: nn.Module, site: Site) -> Reader:
     if (getattr(layer, "divisor_override", None) or 1) < 0:
         raise refuse(layer, site.name, "a negative divisor has no rule.")
-    step = steps.AveragePool(**site.place, pool=layer.forward)
+    step = steps.AveragePool(**site.fields, pool=layer.forward)
     return lambda tensors: step
 
 
 def _padding(layer: nn.Module, site: Site) -> Reader:
-    step = steps.Copy(**site.place, copy=layer.forward)
+    step = steps.Copy(**site.fields, copy=layer.forward)
     return lambda tensors: step
 
 
 def _group_sort(layer: GroupSort, site: Site) -> Reader:
-    step = steps.GroupSort(**site.place, group=layer.group)
+    step = steps.GroupSort(**site.fields, group=layer.group)
     return lambda tensors: step
 
 
 def _max_min(layer: MaxMin, site: Site) -> Reader:
-    step = steps.GroupSort(**site.place, group=2)
+    step = steps.GroupSort(**site.fields, group=2)
     return lambda tensors: step
 
 
@@ -325,7 +325,7 @@ def _softmax(layer: Any, site: Site) -> Reader:
     axis = layer.dim % (len(site.output_shape) + 1)
     if axis == 0:
         raise refuse(layer, site.name, "it mixes samples of a batch.")
-    step = steps.Softmax(**site.place, axis=axis, is_log=isinstance(layer, nn.LogSoftmax))
+    step = steps.Softmax(**site.fields, axis=axis, is_log=isinstance(layer, nn.LogSoftmax))
     return lambda tensors: step
 
 

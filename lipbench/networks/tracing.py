@@ -253,11 +253,11 @@ class _Reading:
 
     def _read_call(self, node: fx.Node, call: Call) -> None:
         try:
-            placed = call.place(self._site(node, self.forward.path(node), call.sources))
+            readers = call.readers_at(self._site(node, self.forward.path(node), call.sources))
         except NoRule as error:
             raise self._without_rule(node, error) from error
         inputs = tuple(self.values[source] for source in call.sources)
-        for read in placed if isinstance(placed, list) else [placed]:
+        for read in readers if isinstance(readers, list) else [readers]:
             self.nodes.append(Node(read=read, inputs=inputs))
             inputs = (len(self.nodes),)
         self.values[node] = len(self.nodes)
