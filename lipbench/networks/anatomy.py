@@ -47,7 +47,7 @@ def anatomy(model: Model, dataset: Dataset) -> Anatomy:
     """Return the sizes of a network; one that cannot be built or read seems to have no layers."""
     layers = _layers(model, dataset)
     outputs = [math.prod(layer.output_shape) for layer in layers]
-    products = sum(one.fan_in * size for one, size in zip(layers, outputs, strict=True))
+    products = sum(layer.fan_in * size for layer, size in zip(layers, outputs, strict=True))
     return Anatomy(
         numbers_per_sample=math.prod(dataset.input_shape) + sum(outputs),
         forward_products=float(products) if layers else math.nan,

@@ -56,10 +56,10 @@ def multiply(input: Operand, other: Operand) -> Combination:
     Raises:
         ValueError: If both are values.
     """
-    one, two = Combination.of(input), Combination.of(other)
-    if one.terms and two.terms:
+    first, second = Combination.of(input), Combination.of(other)
+    if first.terms and second.terms:
         raise ValueError("a product of two values has no constant on all of space")
-    values, factor = (one, two.offset) if one.terms else (two, one.offset)
+    values, factor = (first, second.offset) if first.terms else (second, first.offset)
     return values.each(lambda x: factor * x)
 
 

@@ -24,11 +24,11 @@ class LayerWeights:
     def tensors(self, known: Tensors) -> dict[str, Tensor]:
         """Return the derived tensors by name, given all parameters and buffers by name."""
         start = f"{self.path}." if self.path else ""
-        own = {f"layer.{name}": known[start + name] for name in _tensors(self.layer)}
+        stored = {f"layer.{name}": known[start + name] for name in _tensors(self.layer)}
         compute = _explanation_tensors if self.is_explanation else _effective_tensors
-        found = torch.func.functional_call(_Computation(self.layer, compute), own, ())
+        derived = torch.func.functional_call(_Computation(self.layer, compute), stored, ())
         prefix = f"{start}explain()." if self.is_explanation else start
-        return {prefix + name: tensor for name, tensor in found.items()}
+        return {prefix + name: tensor for name, tensor in derived.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +62,20 @@ class ForwardWeights:
 
 def name_of(path: str, node: fx.Node) -> str:
     """Return the name among the tensors of a network of what a node holds or computes."""
-    own = str(node.target) if node.op == "get_attr" else f"{node.name}()"
-    return f"{path}.{own}" if path else own
+    name = str(node.target) if node.op == "get_attr" else f"{node.name}()"
+    return f"{path}.{name}" if path else name
 
 
 def dependencies(wanted: Iterable[fx.Node], order: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
     """Return the nodes that others depend on, and these, in order."""
-    found: set[fx.Node] = set()
+    reached: set[fx.Node] = set()
     open_ = list(wanted)
     while open_:
         node = open_.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             open_ += node.all_input_nodes
-    return tuple(node for node in order if node in found)
+    return tuple(node for node in order if node in reached)
 
 
 def has_state(layer: nn.Module) -> bool:

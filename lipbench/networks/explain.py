@@ -30,8 +30,8 @@ def check_explanation(name: str, layer: nn.Module, input_shape: Shape) -> None:
     points = noise * scales.reshape(-1, *[1] * len(input_shape))
     for _ in range(20):
         points = points.detach().requires_grad_()
-        found, expected = explanation(points), layer(points)
-        gap = (found - expected).flatten(1).norm(dim=1)
+        explained, expected = explanation(points), layer(points)
+        gap = (explained - expected).flatten(1).norm(dim=1)
         scale = 1 + expected.flatten(1).norm(dim=1)
         worst = float((gap / scale).detach().max().nan_to_num(torch.inf))
         if worst > _TOLERANCE:

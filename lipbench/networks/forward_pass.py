@@ -35,12 +35,12 @@ class ForwardPass:
 
     def path(self, node: fx.Node) -> str:
         """Return the path of the module whose forward makes a call, and the call."""
-        return ".".join(part for part in (self.name, _caller(node), node.name) if part)
+        return ".".join(segment for segment in (self.name, _caller(node), node.name) if segment)
 
     def refusal(self, node: fx.Node, reason: str) -> Refused:
         """Return the refusal of a node; it names the module whose forward makes the call."""
         path = _caller(node)
-        name = ".".join(part for part in (self.name, path) if part)
+        name = ".".join(segment for segment in (self.name, path) if segment)
         return refuse(self.module.get_submodule(path), name, f"{reason}.")
 
 
@@ -145,8 +145,8 @@ class _Evaluation(fx.Interpreter):
 
 def _depending(graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes that depend on the arguments of the forward pass."""
-    found: set[fx.Node] = set()
+    moving: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(one in found for one in node.all_input_nodes):
-            found.add(node)
-    return found
+        if node.op == "placeholder" or any(source in moving for source in node.all_input_nodes):
+            moving.add(node)
+    return moving

@@ -267,9 +267,9 @@ class _PureBatchNorm(nn.Module):
 
 def _refuse_shared(module: nn.Module) -> None:
     first: dict[int, str] = {}
-    for place, part in module.named_modules():
-        for own, value in part.named_parameters(recurse=False):
-            name = f"{place}.{own}".lstrip(".")
+    for path, layer in module.named_modules():
+        for key, value in layer.named_parameters(recurse=False):
+            name = f"{path}.{key}".lstrip(".")
             known = first.setdefault(id(value), name)
             if known != name:
                 raise Refused(
@@ -286,15 +286,15 @@ def _active_dropout(module: nn.Module) -> str | None:
 
 
 def _with_pure_batch_norm(module: nn.Module) -> nn.Module | None:
-    found = [
+    names = [
         name
         for name, layer in module.named_modules()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
     ]
-    if not found:
+    if not names:
         return None
     module = copy.deepcopy(module)
-    for name in found:
+    for name in names:
         parent, _, child = name.rpartition(".")
         layer = module.get_submodule(name)
         assert isinstance(layer, nn.modules.batchnorm._BatchNorm)

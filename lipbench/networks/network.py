@@ -149,8 +149,8 @@ def as_network(
 
 def _refuse_strange_numbers(module: nn.Module) -> None:
     for path, layer in module.named_modules():
-        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
-        for name, tensor in own:
+        tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+        for name, tensor in tensors:
             if is_lazy(tensor):
                 raise refuse(
                     layer, path, f"its {name} has no shape yet; call it on an input first."
@@ -181,10 +181,10 @@ def _compare(network: Network, module: nn.Module, dtype: torch.dtype) -> None:
     inputs = noise * scales.reshape(-1, *[1] * len(network.input_shape))
     try:
         with torch.no_grad():
-            expected, found = module(inputs.clone()), network(inputs.clone())
+            expected, actual = module(inputs.clone()), network(inputs.clone())
     except RuntimeError as error:
         raise refuse(module, "", f"it cannot be evaluated in {dtype}: {error}") from error
     unit = max(_TOLERANCE, 1e4 * torch.finfo(dtype).eps)
     scale = 1 + float(expected.abs().max())
-    if expected.shape != found.shape or not float((found - expected).abs().max()) <= unit * scale:
+    if expected.shape != actual.shape or not float((actual - expected).abs().max()) <= unit * scale:
         raise refuse(module, "", "its steps, as they were read, compute another function.")

@@ -31,7 +31,7 @@ class Networks:
             modules: The networks as modules, if they are.
         """
         self.call, self.params, self.buffers, self.modules = call, params, buffers, tuple(modules)
-        self._parts: dict[tuple[int, ...], tuple[Tree, Tree]] = {}
+        self._subsets: dict[tuple[int, ...], tuple[Tree, Tree]] = {}
 
     @classmethod
     def of(cls, modules: Sequence[nn.Module]) -> "Networks":
@@ -64,20 +64,20 @@ class Networks:
         first = int(owner[0]) if len(owner) else 0
         return self.alone(first) if bool((owner == first).all()) else Joint(self, owner)
 
-    def part(self, numbers: Sequence[int]) -> tuple[Tree, Tree]:
+    def subset(self, numbers: Sequence[int]) -> tuple[Tree, Tree]:
         """Return the parameters and buffers of some of the networks, stacked."""
         if len(numbers) == len(self):
             return self.params, self.buffers
         key = tuple(numbers)
-        if key not in self._parts:
+        if key not in self._subsets:
             # One is kept: attacks ask the same networks many times in a row.
-            self._parts.clear()
+            self._subsets.clear()
             rows = list(numbers)
-            self._parts[key] = (
+            self._subsets[key] = (
                 tree_map(lambda value: value[rows], self.params),
                 tree_map(lambda value: value[rows], self.buffers),
             )
-        return self._parts[key]
+        return self._subsets[key]
 
 
 class Joint:
@@ -99,8 +99,8 @@ class Joint:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the numbers of all networks, by name."""
-        parts = {"params": self.networks.params, "buffers": self.networks.buffers}
-        return {f"{part}/{name}": v for part, tree in parts.items() for name, v in tree.items()}
+        trees = {"params": self.networks.params, "buffers": self.networks.buffers}
+        return {f"{kind}/{name}": v for kind, tree in trees.items() for name, v in tree.items()}
 
     def on_rows(self, rows: Tensor) -> "Joint":
         """Return the classifier of the samples that `rows` selects, in that order."""
@@ -129,7 +129,7 @@ class Joint:
             grouped = inputs.unflatten(0, (len(self._present), most))
         else:
             grouped = pad_sequence(list(inputs.split(self._counts)), batch_first=True)
-        outputs = vmap(self.networks.call)(*self.networks.part(self._present), grouped)
+        outputs = vmap(self.networks.call)(*self.networks.subset(self._present), grouped)
         if even:
             return outputs.flatten(0, 1)
-        return torch.cat([own[:count] for own, count in zip(outputs, self._counts, strict=True)])
+        return torch.cat([rows[:count] for rows, count in zip(outputs, self._counts, strict=True)])

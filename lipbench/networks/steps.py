@@ -49,19 +49,19 @@ class Step(ABC):
         """Return the result of the step."""
 
 
-def refuse_kind(step: Step, lack: str, place: str) -> NoReturn:
+def refuse_kind(step: Step, lack: str, module: str) -> NoReturn:
     """Refuse a step of a kind that has no rule where one is needed.
 
     Args:
         step: The step.
         lack: What it has not or is not, as the rest of a sentence.
-        place: The module in which the rule would stand.
+        module: The module in which the rule would stand.
 
     Raises:
         Refused: Always.
     """
     kind = type(step).__name__
-    raise Refused(f"step {step.name!r} ({kind}) {lack}: {place} has no rule for this kind.")
+    raise Refused(f"step {step.name!r} ({kind}) {lack}: {module} has no rule for this kind.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

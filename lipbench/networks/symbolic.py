@@ -88,8 +88,8 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        function, (root, first, *others) = super().create_args_for_root(root_fn, is_module)
-        return function, [root, first, *map(_default, others)]
+        function, (root, first, *defaulted) = super().create_args_for_root(root_fn, is_module)
+        return function, [root, first, *map(_default, defaulted)]
 
     def create_node(
         self,
@@ -125,8 +125,8 @@ def attribute(module: nn.Module, path: str) -> Any:
     # Not by getattr, which gives a symbol while the module is traced.
     for parent in parents:
         module = module._modules[parent]  # type: ignore[assignment]
-    places: tuple[Mapping[str, Any], ...] = (module._parameters, module._buffers, vars(module))
-    return next(place[name] for place in places if name in place)
+    namespaces: tuple[Mapping[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+    return next(namespace[name] for namespace in namespaces if name in namespace)
 
 
 def _shadow(value: Tensor) -> Tensor:

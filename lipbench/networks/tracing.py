@@ -65,7 +65,7 @@ def _refuse_changing_layers(module: nn.Module, name: str) -> None:
     # Before anything is evaluated: an evaluation would change their buffers.
     for path, layer in module.named_modules():
         if layer.training and (has_state(layer) or isinstance(layer, _BATCH_NORMS)):
-            full = ".".join(part for part in (name, path) if part)
+            full = ".".join(segment for segment in (name, path) if segment)
             raise refuse(
                 layer, full, "in train mode it is no fixed function; call model.eval() first."
             )
@@ -116,8 +116,8 @@ def _read_layer(layer: nn.Module, site: Site) -> Trace:
         )
     explanation = layer.explain()  # type: ignore[operator]
     inner = trace(explanation, site.input_shapes[0], site.key("explain()"))
-    own = _derived(layer, site, is_explanation=True)
-    return replace(inner, derived=(own, *inner.derived), flags=(TESTED, *inner.flags))
+    weights = _derived(layer, site, is_explanation=True)
+    return replace(inner, derived=(weights, *inner.derived), flags=(TESTED, *inner.flags))
 
 
 def _derived(layer: nn.Module, site: Site, *, is_explanation: bool) -> LayerWeights:
@@ -181,15 +181,15 @@ class _Reading:
     def _name_constants(self) -> None:
         """Name the tensors that do not depend on the input, and note those to be computed."""
         forward = self.forward
-        own = [node for node in forward.graph.nodes if node not in forward.moving]
-        self.constants = {node: self._constant(node) for node in own if node in forward.shapes}
+        fixed = [node for node in forward.graph.nodes if node not in forward.moving]
+        self.constants = {node: self._constant(node) for node in fixed if node in forward.shapes}
         wanted = [
             node
             for node, constant in self.constants.items()
             if not constant.is_stored and any(user in forward.moving for user in node.users)
         ]
         if wanted:
-            self.derived.append(self._computed(wanted, own))
+            self.derived.append(self._computed(wanted, fixed))
 
     def _constant(self, node: fx.Node) -> Constant:
         held = self.forward.stored.get(str(node.target)) if node.op == "get_attr" else None
@@ -200,9 +200,9 @@ class _Reading:
             is_parameter=isinstance(held, nn.Parameter),
         )
 
-    def _computed(self, wanted: list[fx.Node], own: list[fx.Node]) -> ForwardWeights:
+    def _computed(self, wanted: list[fx.Node], fixed: list[fx.Node]) -> ForwardWeights:
         forward = self.forward
-        calls = dependencies(wanted, own)
+        calls = dependencies(wanted, fixed)
         for node in calls:
             if node.op in ("call_module", "placeholder"):
                 raise forward.refusal(node, f"its forward makes a weight by {node.target!r}")
@@ -268,14 +268,14 @@ class _Reading:
         if len(node.args) != 1 or node.kwargs or node.all_input_nodes != list(node.args):
             raise refuse(layer, name, "it is not called with one tensor.")
         (source,) = node.all_input_nodes
-        part = _read_layer(layer, self._site(node, name, (source,)))
+        layer_trace = _read_layer(layer, self._site(node, name, (source,)))
         start, origin = len(self.nodes), self.values[source]
-        for inner in part.nodes:
+        for inner in layer_trace.nodes:
             inputs = tuple(origin if i == 0 else start + i for i in inner.inputs)
             self.nodes.append(replace(inner, inputs=inputs))
-        self.values[node] = start + part.output if part.output else origin
-        self.derived += part.derived
-        self.flags += part.flags
+        self.values[node] = start + layer_trace.output if layer_trace.output else origin
+        self.derived += layer_trace.derived
+        self.flags += layer_trace.flags
 
     def _site(self, node: fx.Node, name: str, sources: tuple[fx.Node, ...]) -> Site:
         shapes, refusal = self.forward.shapes, self.forward.refusal

@@ -18,15 +18,15 @@ def tree_map(function: Callable[..., Tensor], tree: Tree, *others: Tree) -> Tree
             for key, value in tree.items()
         }
     if isinstance(tree, tuple):
-        return tuple(tree_map(function, *parts) for parts in zip(tree, *others, strict=True))
+        return tuple(tree_map(function, *branches) for branches in zip(tree, *others, strict=True))
     return function(tree, *others)
 
 
 def leaves(tree: Tree) -> list[Tensor]:
     """Return the tensors of a tree, in its order."""
     if isinstance(tree, dict | tuple):
-        parts = tree.values() if isinstance(tree, dict) else tree
-        return [leaf for part in parts for leaf in leaves(part)]
+        branches = tree.values() if isinstance(tree, dict) else tree
+        return [leaf for branch in branches for leaf in leaves(branch)]
     return [tree]
 
 
