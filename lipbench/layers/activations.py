@@ -40,7 +40,7 @@ def _leaky(slope: float) -> Curve:
 
 
 def _clipped(function: Elementwise, lo: float, hi: float) -> Curve:
-    """Return a curve that is straight between two places, with slope 1, and constant beyond."""
+    """Return a curve that is straight between two points, with slope 1, and constant beyond."""
     derivative = Derivative(
         function=lambda x: ((lo < x) & (x < hi)).to(x.dtype),
         turns=((lo, 0.0, 1.0), (hi, 0.0, 1.0)),
@@ -124,7 +124,7 @@ def _dipping(
     most: tuple[float, float],
     stop: float,
 ) -> Curve:
-    """Return a curve that falls to a place, and rises from there.
+    """Return a curve that falls to a minimum, and rises from there.
 
     Args:
         function: The curve.
@@ -133,7 +133,7 @@ def _dipping(
         most: Where it is largest, and that slope.
         stop: Where the curve has its minimum.
     """
-    turns = tuple((place, value, value) for place, value in (least, most))
+    turns = tuple((point, value, value) for point, value in (least, most))
     derivative = Derivative(function=slope, turns=turns, stops=(stop,))
     return _outwards(Curve(function, least[1], most[1], derivative=derivative))
 
@@ -142,13 +142,13 @@ def _gelu(layer: nn.GELU) -> Curve:
     form = layer.approximate
     # The extreme slopes of the two forms differ in the fourth digit.
     if form == "none":
-        slope, place, reach, stop = _gelu_slope, 2**0.5, 1.128904145185154786, -0.7517915246935645
+        slope, point, reach, stop = _gelu_slope, 2**0.5, 1.128904145185154786, -0.7517915246935645
     else:
-        slope, place, reach, stop = (
+        slope, point, reach, stop = (
             *(_gelu_tanh_slope, 1.4185040087908284, 1.128993068658771765),
             -0.7524614220710163,
         )
-    ends = (-place, 1 - reach), (place, reach)
+    ends = (-point, 1 - reach), (point, reach)
     return _dipping(lambda x: F.gelu(x, approximate=form), slope, *ends, stop)
 
 
@@ -230,10 +230,10 @@ def prelu(slope: Tensor, axes: int) -> Curve:
         axes: Number of axes after the channel axis of one sample.
     """
     ends = slope if slope.numel() == 1 else slope.reshape(-1, *[1] * axes)
-    one = torch.ones_like(ends)
+    ones = torch.ones_like(ends)
     return Curve(
         lambda x: torch.where(x >= 0, x, ends * x),
-        torch.minimum(ends, one),
-        torch.maximum(ends, one),
-        sides=(ends, one),
+        torch.minimum(ends, ones),
+        torch.maximum(ends, ones),
+        sides=(ends, ones),
     )

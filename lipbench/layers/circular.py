@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Circular(nn.Module):
-    """y[o, i] = b[o] + Σ W[o, c, p]·x[c, i·s + p], where places are taken modulo the image's size.
+    """y[o, i] = b[o] + Σ W[o, c, p]·x[c, i·s + p], where positions are modulo the image's size.
 
     It is `nn.Conv2d` behind `nn.CircularPad2d`, computed by Fourier transforms.
     """
@@ -90,7 +90,7 @@ class Circular(nn.Module):
 
         Args:
             weight: The small kernel in the first `taps` of its entries; its middle reads the
-                output's own place. The other entries do not count.
+                output's own position. The other entries do not count.
             change: The function, of matrices at all frequencies f, g that a real kernel needs. It
                 must map conjugates to conjugates.
         """

@@ -17,17 +17,17 @@ _ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True, kw_only=True)
 class Derivative:
-    """A derivative that is monotone between certain places, in float64."""
+    """A derivative that is monotone between certain points, in float64."""
 
     function: Callable[[Tensor], Tensor]
     """The derivative; where it jumps, any value between those on both sides."""
     turns: tuple[tuple[float, float, float], ...] = ()
-    """Where it turns or jumps, and its least and largest value on both sides of that place."""
+    """Where it turns or jumps, and its least and largest value on both sides of that point."""
     stops: tuple[float, ...] = ()
-    """Where its sign changes: between these places the function itself is monotone."""
+    """Where its sign changes: between these points the function itself is monotone."""
     error: float = _ROUNDING
-    """By how much its computed values may be wrong. Places that are rounded do not add to it:
-    where it turns, a derivative moves by the square of how far the place is off."""
+    """By how much its computed values may be wrong. Points that are rounded do not add to it:
+    where it turns, a derivative moves by the square of how far the point is off."""
 
     def between(
         self, lo: Float[Tensor, "*neurons"], hi: Float[Tensor, "*neurons"]
@@ -36,10 +36,10 @@ class Derivative:
 
         They are rounded outwards, and are no numbers where the derivative cannot be computed.
         """
-        one, other = self.function(lo), self.function(hi)
-        least, most = torch.minimum(one, other), torch.maximum(one, other)
-        for place, low, high in self.turns:
-            inside = (lo <= place) & (place <= hi)
+        at_lo, at_hi = self.function(lo), self.function(hi)
+        least, most = torch.minimum(at_lo, at_hi), torch.maximum(at_lo, at_hi)
+        for point, low, high in self.turns:
+            inside = (lo <= point) & (point <= hi)
             least = torch.where(inside, least.clamp_max(low), least)
             most = torch.where(inside, most.clamp_min(high), most)
         return least - self.error, most + self.error

@@ -30,10 +30,10 @@ def orthonormalised(
         return weight
     # The same with products of small matrices alone: WWᵀ and what multiplies W by now.
     gram = weight @ weight.mT
-    one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor = one
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor = identity
     for _ in range(iterations):
-        step = 1.5 * one - 0.5 * gram
+        step = 1.5 * identity - 0.5 * gram
         factor, gram = factor @ step, step @ gram @ step
     return factor @ weight
 

@@ -1,4 +1,4 @@
-"""Learnt linear splines as activations, with knots in fixed places."""
+"""Learnt linear splines as activations, with fixed knots."""
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,7 @@ def values(
     slopes = piece_slopes(heights, knots)
     # Not a look-up of the piece an entry lies in, whose gradient a GPU sums in any order.
     bent = (inputs.unsqueeze(-1) - knots[1:-1]).relu() * slopes.diff().view(len(slopes), *axes, -1)
-    first, slope = (part[:, 0].view(-1, *axes) for part in (heights, slopes))
+    first, slope = (table[:, 0].view(-1, *axes) for table in (heights, slopes))
     return first + slope * (inputs - knots[0]) + bent.sum(dim=-1)
 
 
@@ -78,9 +78,9 @@ def variation_norms(
     Somewhere in [0, 1] the slope is at most |φ(1) - φ(0)| in size, and no other slope differs from
     it by more than Σ|aₖ|.
     """
-    places = torch.stack([torch.zeros_like(heights[:, 0]), torch.ones_like(heights[:, 0])])
+    ends = torch.stack([torch.zeros_like(heights[:, 0]), torch.ones_like(heights[:, 0])])
     bends = piece_slopes(heights, knots).diff()
-    return bends.abs().sum(dim=1) + values(heights, knots, places).abs().sum(dim=0)
+    return bends.abs().sum(dim=1) + values(heights, knots, ends).abs().sum(dim=0)
 
 
 def spline_curve(

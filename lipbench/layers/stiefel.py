@@ -25,9 +25,9 @@ def cayley(matrix: Shaped[Tensor, "*batch out in"]) -> Shaped[Tensor, "*batch ou
     """
 
     def tall(top: Tensor, rest: Tensor) -> Tensor:
-        one = _identity(top)
-        inverse = torch.linalg.inv(one + top - top.mH + rest.mH @ rest)
-        return torch.cat([2 * inverse - one, -2 * rest @ inverse], dim=-2)
+        identity = _identity(top)
+        inverse = torch.linalg.inv(identity + top - top.mH + rest.mH @ rest)
+        return torch.cat([2 * inverse - identity, -2 * rest @ inverse], dim=-2)
 
     return _mapped(matrix, tall)
 
@@ -50,10 +50,10 @@ def exponential(matrix: Shaped[Tensor, "*batch out in"]) -> Shaped[Tensor, "*bat
         skew = (top - top.mH) / 2
         if rest.shape[-2] == 0:
             return torch.linalg.matrix_exp(skew)
-        one, below = _identity(top), rest / 2
+        identity, below = _identity(top), rest / 2
         rows = [
             torch.cat([skew, -below.mH @ below], dim=-1),
-            torch.cat([one.expand(top.shape), torch.zeros_like(top)], dim=-1),
+            torch.cat([identity.expand(top.shape), torch.zeros_like(top)], dim=-1),
         ]
         both = torch.linalg.matrix_exp(torch.cat(rows, dim=-2))[..., : top.shape[-1]]
         first, second = both.chunk(2, dim=-2)

@@ -95,7 +95,7 @@ class Alternating(Method):
         """Return what keeps the network from being a chain of dense layers, or its size."""
         if self.solver == "clarabel" and (absent := conic.missing()) is not None:
             return absent
-        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             return "it has no rule for batch normalisation, which changes the constant by itself"
         try:
             layers = _layers(_net(model, data.dataset.input_shape))
@@ -157,8 +157,8 @@ class Alternating(Method):
         duals = [state["dual"][name].double().cpu() for name in layers.names]
         pairs = zip(layers.weights, duals, strict=True)
         targets = tuple(weight + dual / self.r for weight, dual in pairs)
-        found, multipliers, square = self.solution(layers, kept, targets, h)
-        copies = _stored(layers, found, multipliers, square, state["bar"])
+        weights, multipliers, square = self.solution(layers, kept, targets, h)
+        copies = _stored(layers, weights, multipliers, square, state["bar"])
         bar = dict(zip(layers.names, copies, strict=True))
         dual = state["dual"]
         if is_due and summary.epoch > warm:
@@ -215,14 +215,15 @@ class Kept:
     @classmethod
     def of(cls, state: State) -> "Kept":
         """Return what a state keeps."""
-        parts = state["multipliers"]
+        multipliers = state["multipliers"]
         return cls(
-            tuple(parts[str(number)].cpu() for number in range(len(parts))), float(state["square"])
+            tuple(multipliers[str(number)].cpu() for number in range(len(multipliers))),
+            float(state["square"]),
         )
 
 
 def _numbered(multipliers: Multipliers) -> dict[str, Tensor]:
-    return {str(number): own for number, own in enumerate(multipliers)}
+    return {str(number): multiplier for number, multiplier in enumerate(multipliers)}
 
 
 def _net(model: nn.Module, input_shape: tuple[int, ...]) -> Net:
@@ -243,7 +244,7 @@ def _layers(net: Net) -> Layers:
 
 
 def _stored(
-    layers: Layers, found: Weights, multipliers: Multipliers, square: float, like: Params
+    layers: Layers, weights: Weights, multipliers: Multipliers, square: float, like: Params
 ) -> list[Tensor]:
     """Return the weights in the type they are stored in, a little smaller if ρ is not proved.
 
@@ -252,9 +253,12 @@ def _stored(
     kept = list(like.values())
     missing = 0.0
     while missing < 1:
-        copies = [((1 - missing) * part).to(own) for part, own in zip(found, kept, strict=True)]
+        copies = [
+            ((1 - missing) * weight).to(target)
+            for weight, target in zip(weights, kept, strict=True)
+        ]
         doubles = tuple(copy.double().cpu() for copy in copies)
         if layers.proved(doubles, multipliers, square) <= math.sqrt(square) * (1 + _ROOM / 1000):
             return copies
         missing = max(_ROOM, 8 * missing)
-    return [torch.zeros_like(own) for own in kept]
+    return [torch.zeros_like(target) for target in kept]

@@ -94,7 +94,7 @@ def start(network: Network, rng: torch.Generator) -> Vectors:
             vectors[_fixed(number)] = torch.tensor(certified_constant(step, Norm(2)))
     like = next((step.weight for step in network.steps if isinstance(step, Linear)), None)
     if like is not None:
-        vectors = {key: one.to(like) for key, one in vectors.items()}
+        vectors = {key: vector.to(like) for key, vector in vectors.items()}
     return {**vectors, **converged(network, vectors)}
 
 
@@ -145,17 +145,17 @@ def constant(
         if isinstance(step, Linear):
             sigma = power_iteration(step, vectors[_right(number)], iterations)
             moved[_right(number)] = sigma.right
-            own: Tensor | float = sigma.value
+            factor: Tensor | float = sigma.value
         elif isinstance(step, _FIXED):
-            own = vectors[_fixed(number)]
+            factor = vectors[_fixed(number)]
         else:
-            own = _own(step)
-        known.append(_behind(step, own, [known[i] for i in step.inputs]))
-    found = known[network.output]
-    if isinstance(found, Tensor):
-        like = next((step.weight for _, step in _linear(network)), found)
-        return found.to(like), moved
-    return torch.full((), found), moved
+            factor = _step_constant(step)
+        known.append(_behind(step, factor, [known[i] for i in step.inputs]))
+    value = known[network.output]
+    if isinstance(value, Tensor):
+        like = next((step.weight for _, step in _linear(network)), value)
+        return value.to(like), moved
+    return torch.full((), value), moved
 
 
 def gaps(
@@ -172,8 +172,10 @@ def gaps(
     """
     if not by_rows:
         whole, moved = constant(network, vectors, iterations)
-        others = 1 - torch.eye(network.output_shape[0], dtype=whole.dtype, device=whole.device)
-        return math.sqrt(2) * whole * others, moved
+        off_diagonal = 1 - torch.eye(
+            network.output_shape[0], dtype=whole.dtype, device=whole.device
+        )
+        return math.sqrt(2) * whole * off_diagonal, moved
     trunk, last = split(network)
     before, moved = constant(trunk, vectors, iterations)
     return before * row_distances(last), moved
@@ -200,7 +202,7 @@ def _fixed(number: int) -> str:
     return f"fixed_{number}"
 
 
-def _own(step: Step) -> Tensor | float:
+def _step_constant(step: Step) -> Tensor | float:
     if isinstance(step, Slope):
         return step.constant
     if isinstance(step, Scale):
@@ -211,18 +213,18 @@ def _own(step: Step) -> Tensor | float:
 
 
 @singledispatch
-def _behind(step: Step, own: Tensor | float, before: list[Tensor | float]) -> Tensor | float:
+def _behind(step: Step, factor: Tensor | float, before: list[Tensor | float]) -> Tensor | float:
     if len(before) != 1:
         refuse_kind(step, "merges values", __name__)
-    return own * before[0]
+    return factor * before[0]
 
 
 @_behind.register(Sum)
-def _(step: Sum, own: Tensor | float, before: list[Tensor | float]) -> Tensor | float:
-    sizes = zip(step.coefficients, before, strict=True)
-    return reduce(operator.add, [abs(size) * one for size, one in sizes])
+def _(step: Sum, factor: Tensor | float, before: list[Tensor | float]) -> Tensor | float:
+    terms = zip(step.coefficients, before, strict=True)
+    return reduce(operator.add, [abs(coefficient) * value for coefficient, value in terms])
 
 
 @_behind.register(Concatenation)
-def _(step: Concatenation, own: Tensor | float, before: list[Tensor | float]) -> Tensor | float:
-    return reduce(operator.add, [one**2 for one in before]) ** 0.5
+def _(step: Concatenation, factor: Tensor | float, before: list[Tensor | float]) -> Tensor | float:
+    return reduce(operator.add, [value**2 for value in before]) ** 0.5

@@ -62,9 +62,9 @@ class Vicinity:
     """√c: the values, divided by these, move by no more than `reach`; those with 0 do not move."""
     reach: Float[Tensor, " batch"]
 
-    def rises(self, last: Dense, own: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
-        """Return by how much each logit can gain on the own one, by the ball or by intervals."""
-        rows = last.weight - of_rows(last.weight, own).unsqueeze(1)
+    def rises(self, last: Dense, classes: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
+        """Return by how much each logit can gain on the class's, by the ball or by intervals."""
+        rows = last.weight - of_rows(last.weight, classes).unsqueeze(1)
         by_ball = self.reach.unsqueeze(1) * _length(rows * self.roots.unsqueeze(1), dims=(2,))
         up, down = (self.hi - self.values).clamp_min(0), (self.values - self.lo).clamp_min(0)
         gains = rows.clamp_min(0) * up.unsqueeze(1) - rows.clamp_max(0) * down.unsqueeze(1)
@@ -108,8 +108,8 @@ def read(state: Mapping[str, Any], network: Network, index: Int[Tensor, " batch"
 def written(state: Mapping[str, Any], vectors: Vectors, index: Int[Tensor, " batch"]) -> Vectors:
     """Return the vectors of all samples with those of some replaced."""
     return {
-        name: state[name].scatter(0, _as_rows(index, own).expand_as(own), own)
-        for name, own in vectors.items()
+        name: state[name].scatter(0, _as_rows(index, value).expand_as(value), value)
+        for name, value in vectors.items()
     }
 
 

@@ -42,10 +42,10 @@ def activation_widths(
 
     More than one number where a layer is used in several places.
     """
-    found: dict[nn.Module, list[int]] = {}
+    widths: dict[nn.Module, list[int]] = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.setdefault(layer, []).append(inputs[0].shape[1])
+        widths.setdefault(layer, []).append(inputs[0].shape[1])
 
     layers = [layer for layer in model.modules() if type(layer) in CURVES]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
@@ -56,4 +56,4 @@ def activation_widths(
     finally:
         for hook in hooks:
             hook.remove()
-    return {layer: tuple(widths) for layer, widths in found.items()}
+    return {layer: tuple(counts) for layer, counts in widths.items()}

@@ -24,14 +24,14 @@ def of_rows(
 
 def bottom(
     logits: Float[Tensor, "batch classes"],
-    own: Int[Tensor, " batch"],
+    classes: Int[Tensor, " batch"],
     rises: Float[Tensor, "batch classes"],
 ) -> Float[Tensor, " batch"]:
-    """Return the largest logit that a class other than the own one can rise to.
+    """Return the largest logit that a class other than the sample's can rise to.
 
-    Where it is below the own logit, no move that the rises allow for changes the class.
+    Where it is below the logit of that class, no move that the rises allow for changes the class.
     """
-    return (logits + rises).masked_fill(_one_hot(own, logits.shape[1]), -torch.inf).amax(dim=1)
+    return (logits + rises).masked_fill(_one_hot(classes, logits.shape[1]), -torch.inf).amax(dim=1)
 
 
 def safe(
@@ -40,8 +40,8 @@ def safe(
     rises: Float[Tensor, "batch classes"],
 ) -> Bool[Tensor, " batch"]:
     """Return whether the label's logit is above all that others can rise to."""
-    own = logits.take_along_dim(labels.unsqueeze(1), dim=1).squeeze(1)
-    return bottom(logits, labels, rises) < own
+    label_logits = logits.take_along_dim(labels.unsqueeze(1), dim=1).squeeze(1)
+    return bottom(logits, labels, rises) < label_logits
 
 
 def start(like: Tensor, first: float) -> dict[str, Tensor]:

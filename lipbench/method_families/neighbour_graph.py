@@ -23,13 +23,13 @@ def nearest(
     flat = samples.flatten(1)
     if candidates is None:
         candidates = torch.arange(len(flat), device=flat.device)
-    allowed, found = flat[candidates], []
+    allowed, neighbours = flat[candidates], []
     for rows in torch.arange(len(flat), device=flat.device).split(_ROWS):
         distances = torch.cdist(flat[rows], allowed)
         # A sample is no neighbour of itself; another one that equals it is.
         distances.masked_fill_(rows.unsqueeze(1) == candidates, torch.inf)
-        found.append(candidates[distances.topk(count, largest=False).indices])
-    return torch.cat(found)
+        neighbours.append(candidates[distances.topk(count, largest=False).indices])
+    return torch.cat(neighbours)
 
 
 def anyone(samples: int, count: int, rng: torch.Generator) -> Int[Tensor, "samples count"]:
