@@ -103,9 +103,9 @@ class Ensemble:
         reason = trial.method.refuses(module, self.data)
         if reason is not None:
             raise TrainingRefused(f"{trial.entry.name} refuses: {reason}.")
-        own = stream(trial.seed, "method", trial.entry.name, "build")
+        rng = stream(trial.seed, "method", trial.entry.name, "build")
         try:
-            built = trial.method.build(module, dataset.input_shape, own)
+            built = trial.method.build(module, dataset.input_shape, rng)
         except Refused as error:
             raise TrainingRefused(f"{trial.entry.name} refuses: {error}") from error
         return built.to(self.device, self.dtype)
@@ -187,8 +187,10 @@ class Ensemble:
 
         def alone(*arguments: Any) -> Any:
             cut = len(arguments) - shared
-            own = take(arguments[:cut], 0)
-            return tree_map(lambda value: value.unsqueeze(0), function(*own, *arguments[cut:]))
+            unstacked = take(arguments[:cut], 0)
+            return tree_map(
+                lambda value: value.unsqueeze(0), function(*unstacked, *arguments[cut:])
+            )
 
         return alone
 

@@ -135,8 +135,8 @@ def _end(ensemble: Ensemble, progress: TrainingState, loss: Tensor, train: Tenso
             loss=float(loss[number]),
             train_accuracy=math.nan if train is None else float(train[number]),
         )
-        own = {name: column[number] for name, column in h.items()}
-        return ensemble.trials[number].method.end_epoch(nets[number], summary, state, own)
+        scalars = {name: column[number] for name, column in h.items()}
+        return ensemble.trials[number].method.end_epoch(nets[number], summary, state, scalars)
 
     progress.state = ensemble.each(end, progress.state)
 
@@ -175,7 +175,7 @@ def _row(columns: dict[str, list[float] | None], number: int, epoch: int) -> dic
 
 
 def _accuracy(
-    ensemble: Ensemble, params: Tree, buffers: Tree, part: Split
+    ensemble: Ensemble, params: Tree, buffers: Tree, split: Split
 ) -> tuple[Float[Tensor, " trials"], Bool[Tensor, " trials"]]:
     """Return the share of correct answers, and whether all answers are finite."""
 
@@ -187,13 +187,13 @@ def _accuracy(
 
     mapped = ensemble.mapped(judge, shared=2)
     size = ensemble.samples_at_once
-    chunks = zip(part.inputs.split(size), part.targets.split(size), strict=True)
+    chunks = zip(split.inputs.split(size), split.targets.split(size), strict=True)
     total: Any = 0.0
     finite: Any = True
     for inputs, targets in chunks:
         correct, answers = mapped(params, buffers, inputs, targets)
         total, finite = total + correct, answers & finite
-    return total / len(part), finite
+    return total / len(split), finite
 
 
 def _finite(params: Tree, loss: Float[Tensor, " trials"]) -> Tensor:

@@ -48,10 +48,10 @@ class Traced:
         """Return the outputs for other numbers; the arguments may be overwritten."""
         values = leaves(arguments)
         if self._overwritten:
-            self._part(values)
+            self._separate(values)
         return self._run(values)
 
-    def _part(self, values: list[Tensor]) -> None:
+    def _separate(self, values: list[Tensor]) -> None:
         # Two arguments in the same memory: what is done to the one must not be seen in the other.
         owners = Counter(memory(value) for value in values)
         for number in self._overwritten:
@@ -60,17 +60,17 @@ class Traced:
 
 
 def _shorten(program: fx.GraphModule) -> None:
-    """Leave out what gives numbers that are there already, bit by bit."""
+    """Eliminate common subexpressions, and operations that change no bit, from a program."""
     graph = program.graph
-    found: dict[object, fx.Node] = {}
+    originals: dict[object, fx.Node] = {}
     # Nothing is merged where a value may change after it was made.
     is_pure = not any(_changes_or_draws(node) for node in graph.nodes)
     for node in graph.nodes:
-        same = _same_as(node)
-        if same is None and is_pure and node.op == "call_function":
-            same = found.setdefault(_what(node), node)
-        if same is not None and same is not node:
-            node.replace_all_uses_with(same)
+        original = _same_as(node)
+        if original is None and is_pure and node.op == "call_function":
+            original = originals.setdefault(_expression(node), node)
+        if original is not None and original is not node:
+            node.replace_all_uses_with(original)
             graph.erase_node(node)
     graph.eliminate_dead_code()
     program.recompile()
@@ -93,7 +93,7 @@ def _changes_or_draws(node: fx.Node) -> bool:
     return bool(node.target._schema.is_mutable) or torch.Tag.nondeterministic_seeded in tags
 
 
-def _what(node: fx.Node) -> object:
+def _expression(node: fx.Node) -> object:
     # By what is written, since 1, 1.0 and True are one key; nodes are written by their names.
     return node.target, repr(node.args), repr(node.kwargs)
 

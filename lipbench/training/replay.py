@@ -55,9 +55,9 @@ class CudaGraph:
         return self._outputs
 
 
-def refill(places: Tree, values: Tree) -> None:
+def refill(targets: Tree, values: Tree) -> None:
     """Copy the tensors of a tree into those of another one."""
-    torch._foreach_copy_(leaves(places), leaves(values))
+    torch._foreach_copy_(leaves(targets), leaves(values))
 
 
 class Replayer:
@@ -103,10 +103,10 @@ class Replayer:
             self._due[shapes] = min(2, _PATIENCE) if many else _PATIENCE
         if self._calls[shapes] == self._due[shapes]:
             self._recordings[shapes] = self._recorded(arguments)
-        found = self._recordings.get(shapes)
-        if found is None:
+        recorded = self._recordings.get(shapes)
+        if recorded is None:
             return self._function(*arguments)
-        recording, counts = found
+        recording, counts = recorded
         self._meter.forwards += counts.forwards
         self._meter.gradients += counts.gradients
         return recording(*arguments)
@@ -121,8 +121,8 @@ class Replayer:
             counts = Meter(forwards, self._meter.gradients - before[1])
             recording = self._record(self._function, arguments)
             # A recording may overwrite what it is given.
-            found, seconds = _timed(recording, _copies(arguments))
-            if not _same(found, expected):
+            outputs, seconds = _timed(recording, _copies(arguments))
+            if not _same(outputs, expected):
                 return None
             arguments, tries = _copies(arguments), 1
             while not seconds < limit:
@@ -143,11 +143,11 @@ def _copies(arguments: tuple[Tree, ...]) -> tuple[Tree, ...]:
     return tuple(tree_map(torch.clone, argument) for argument in arguments)
 
 
-def _same(one: Tree, other: Tree) -> bool:
+def _same(left: Tree, right: Tree) -> bool:
     """Return whether all bits are the same, but for those of NaN."""
     return all(
         bool(((a == b) | ((a != a) & (b != b))).all())
-        for a, b in zip(leaves(one), leaves(other), strict=True)
+        for a, b in zip(leaves(left), leaves(right), strict=True)
     )
 
 

@@ -101,8 +101,9 @@ class Trainer:
         law = ensemble.method.strength
         if law is not None:
             points = [trial.points[progress.point] for trial in self.trials]
-            own = [float(getattr(trial.method, law.field)) for trial in self.trials]
-            values = [o if p is None else p for o, p in zip(own, points, strict=True)]
+            defaults = [float(getattr(trial.method, law.field)) for trial in self.trials]
+            pairs = zip(defaults, points, strict=True)
+            values = [default if point is None else point for default, point in pairs]
             progress.course = ensemble.discrepancy.start(ensemble.column(values))
         before = progress.state
 

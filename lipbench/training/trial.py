@@ -36,15 +36,15 @@ class Trial:
 
     def scalars(self) -> dict[str, float]:
         """Return the fields that may differ within a stack: those that are real numbers."""
-        found = {}
+        values = {}
         for item in fields(self.method):
             value = getattr(self.method, item.name)
             # A norm is a number too, but other norms are other code. Python lets a caller write 1
             # where a field says float.
             whole = item.type in (float, "float") and type(value) is int
             if whole or (isinstance(value, float) and not isinstance(value, Norm)):
-                found[item.name] = float(value)
-        return found
+                values[item.name] = float(value)
+        return values
 
     def shared(self) -> tuple[Any, ...]:
         """Return all that must be equal for two trials to be stacked."""
