@@ -117,11 +117,11 @@ class ALR(Method):
             return (known - outputs).square().sum()
 
         for _ in range(self.ip):
-            found = steepest(grad(rise)(direction), Norm(2))
+            steeper = steepest(grad(rise)(direction), Norm(2))
             frozen.meter.gradients += len(inputs)
             # Where no step moves the outputs, one direction is as good as any other.
-            still = (found == 0).flatten(1).all(dim=1)
-            direction = torch.where(still.view(-1, *[1] * (found.ndim - 1)), direction, found)
+            still = (steeper == 0).flatten(1).all(dim=1)
+            direction = torch.where(still.view(-1, *[1] * (steeper.ndim - 1)), direction, steeper)
         return direction
 
     def _quotients(

@@ -176,8 +176,8 @@ class CLIP(Method):
         """Return the state after the pairs' step in the `free` form."""
         quotient = state["quotient"]
         # From the gradient of the aggregate to that of each pair's own squared quotient.
-        own = 2 * quotient if self.power == 1 else torch.ones_like(quotient)
-        scale = self._count(len(quotient)) * own
+        factor = 2 * quotient if self.power == 1 else torch.ones_like(quotient)
+        scale = self._count(len(quotient)) * factor
         towards = [
             gradients[key] * scale.view(-1, *[1] * (gradients[key].ndim - 1))
             for key in self.ascends
@@ -254,5 +254,5 @@ def _pairs(state: State, box: Box | None = None) -> Pairs:
 
 
 def _entries(pairs: Pairs, quotient: Float[Tensor, " pairs"]) -> State:
-    parts = {"total": pairs.total, "difference": pairs.difference, "step": pairs.step}
-    return {**parts, "quotient": quotient}
+    entries = {"total": pairs.total, "difference": pairs.difference, "step": pairs.step}
+    return {**entries, "quotient": quotient}

@@ -101,8 +101,8 @@ class LaplacianSmoothing(Method):
         excess = self._excess(net.exact, batch, state["neighbours"], h["bound"])
         value = batch.loss(outputs) + (multipliers * excess).sum(dim=1).mean()
         risen = (multipliers + h["step"] * excess.detach()).clamp_min(0)
-        places = batch.index.unsqueeze(1).expand_as(risen)
-        fresh = state["multipliers"].scatter(0, places, risen)
+        rows = batch.index.unsqueeze(1).expand_as(risen)
+        fresh = state["multipliers"].scatter(0, rows, risen)
         return value, {**state, "multipliers": fresh, "buffers": buffers}
 
     def _excess(
@@ -111,9 +111,9 @@ class LaplacianSmoothing(Method):
         assert batch.data is not None
         assert batch.index is not None
         rows = neighbours.index_select(0, batch.index)
-        others = batch.data.train.inputs.index_select(0, rows.flatten())
-        values = net(torch.cat([batch.inputs, others]))
+        adjacent = batch.data.train.inputs.index_select(0, rows.flatten())
+        values = net(torch.cat([batch.inputs, adjacent]))
         size = len(batch.inputs)
         rise = values[:size].unsqueeze(1) - values[size:].unflatten(0, rows.shape)
-        run = batch.inputs.flatten(1).unsqueeze(1) - others.flatten(1).unflatten(0, rows.shape)
+        run = batch.inputs.flatten(1).unsqueeze(1) - adjacent.flatten(1).unflatten(0, rows.shape)
         return rise.square().sum(dim=2) - bound.square() * run.square().sum(dim=2)

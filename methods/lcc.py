@@ -82,9 +82,9 @@ class LCC(Method):
             network = followed.read(model, data.dataset.input_shape)
         except Refused as error:
             return str(error).rstrip(".")
-        own = dict(model.named_parameters())
+        params = dict(model.named_parameters())
         for layer in network.layers:
-            if layer.weight_name not in own:
+            if layer.weight_name not in params:
                 return f"the weight of layer {layer.name!r} is made of others, not a parameter"
         return None
 
@@ -133,12 +133,12 @@ class LCC(Method):
         limits = {id(step): getattr(self, field) for _, field, step in _limited(network)}
         if math.inf in limits.values():
             return None
-        own = [
+        constants = [
             limits[id(step)] if id(step) in limits else constant(step, self.norm)
             for step in network.steps
         ]
         # Weights are stored in single precision: every factor is rounded once.
-        bound = composed(network, own, self.norm)
+        bound = composed(network, constants, self.norm)
         return Claim(norm=self.norm, constant=bound, tolerance=1e-5)
 
     def _projected(
@@ -172,7 +172,9 @@ def _scaled(params: Params, excesses: Iterable[tuple[str, Tensor]]) -> Params:
     most: dict[str, Tensor] = {}
     for name, excess in excesses:  # a layer that is used twice is here twice
         most[name] = torch.maximum(most.get(name, torch.ones_like(excess)), excess)
-    scaled = {name: (params[name].to(one) / one).to(params[name]) for name, one in most.items()}
+    scaled = {
+        name: (params[name].to(excess) / excess).to(params[name]) for name, excess in most.items()
+    }
     return {**params, **scaled}
 
 

@@ -78,10 +78,10 @@ class LipschitzActivation(Method):
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why there is no activation to learn, or None."""
-        found = activation_widths(model, data.dataset.input_shape)
-        if not found:
+        channels = activation_widths(model, data.dataset.input_shape)
+        if not channels:
             return "the network has no activation layer that a spline can stand for"
-        several = [widths for widths in found.values() if len(set(widths)) > 1]
+        several = [widths for widths in channels.values() if len(set(widths)) > 1]
         if several and not self.shared:
             return (
                 f"an activation layer is used where there are {several[0][0]} and where there are "

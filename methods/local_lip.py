@@ -109,8 +109,8 @@ class LocalLip(MarginTraining):
         trunk, last = followed.split(net.steps)
         net.meter.forwards += len(batch.inputs)
         net.meter.gradients += len(batch.inputs)
-        radius, own = h["epsilon"] * state["share"], vicinity.read(state, trunk, batch.index)
-        near, moved = vicinity.around(trunk, batch.inputs, radius, own, self.iterations)
+        radius, vectors = h["epsilon"] * state["share"], vicinity.read(state, trunk, batch.index)
+        near, moved = vicinity.around(trunk, batch.inputs, radius, vectors, self.iterations)
         if self.form == "bottom":
             predicted = outputs.argmax(dim=1)
             rises = near.rises(last, predicted)
@@ -123,5 +123,5 @@ class LocalLip(MarginTraining):
         # A sample that is wrong is not safe, whatever rises.
         certified = margins.safe(outputs.detach(), batch.targets, rises.detach())
         counts = margins.counted(state, certified)
-        vectors = vicinity.written(state, moved, batch.index)
-        return value, {**state, **vectors, **counts, "buffers": buffers}
+        written = vicinity.written(state, moved, batch.index)
+        return value, {**state, **written, **counts, "buffers": buffers}

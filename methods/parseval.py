@@ -92,12 +92,12 @@ class Parseval(Method):
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return an order of the rows of each layer."""
-        places = {}
+        positions = {}
         for number, layer in enumerate(self._retracted(net)):
             rows = len(layer.weight)
             order = torch.randperm(rows, generator=rng)
-            places[f"place_{number}"] = order.to(layer.weight) / rows
-        return {**places, "turn": net.layers[0].weight.new_zeros(())}
+            positions[f"place_{number}"] = order.to(layer.weight) / rows
+        return {**positions, "turn": net.layers[0].weight.new_zeros(())}
 
     def begin_epoch(
         self, net: Net, data: "Data", state: State, epoch: int, rng: torch.Generator
@@ -133,7 +133,7 @@ class Parseval(Method):
     def report(self, net: Net, state: State, h: Scalars) -> dict[str, float]:
         """Return the mean square of 1 - s² over a layer's singular values, where it is largest."""
         layers = self._retracted(net)
-        return {"defect": max(_defect(_matrices(one) * self._scale(one)) for one in layers)}
+        return {"defect": max(_defect(_matrices(layer) * self._scale(layer)) for layer in layers)}
 
     def _retracted(self, net: Net) -> tuple[Linear, ...]:
         return net.layers[:-1] if self.last_layer == "free" else net.layers

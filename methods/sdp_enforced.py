@@ -64,8 +64,8 @@ class SDPEnforced(Alternating):
         ratio = aim / math.sqrt(kept.square) if kept.square > 0 else 1.0
         multipliers = rescaled(kept.multipliers, ratio)
         inequality = Inequality(slopes=layers.slopes, multipliers=multipliers)
-        found, square = self.proposed(inequality, targets, aim**2, None)
-        return found, multipliers, square
+        weights, square = self.proposed(inequality, targets, aim**2, None)
+        return weights, multipliers, square
 
     def claims(self, net: Net) -> Claim:
         """Return L."""

@@ -56,5 +56,5 @@ class SDPPenalty(Alternating):
             proved = layers.proved(targets, kept.multipliers, start)
             return targets, kept.multipliers, max(start, proved**2)
         inequality = Inequality(slopes=layers.slopes, multipliers=kept.multipliers)
-        found, square = self.proposed(inequality, targets, start, price)
-        return found, kept.multipliers, square
+        weights, square = self.proposed(inequality, targets, start, price)
+        return weights, kept.multipliers, square

@@ -155,10 +155,10 @@ class SpectralNorm(Method):
             elif isinstance(step, Slope) and slopes:
                 slopes[-1] *= float(step.constant)
         hidden = [h["layer_bound"] / slope for slope in slopes[:-1]]
-        own = [*hidden, h["last_layer_bound"] / slopes[-1]]
+        bounds = [*hidden, h["last_layer_bound"] / slopes[-1]]
         # A layer that stands in several places has the smallest norm that any of them asks for.
         least: dict[str, Tensor] = {}
-        for layer, bound in zip(net.layers, own, strict=True):
+        for layer, bound in zip(net.layers, bounds, strict=True):
             least[layer.weight_name] = torch.minimum(least.get(layer.weight_name, bound), bound)
         return [least[layer.weight_name] for layer in net.layers]
 

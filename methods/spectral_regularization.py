@@ -67,8 +67,10 @@ class SpectralRegularization(Method):
             return illegible(model, shape, kind=(Dense, Convolution))
         if self.estimate == "power":
             return illegible(model, shape)
-        found = illegible(model, shape, kind=Dense)
-        return found and f"{found} with estimate = 'exact': take 'power' or conv_norm = 'reshaped'"
+        reason = illegible(model, shape, kind=Dense)
+        return (
+            reason and f"{reason} with estimate = 'exact': take 'power' or conv_norm = 'reshaped'"
+        )
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return a random vector for each layer."""
