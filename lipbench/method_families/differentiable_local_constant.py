@@ -146,7 +146,7 @@ def around(
 
 @dataclass(frozen=True, kw_only=True)
 class _Ball:
-    """What is known of the values behind the steps so far."""
+    """Bounds of the values behind the steps so far, in a ball around each sample."""
 
     values: Tensor
     lo: Tensor
@@ -179,7 +179,7 @@ class _Ball:
         )
 
     def behind(self, step: Step, name: str) -> "_Ball":
-        """Return what is known behind one more step."""
+        """Return the bounds behind one more step."""
         if isinstance(step, Linear):
             return replace(self.closed(None)._read(step), open=(step, name))
         if isinstance(step, Slope):

@@ -30,7 +30,7 @@ class Slot(nn.Module):
     """A plain layer, and beside it the parameters that a library makes its weight of."""
 
     def __init__(self, plain: nn.Module, raw: list[Tensor]) -> None:
-        """Keep both."""
+        """Take the plain layer, and the parameters that are trained."""
         super().__init__()
         self.plain = plain
         self.raw = nn.ParameterList(raw)
@@ -171,7 +171,7 @@ class Borrowed(Contractive):
         return params
 
     def _layers(self, net: Net) -> dict[str, nn.Module]:
-        """Return the library's layers of a network, whose numbers are whatever they were.
+        """Return the library's layers of a network, with stale numbers: each use loads its own.
 
         They are kept, for the library cannot make them inside of a transform of `torch.func`, and
         `start` makes them before.
@@ -204,7 +204,7 @@ _LAYERS: dict[tuple[Any, ...], dict[str, nn.Module]] = {}
 
 
 class _Pass:
-    """One computation of a weight by the library, with the graph for the way back."""
+    """A forward pass from parameters to a weight in the library, with the graph for backward."""
 
     def __init__(self, layer: nn.Module, kept: list[Tensor]) -> None:
         self.layer = layer
@@ -279,7 +279,7 @@ def _trained(layer: nn.Module) -> list[Tensor]:
 
 
 def _kept(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return what a library's layer changes by itself."""
+    """Return the tensors that a library's layer changes by itself: fixed ones, and buffers."""
     fixed = [(name, value) for name, value in layer.named_parameters() if not value.requires_grad]
     return [*((name, value.detach()) for name, value in fixed), *layer.named_buffers()]
 
@@ -302,7 +302,7 @@ def _weight(layer: nn.Module) -> Tensor:
 
 
 def _settled(layer: nn.Module) -> Float[Tensor, "out *rest"]:
-    """Return the weight after passes until it stands still."""
+    """Return the converged weight, after passes until it stands still."""
     with torch.no_grad():
         weight = _weight(layer).clone()
         for _ in range(_PASSES):
@@ -314,7 +314,7 @@ def _settled(layer: nn.Module) -> Float[Tensor, "out *rest"]:
 
 @contextmanager
 def _drawing(rng: torch.Generator, dtype: torch.dtype) -> Iterator[None]:
-    """Let torch's own generator draw from a stream, and in a type, for a while."""
+    """Seed torch's own generator from a stream, and set the default type, for a while."""
     seed, before = int(torch.randint(2**31, (), generator=rng)), torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

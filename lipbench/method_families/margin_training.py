@@ -100,7 +100,7 @@ class GlobalMarginTraining(MarginTraining):
         radius: Float[Tensor, ""],
         h: Scalars,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch classes"]]:
-        """Return what is minimised, and by how much each logit can rise against the own one.
+        """Return the objective, and by how much each logit can rise against that of the label.
 
         Args:
             outputs: The logits.

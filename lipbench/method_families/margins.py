@@ -27,7 +27,7 @@ def bottom(
     classes: Int[Tensor, " batch"],
     rises: Float[Tensor, "batch classes"],
 ) -> Float[Tensor, " batch"]:
-    """Return the largest logit that a class other than the sample's can rise to.
+    """Return the logit of ⊥: the largest that a class other than the sample's can rise to.
 
     Where it is below the logit of that class, no move that the rises allow for changes the class.
     """

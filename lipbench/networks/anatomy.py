@@ -21,7 +21,7 @@ class Anatomy:
     """The sizes of a network, as far as its linear layers tell."""
 
     numbers_per_sample: int
-    """What one sample is on its way: the input and what the layers give."""
+    """Entries of the input and of the outputs of all layers."""
     forward_products: float
     """Multiplications of one forward pass of one sample; NaN if the network cannot be read."""
     weights: int
@@ -44,7 +44,7 @@ class Anatomy:
 
 
 def anatomy(model: Model, dataset: Dataset) -> Anatomy:
-    """Return the sizes of a network; one that cannot be built or read seems to have no layers."""
+    """Return the sizes of a network; one that cannot be built or read counts as without layers."""
     layers = _layers(model, dataset)
     outputs = [math.prod(layer.output_shape) for layer in layers]
     products = sum(layer.fan_in * size for layer, size in zip(layers, outputs, strict=True))

@@ -31,7 +31,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Call:
-    """Steps that have no site in the network yet."""
+    """A call as steps, which have no site in the network yet."""
 
     sources: tuple[fx.Node, ...]
     """The values that the first step reads; each other step reads the one before."""

@@ -37,7 +37,7 @@ def item(node: fx.Node, index: Any) -> Call:
 
 
 def both(tensors: Argument, axis: Argument) -> Call | None:
-    """Return what puts the larger of two values before the smaller, or None if a call does not.
+    """Return the sort that puts the larger of two values before the smaller, or None for others.
 
     As one sorting, which keeps lengths; of a larger and a smaller value alone each could grow.
     """
@@ -77,8 +77,8 @@ def _extreme_of_axis(is_larger: bool) -> Rule:
     return rule
 
 
-def _compared(first: fx.Node, second: fx.Node, axis: Argument, give: Any) -> Call:
-    """Return what is given of pairs of numbers, the larger first, side by side along an axis."""
+def _compared(first: fx.Node, second: fx.Node, axis: Argument, select: Any) -> Call:
+    """Return what `select` takes of sorted pairs, the larger first, side by side along an axis."""
     refuse_values(axis)
     # The order of two values does not matter to the larger and the smaller.
     whole = _halved(first, second, axis) or _halved(second, first, axis)
@@ -102,7 +102,7 @@ def _compared(first: fx.Node, second: fx.Node, axis: Argument, give: Any) -> Cal
         chain.add(steps.GroupSort, (count,), group=2)
         chain.copy(
             site.output_shape,
-            lambda values: torch.cat(list(give(values.unflatten(1, (*shape, 2)))), at),
+            lambda values: torch.cat(list(select(values.unflatten(1, (*shape, 2)))), at),
         )
         return chain.readers
 
@@ -110,7 +110,7 @@ def _compared(first: fx.Node, second: fx.Node, axis: Argument, give: Any) -> Cal
 
 
 def _halved(first: fx.Node, second: fx.Node, axis: int) -> fx.Node | None:
-    """Return the value of whose two halves along an axis these are, in order, or None."""
+    """Return the value that a partition halves along an axis into these two, in order, or None."""
     origins = []
     for number, node in enumerate((first, second)):
         if node.target is not operator.getitem or node.args[1] != number:
@@ -150,14 +150,14 @@ def _along(
     rank = 0 if is_larger else -1
     kept = [None] if keepdim else []
 
-    def chosen(values: Tensor) -> Tensor:
+    def extreme(values: Tensor) -> Tensor:
         return values[(..., rank, *kept)]
 
-    return _ordered(input, dim, chosen, keeps_axis=bool(keepdim))
+    return _ordered(input, dim, extreme, keeps_axis=bool(keepdim))
 
 
-def _ordered(input: Argument, dim: int, chosen: Elementwise, *, keeps_axis: bool = True) -> Call:
-    """Return what is chosen of numbers along an axis, the largest first."""
+def _ordered(input: Argument, dim: int, select: Elementwise, *, keeps_axis: bool = True) -> Call:
+    """Return what `select` takes of a sort along an axis, the largest first."""
 
     def readers_at(site: Site) -> list[Reader]:
         (shape,) = site.input_shapes
@@ -171,7 +171,7 @@ def _ordered(input: Argument, dim: int, chosen: Elementwise, *, keeps_axis: bool
         chain.add(steps.GroupSort, (size,), group=shape[at - 1])
 
         def back(values: Tensor) -> Tensor:
-            ordered = chosen(values.unflatten(1, (*rest, shape[at - 1])))
+            ordered = select(values.unflatten(1, (*rest, shape[at - 1])))
             return ordered.movedim(-1, at) if keeps_axis else ordered
 
         chain.copy(site.output_shape, back)

@@ -21,7 +21,7 @@ _QUOTIENTS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
 
 
 def scaled(target: Any, arguments: tuple[Argument, ...], settings: dict[str, Any]) -> Call | None:
-    """Return what adds, subtracts, multiplies or divides by a constant, or None if a call does not.
+    """Return the affine map of arithmetic with one constant, or None if a call is something else.
 
     Raises:
         NoRule: If it does something else with a constant.

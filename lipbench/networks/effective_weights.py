@@ -33,7 +33,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardWeights:
-    """Some of the calls of a forward pass, none of which depends on the input."""
+    """The tensors that calls of a forward pass compute independently of the input."""
 
     path: str
     """Of the module whose forward pass it is, in the network."""
@@ -61,13 +61,13 @@ class ForwardWeights:
 
 
 def name_of(path: str, node: fx.Node) -> str:
-    """Return the name among the tensors of a network of what a node holds or computes."""
+    """Return the name, among the tensors of a network, of what a node holds or computes."""
     name = str(node.target) if node.op == "get_attr" else f"{node.name}()"
     return f"{path}.{name}" if path else name
 
 
 def dependencies(wanted: Iterable[fx.Node], order: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
-    """Return the nodes that others depend on, and these, in order."""
+    """Return the transitive inputs of nodes, and these, in order."""
     reached: set[fx.Node] = set()
     open_ = list(wanted)
     while open_:

@@ -123,7 +123,7 @@ def _refuse_changes(
 
 
 class _Evaluation(fx.Interpreter):
-    """A run of a trace that looks at shapes, and at values that are changed after they are made."""
+    """A run of a trace that records shapes, and reads of values that were changed in place."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)

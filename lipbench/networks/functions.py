@@ -18,7 +18,7 @@ from lipbench.networks.primitives import Reader, Site, curve_step, reader
 
 
 def read_call(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> Call:
-    """Return what a call computes.
+    """Return a call as steps, by the rule of its function.
 
     Args:
         node: The call.

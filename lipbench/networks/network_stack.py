@@ -1,4 +1,4 @@
-"""A stack of networks of one architecture, asked as one."""
+"""A stack of networks of one architecture, evaluated as one."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Call = Callable[[Tree, Tree, Tensor], Tensor]
 
 
 class Networks:
-    """Networks with the same code and other numbers: trees have a leading network axis."""
+    """Networks of one architecture with stacked parameters: trees have a leading network axis."""
 
     def __init__(
         self, call: Call, params: Tree, buffers: Tree, modules: Sequence[nn.Module] = ()

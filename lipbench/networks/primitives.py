@@ -58,7 +58,7 @@ def is_primitive(layer: nn.Module) -> bool:
 
 
 def reader(layer: nn.Module, site: Site) -> Reader:
-    """Return what makes the step of a primitive layer, or refuse its settings by name."""
+    """Return the reader of a primitive layer, or refuse its settings by name."""
     return _RULES[layer_type(layer)](layer, site)
 
 

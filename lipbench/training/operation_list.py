@@ -17,17 +17,17 @@ Function = Callable[..., Tree]
 
 
 class Traced:
-    """What a function did: `vmap` and `grad` are gone, what they made of it is left.
+    """The trace of a function: the operations that `vmap` and `grad` make of it, without these.
 
     A training step of one 784-64-64-10 network took 2.3 ms with these transformations and 1.3 ms
     without, on two cores; with sixteen stacked it was 0.42 and 0.33 ms for each.
     """
 
     def __init__(self, function: Function, arguments: tuple[Tree, ...]) -> None:
-        """Write down one call.
+        """Trace one call.
 
         Raises:
-            RuntimeError: If the function does what cannot be written down, such as to read a value.
+            RuntimeError: If the function does what cannot be traced, such as to read a value.
         """
 
         def flat(values: list[Tensor]) -> Tree:

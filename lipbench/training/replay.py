@@ -25,7 +25,7 @@ Function = Callable[..., Tree]
 
 
 class CudaGraph:
-    """What a function did on a GPU, as a CUDA graph."""
+    """The kernels of a function on a GPU, as a CUDA graph."""
 
     def __init__(self, function: Function, arguments: tuple[Tree, ...]) -> None:
         """Record one call.

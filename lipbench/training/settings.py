@@ -1,4 +1,4 @@
-"""What a benchmark says of training: epochs, batches, optimiser, and how a strength is driven."""
+"""Training settings of a benchmark: epochs, batches, optimiser, how a strength is driven."""
 
 import math
 from dataclasses import dataclass, field

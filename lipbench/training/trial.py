@@ -109,7 +109,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one trial."""
+    """The result of one trial: its networks, its history, and what it took."""
 
     state: str
     """`done` or `nan`."""
