@@ -1,6 +1,6 @@
 """LipMIP: the largest derivatives on a box, by branch and bound over gates and signs.
 
-Every part of the search is closed by multipliers of its linear program, or by a proof that it has
+Every node of the search is closed by multipliers of its linear program, or by a proof that it has
 no interior. They are what a value proves: the solver's word counts for nothing, and the lower side
 is a region's own matrix.
 
@@ -79,20 +79,20 @@ def switching_bound(
 
 
 def switching_problem(network: Network, value: Lipschitz) -> str:
-    """Return what is wrong with the stored parts of a value, empty if they prove it."""
+    """Return what is wrong with the stored nodes of a value, empty if they prove it."""
     if value.domain is None:
         return "its parts are those of a box"
     unrolled = as_neuron_blocks(network)
     gates = Gates(unrolled, value.norm, value.domain)
-    parts = _unpacked(value.proof)
+    nodes = _unpacked(value.proof)
     paths: dict[int, list[tuple[Decision, ...]]] = {number: [] for number in range(gates.sums)}
-    for part in parts:
-        paths.setdefault(part.number, []).append(part.path)
-    if len(paths) > gates.sums or not all(cover(own, gates.decisions) for own in paths.values()):
+    for node in nodes:
+        paths.setdefault(node.number, []).append(node.path)
+    if len(paths) > gates.sums or not all(cover(tree, gates.decisions) for tree in paths.values()):
         return "its parts are not all there is"
-    exact = any(part.empty for part in parts) or (value.side == "exact" and value.value > 0)
+    exact = any(node.empty for node in nodes) or (value.side == "exact" and value.value > 0)
     regions = Regions(unrolled, value.norm, value.domain) if exact else None
-    if not all(part.proved(gates, regions) <= value.value * _SLACK for part in parts):
+    if not all(node.proved(gates, regions) <= value.value * _SLACK for node in nodes):
         return "its parts do not prove that no sum is larger"
     if regions is not None and value.side == "exact" and value.value > 0:
         region = regions.region_at(joined(value.proof["point"]))
@@ -102,8 +102,8 @@ def switching_problem(network: Network, value: Lipschitz) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Part:
-    """One column or row of the Jacobian after decisions, and what bounds its sum."""
+class _Node:
+    """A node of the search: a column or row of the Jacobian after decisions, and its bound."""
 
     number: int
     path: tuple[Decision, ...] = ()
@@ -116,9 +116,9 @@ class _Part:
         """Return the sum that is to be bounded."""
         return Mixed(gates, self.number, self.path)
 
-    def half(self, place: int, right: bool) -> "_Part":
+    def half(self, variable: int, right: bool) -> "_Node":
         """Return what is left after one more decision."""
-        return _Part(number=self.number, path=(*self.path, (place, right)))
+        return _Node(number=self.number, path=(*self.path, (variable, right)))
 
     def proved(self, gates: Gates, regions: Regions | None) -> float:
         """Return an upper bound of the sum, from what is stored."""
@@ -135,30 +135,32 @@ class _Part:
         return mixed.program().bound(self.duals) if len(self.duals) else mixed.bounds.total
 
 
-def _packed(parts: Sequence[_Part]) -> dict[str, Tensor]:
-    codes = [[one.number, *(2 * place + right for place, right in one.path)] for one in parts]
-    empty = [one.empty or Empty((), ()) for one in parts]
+def _packed(nodes: Sequence[_Node]) -> dict[str, Tensor]:
+    codes = [
+        [node.number, *(2 * variable + right for variable, right in node.path)] for node in nodes
+    ]
+    proofs = [node.empty or Empty((), ()) for node in nodes]
     return {
         **packed("parts", codes),
-        **packed("duals", [one.duals.tolist() for one in parts], torch.float64),
-        **packed("support", [one.support for one in empty]),
-        **packed("weights", [one.weights for one in empty], torch.float64),
+        **packed("duals", [node.duals.tolist() for node in nodes], torch.float64),
+        **packed("support", [proof.support for proof in proofs]),
+        **packed("weights", [proof.weights for proof in proofs], torch.float64),
     }
 
 
-def _unpacked(proof: Mapping[str, Tensor]) -> list[_Part]:
+def _unpacked(proof: Mapping[str, Tensor]) -> list[_Node]:
     lists = (unpacked(proof, name) for name in ("parts", "duals", "support", "weights"))
-    found = []
+    nodes = []
     for codes, duals, support, weights in zip(*lists, strict=True):
         number, *path = codes.tolist()
         empty = Empty(tuple(support.tolist()), tuple(weights.tolist())) if len(support) else None
         decisions = tuple((code // 2, code % 2 == 1) for code in path)
-        found.append(_Part(number=number, path=decisions, duals=duals, empty=empty))
-    return found
+        nodes.append(_Node(number=number, path=decisions, duals=duals, empty=empty))
+    return nodes
 
 
 class _Search:
-    """The parts that are left, the one with the largest bound first."""
+    """The nodes that are left, the one with the largest bound first."""
 
     def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box) -> None:
         self.norm, self.gates = norm, Gates(network, norm, domain)
@@ -168,14 +170,14 @@ class _Search:
             self.regions = None
         self.lower, self.settled = 0.0, 0.0
         self.point: Sequence[Fraction] = [Fraction(0)] * network.inputs
-        self.closed: list[_Part] = []
-        self.queue: list[tuple[float, int, _Part, int | None]] = []
-        """With what to decide next; None if the part has no program of its own yet."""
+        self.closed: list[_Node] = []
+        self.queue: list[tuple[float, int, _Node, int | None]] = []
+        """With what to decide next; None if the node has no program yet."""
         self._order = count()
         self._seen: dict[tuple[bool, ...], Region] = {}
         for number in range(self.gates.sums):
-            part = _Part(number=number)
-            self._put(part.mixed(self.gates).bounds.total, part, None)
+            node = _Node(number=number)
+            self._put(node.mixed(self.gates).bounds.total, node, None)
 
     @property
     def upper(self) -> float:
@@ -190,15 +192,15 @@ class _Search:
         return self.upper == 0 or self.regions.region_at(joined(split(self.point))) is not None
 
     def proof(self) -> dict[str, Tensor]:
-        """Return all parts, which cover the box."""
-        left = [part for _, _, part, _ in self.queue]
+        """Return all nodes, which cover the box."""
+        left = [node for _, _, node, _ in self.queue]
         return {"point": split(self.point), **_packed(self.closed + left)}
 
     def look(self, points: Tensor) -> None:
         """Raise the lower side to the largest norm at one of these points."""
         width = points.shape[1] + self.gates.neurons
-        for some in points.split(max(1, _ENTRIES // (width * points.shape[1]))):
-            sides = self.gates.sides(some)
+        for chunk in points.split(max(1, _ENTRIES // (width * points.shape[1]))):
+            sides = self.gates.sides(chunk)
             norms = torch.linalg.matrix_norm(self.gates.matrices(sides), float(self.norm))
             for number in norms.argsort(descending=True).tolist():
                 if float(norms[number]) <= self.lower * (1 + SAME / 4):
@@ -206,56 +208,58 @@ class _Search:
                 self._raise(sides[number])
 
     def run(self, nodes: int) -> None:
-        """Bound or split parts, the worst first, until the two sides meet.
+        """Bound or split nodes, the worst first, until the two sides meet.
 
         Args:
             nodes: Most linear programs.
         """
         while self.queue and -self.queue[0][0] > self._enough:
-            _, _, part, then = self.queue[0]
-            parts = [part] if then is None else [part.half(then, right) for right in (True, False)]
-            mixed = [one.mixed(self.gates) for one in parts]
+            _, _, worst, then = self.queue[0]
+            chosen = (
+                [worst] if then is None else [worst.half(then, right) for right in (True, False)]
+            )
+            sums = [node.mixed(self.gates) for node in chosen]
             # A half without a program of its own would be bounded worse than the whole.
-            nodes -= sum(one.bounds.total > self._enough for one in mixed)
+            nodes -= sum(mixed.bounds.total > self._enough for mixed in sums)
             if nodes < 0:
                 break
             heapq.heappop(self.queue)
-            for one, own in zip(parts, mixed, strict=True):
-                self._bound(one, own)
+            for node, mixed in zip(chosen, sums, strict=True):
+                self._bound(node, mixed)
 
     @property
     def _enough(self) -> float:
-        """Return the bound with which a part needs no more work."""
+        """Return the bound with which a node needs no more work."""
         return max(self.settled, self.lower * (1 + SAME / 2))
 
-    def _put(self, bound: float, part: _Part, then: int | None) -> None:
-        heapq.heappush(self.queue, (-bound, next(self._order), part, then))
+    def _put(self, bound: float, node: _Node, then: int | None) -> None:
+        heapq.heappush(self.queue, (-bound, next(self._order), node, then))
 
-    def _bound(self, part: _Part, mixed: Mixed) -> None:
-        """Bound a part, and find out what to decide next."""
+    def _bound(self, node: _Node, mixed: Mixed) -> None:
+        """Bound a node, and find out what to decide next."""
         bound = mixed.bounds.total
         if bound > self._enough and not len(mixed.undecided):
             region = self._raise(mixed.sides(None))
             if region is not None and isinstance(region.proof, Empty):
-                part, bound = replace(part, empty=region.proof), 0.0
+                node, bound = replace(node, empty=region.proof), 0.0
         if bound <= self._enough:
-            self._close(part, bound)
+            self._close(node, bound)
             return
         program = mixed.program()
         proposal = program.propose()
         point = None if proposal is None else proposal.point
         if proposal is not None and (proved := program.bound(proposal.duals)) < bound:
-            bound, part = proved, replace(part, duals=proposal.duals)
+            bound, node = proved, replace(node, duals=proposal.duals)
         following = mixed.next(point)
         if following is None:
-            self._close(part, bound)
+            self._close(node, bound)
             return
         if point is not None:
             self._raise(mixed.sides(point))
-        self._put(bound, part, following)
+        self._put(bound, node, following)
 
-    def _close(self, part: _Part, bound: float) -> None:
-        self.closed.append(part)
+    def _close(self, node: _Node, bound: float) -> None:
+        self.closed.append(node)
         self.settled = max(self.settled, bound)
 
     def _raise(self, sides: Tensor) -> Region | None:

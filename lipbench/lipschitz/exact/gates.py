@@ -41,31 +41,31 @@ class Passage:
     def only(self, number: int) -> "Passage":
         """Return the passage of one column or row."""
         starts, ends = (
-            _each(one, lambda part: part[:, [number]]) for one in (self.starts, self.ends)
+            _each(matrix, lambda tensor: tensor[:, [number]]) for matrix in (self.starts, self.ends)
         )
         return Passage(starts=starts, passes=self.passes, ends=ends, collects=self.collects)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GateBounds:
-    """Where one column or row of the Jacobian lies after decisions, and all that it depends on."""
+    """Interval bounds of a column or row of the Jacobian after decisions, and what they use."""
 
     passage: Passage
     reads: Interval
-    """Where pre-activations lie."""
+    """Of the pre-activations."""
     sides: Int[Tensor, " neurons"]
     """1 right of 0, -1 left of it, 0 where both are possible."""
     arrives: Interval
-    """Where derivatives lie that arrive at gates."""
+    """Of the derivatives that arrive at gates."""
     entries: Interval
-    """Where the derivatives lie whose absolute values are summed."""
+    """Of the derivatives whose absolute values are summed."""
 
     @property
     def total(self) -> float:
         """Return the largest sum of absolute values, rounded up."""
         largest = self.entries.largest
-        found = float(largest.sum()) * (1 + 1e-12 * len(largest))
-        return found if math.isfinite(found) else math.inf
+        total = float(largest.sum()) * (1 + 1e-12 * len(largest))
+        return total if math.isfinite(total) else math.inf
 
 
 class Gates:
@@ -94,15 +94,18 @@ class Gates:
         self.left, self.right = torch.cat([none, *left]), torch.cat([none, *right])
         reads = [block.reads for block in network.blocks]
         self.weights = _stacked(reads, network.inputs, ends)
-        self.offset = joined([one.offset for one in reads], 1)
+        self.offset = joined([affine.offset for affine in reads], 1)
         self.output = _stacked([network.output], network.inputs, ends)
-        self._blocks = [slice(*one) for one in pairwise(ends)]
+        self._blocks = [slice(*limits) for limits in pairwise(ends)]
         (inner, within), (outer, last) = (
-            tuple(columns(one, part) for part in self._parts) for one in (self.weights, self.output)
+            tuple(columns(matrix, source) for source in self._sources)
+            for matrix in (self.weights, self.output)
         )
         self._backwards = math.isinf(norm)
         if self._backwards:
-            last, within, outer, inner = (transposed(one) for one in (last, within, outer, inner))
+            last, within, outer, inner = (
+                transposed(matrix) for matrix in (last, within, outer, inner)
+            )
             self._passage = Passage(starts=last, passes=within, ends=outer, collects=inner)
         else:
             self._passage = Passage(starts=inner, passes=within, ends=outer, collects=last)
@@ -118,13 +121,13 @@ class Gates:
         return self.neurons + len(self._passage.ends.values)
 
     def bounds(self, number: int, path: Iterable[Decision] = ()) -> GateBounds:
-        """Return where a column or row lies after decisions, by interval arithmetic.
+        """Return interval bounds of a column or row after decisions.
 
         What contradicts the decisions is cut off; where nothing is left, a point stays.
         """
         decided = torch.zeros(self.decisions, dtype=torch.int64)
-        for place, right in path:
-            decided[place] = 1 if right else -1
+        for variable, right in path:
+            decided[variable] = 1 if right else -1
         passage = self._passage.only(number)
         reads, sides = self._reads(decided[: self.neurons])
         arrives, passed = self._arrives(passage, sides)
@@ -139,55 +142,56 @@ class Gates:
 
     def sides(self, points: Float[Tensor, "points inputs"]) -> Bool[Tensor, "points neurons"]:
         """Return which neurons are right of 0 at points, up to rounding."""
-        inputs, inner = self._parts
+        inputs, inner = self._sources
         known = points.new_zeros(len(points), self.inputs + self.neurons)
         known[:, inputs] = points
-        found = torch.zeros(len(points), self.neurons, dtype=torch.bool)
-        for own in self._blocks:
-            reads = known @ self.weights.values[own].T + self.offset.values[own, 0]
-            found[:, own] = reads > 0
-            known[:, inner][:, own] = self._slopes(reads > 0, own) * reads
-        return found
+        sides = torch.zeros(len(points), self.neurons, dtype=torch.bool)
+        for block in self._blocks:
+            reads = known @ self.weights.values[block].T + self.offset.values[block, 0]
+            sides[:, block] = reads > 0
+            known[:, inner][:, block] = self._slopes(reads > 0, block) * reads
+        return sides
 
     def matrices(
         self, sides: Bool[Tensor, "points neurons"]
     ) -> Float[Tensor, "points outputs inputs"]:
         """Return the Jacobian where neurons are on these sides, up to rounding."""
-        inputs, inner = self._parts
+        inputs, inner = self._sources
         known = self.right.new_zeros(len(sides), self.inputs + self.neurons, self.inputs)
         known[:, inputs] = torch.eye(self.inputs, dtype=torch.float64)
-        for own in self._blocks:
-            slopes = self._slopes(sides[:, own], own).unsqueeze(2)
-            known[:, inner][:, own] = slopes * (self.weights.values[own] @ known)
+        for block in self._blocks:
+            slopes = self._slopes(sides[:, block], block).unsqueeze(2)
+            known[:, inner][:, block] = slopes * (self.weights.values[block] @ known)
         return self.output.values @ known
 
     @property
-    def _parts(self) -> tuple[slice, slice]:
+    def _sources(self) -> tuple[slice, slice]:
+        """Return the columns of the inputs, and those of the neurons."""
         return slice(0, self.inputs), slice(self.inputs, self.inputs + self.neurons)
 
-    def _slopes(self, is_right: Tensor, own: slice) -> Tensor:
-        return torch.where(is_right, self.right[own], self.left[own])
+    def _slopes(self, is_right: Tensor, block: slice) -> Tensor:
+        return torch.where(is_right, self.right[block], self.left[block])
 
     def _reads(self, decided: Tensor) -> tuple[Interval, Tensor]:
-        """Return where pre-activations lie, and the sides of the gates."""
-        inputs, inner = self._parts
+        """Return interval bounds of the pre-activations, and the sides of the gates."""
+        inputs, inner = self._sources
         known, reads = _zeros(self.inputs + self.neurons), _zeros(self.neurons)
         sides = decided.clone()
-        for end, value in zip(known, self.domain, strict=True):
-            end[inputs] = value
-        for own in self._blocks:
-            weights, offset = (_rows(one, own) for one in (self.weights, self.offset))
-            lo, hi = here = _cut(combined({0: weights}, [known], offset), decided[own])
+        for ends, value in zip(known, self.domain, strict=True):
+            ends[inputs] = value
+        for block in self._blocks:
+            weights, offset = (_rows(matrix, block) for matrix in (self.weights, self.offset))
+            lo, hi = here = _cut(combined({0: weights}, [known], offset), decided[block])
             settled = torch.where(lo >= 0, 1, torch.where(hi <= 0, -1, 0)).squeeze(1)
-            sides[own] = torch.where(decided[own] == 0, settled, decided[own])
-            values = self._values(own, here)
-            for place in (0, 1):
-                reads[place][own] = here[place]
-                known[place][inner][own] = values[place]
+            sides[block] = torch.where(decided[block] == 0, settled, decided[block])
+            values = self._values(block, here)
+            for end in (0, 1):
+                reads[end][block] = here[end]
+                known[end][inner][block] = values[end]
         return reads, sides
 
-    def _values(self, own: slice, reads: Interval) -> Interval:
-        ends = torch.stack([self._slopes(end.T > 0, own).T * end for end in reads])
+    def _values(self, block: slice, reads: Interval) -> Interval:
+        ends = torch.stack([self._slopes(end.T > 0, block).T * end for end in reads])
         least, most = ends.amin(dim=0), ends.amax(dim=0)
         crosses = (reads.lo < 0) & (reads.hi > 0)
         least = torch.where(crosses, least.clamp_max(0), least)
@@ -195,38 +199,38 @@ class Gates:
         return Interval(least - UNIT * least.abs(), most + UNIT * most.abs())
 
     def _arrives(self, passage: Passage, sides: Tensor) -> tuple[Interval, Interval]:
-        """Return where derivatives lie before gates, and behind them."""
+        """Return interval bounds of the derivatives before gates, and behind them."""
         before, behind = _zeros(self.neurons), _zeros(self.neurons)
         ends = torch.stack([self.left, self.right])
         least, most = (
             torch.where(sides == 0, end, torch.where(sides > 0, self.right, self.left)).unsqueeze(1)
             for end in (ends.amin(dim=0), ends.amax(dim=0))
         )
-        for own in self._blocks[::-1] if self._backwards else self._blocks:
-            weights, offset = (_rows(one, own) for one in (passage.passes, passage.starts))
+        for block in self._blocks[::-1] if self._backwards else self._blocks:
+            weights, offset = (_rows(matrix, block) for matrix in (passage.passes, passage.starts))
             here = combined({0: weights}, [behind], offset)
-            passed = here.times(Interval(least[own], most[own]))
-            for place in (0, 1):
-                before[place][own], behind[place][own] = here[place], passed[place]
+            passed = here.times(Interval(least[block], most[block]))
+            for end in (0, 1):
+                before[end][block], behind[end][block] = here[end], passed[end]
         return before, behind
 
 
 def columns(matrix: Matrix, chosen: slice | Tensor) -> Matrix:
     """Return some columns."""
-    return _each(matrix, lambda part: part[:, chosen])
+    return _each(matrix, lambda tensor: tensor[:, chosen])
 
 
 def transposed(matrix: Matrix) -> Matrix:
     """Return the transpose."""
-    return _each(matrix, lambda part: part.T)
+    return _each(matrix, lambda tensor: tensor.T)
 
 
 def joined(matrices: Sequence[Matrix], width: int) -> Matrix:
     """Return matrices below each other; they have this many columns."""
     none = torch.zeros(0, width, dtype=torch.float64)
     return Matrix(
-        values=torch.cat([none, *(one.values for one in matrices)]),
-        radius=torch.cat([none, *(one.radius for one in matrices)]),
+        values=torch.cat([none, *(matrix.values for matrix in matrices)]),
+        radius=torch.cat([none, *(matrix.radius for matrix in matrices)]),
     )
 
 
@@ -234,20 +238,20 @@ def _each(matrix: Matrix, change: Callable[[Tensor], Tensor]) -> Matrix:
     return Matrix(values=change(matrix.values), radius=change(matrix.radius))
 
 
-def _rows(matrix: Matrix, own: slice) -> Matrix:
-    return Matrix(values=matrix.values[own], radius=matrix.radius[own])
+def _rows(matrix: Matrix, block: slice) -> Matrix:
+    return Matrix(values=matrix.values[block], radius=matrix.radius[block])
 
 
 def _stacked(numbers: Sequence[Affine], inputs: int, ends: Sequence[int]) -> Matrix:
     """Return the matrices of affine numbers as one: columns are inputs, then all neurons."""
-    places = [(0, inputs), *((inputs + start, inputs + stop) for start, stop in pairwise(ends))]
+    spans = [(0, inputs), *((inputs + start, inputs + stop) for start, stop in pairwise(ends))]
     width = inputs + ends[-1]
     rows = []
-    for one in numbers:
-        whole = Matrix.exact(torch.zeros(len(one), width, dtype=torch.float64))
-        for source, part in one.parts.items():
-            own = slice(*places[source])
-            whole.values[:, own], whole.radius[:, own] = part.values, part.radius
+    for affine in numbers:
+        whole = Matrix.exact(torch.zeros(len(affine), width, dtype=torch.float64))
+        for source, matrix in affine.parts.items():
+            span = slice(*spans[source])
+            whole.values[:, span], whole.radius[:, span] = matrix.values, matrix.radius
         rows.append(whole)
     return joined(rows, width)
 

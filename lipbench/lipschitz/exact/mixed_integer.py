@@ -41,11 +41,11 @@ class Mixed:
         self.gates, self.bounds = gates, gates.bounds(number, path)
         self.undecided = (self.bounds.sides == 0).nonzero().squeeze(1)
         names = ("input", "read", "arrives", "entry", "bend", "product", "gate")
-        own, some = gates.neurons, len(self.undecided)
-        sizes = (gates.inputs, own, own, len(self.bounds.entries.lo), some, some, some)
+        neurons, free = gates.neurons, len(self.undecided)
+        sizes = (gates.inputs, neurons, neurons, len(self.bounds.entries.lo), free, free, free)
         ends = torch.tensor([0, *sizes]).cumsum(dim=0).tolist()
-        self._places = {
-            name: slice(*both) for name, both in zip(names, pairwise(ends), strict=True)
+        self._variables = {
+            name: slice(*limits) for name, limits in zip(names, pairwise(ends), strict=True)
         }
         self._width = ends[-1]
 
@@ -53,7 +53,7 @@ class Mixed:
         """Return the linear program: no point that the decisions allow has a larger sum."""
         slopes, offsets = self._chords
         objective = torch.zeros(self._width, dtype=torch.float64)
-        objective[self._places["entry"]] = slopes
+        objective[self._variables["entry"]] = slopes
         below, right = self._inequalities()
         passage = self.bounds.passage
         return Program(
@@ -71,8 +71,8 @@ class Mixed:
         decided = self.bounds.sides > 0
         if point is None or not len(self.undecided):
             return decided
-        found = self.gates.sides(point[self._places["input"]].unsqueeze(0))[0]
-        return torch.where(self.bounds.sides == 0, found, decided)
+        at_point = self.gates.sides(point[self._variables["input"]].unsqueeze(0))[0]
+        return torch.where(self.bounds.sides == 0, at_point, decided)
 
     def next(self, point: Float[Tensor, " variables"] | None) -> int | None:
         """Return what to decide next, the likeliest to matter; None if all gates are decided.
@@ -86,7 +86,7 @@ class Mixed:
         matters = self.bounds.arrives.largest[self.undecided, 0] * rise
         if point is None:
             return int(self.undecided[matters.argmax()])
-        share, entries = point[self._places["gate"]], point[self._places["entry"]]
+        share, entries = point[self._variables["gate"]], point[self._variables["entry"]]
         slopes, offsets = self._chords
         excess = slopes * entries + offsets - entries.abs()
         # Where no gate is between, any may do: the point can lie where gates are both.
@@ -108,14 +108,14 @@ class Mixed:
 
     @property
     def _box(self) -> Interval:
-        """Return where the variables lie."""
+        """Return interval bounds of the variables."""
         bounds, some = self.bounds, self.undecided
         high = bounds.reads.hi[some]
         ends = [
             torch.full((self.gates.inputs, 1), end, dtype=torch.float64)
             for end in self.gates.domain
         ]
-        parts = (
+        intervals = (
             Interval(*ends),
             bounds.reads,
             bounds.arrives,
@@ -124,15 +124,15 @@ class Mixed:
             Interval(bounds.arrives.lo[some].clamp_max(0), bounds.arrives.hi[some].clamp_min(0)),
             Interval(torch.zeros_like(high), torch.ones_like(high)),
         )
-        return Interval(*(torch.cat(ends) for ends in zip(*parts, strict=True)))
+        return Interval(*(torch.cat(ends) for ends in zip(*intervals, strict=True)))
 
     def _equations(self) -> Matrix:
         """Return what makes z, d and the entries what they are, each on the diagonal."""
         gates, passage = self.gates, self.bounds.passage
-        own = slice(gates.inputs, gates.inputs + gates.neurons)
+        neurons = slice(gates.inputs, gates.inputs + gates.neurons)
         return joined(
             [
-                self._rows("read", columns(gates.weights, own), "read", "bend"),
+                self._rows("read", columns(gates.weights, neurons), "read", "bend"),
                 self._rows("arrives", passage.passes, "arrives", "product"),
                 self._rows("entry", passage.collects, "arrives", "product"),
             ],
@@ -151,13 +151,13 @@ class Mixed:
         values, radius = torch.zeros(2, *shape, dtype=torch.float64)
         if name == "read":
             first = columns(gates.weights, slice(0, gates.inputs))
-            values[:, self._places["input"]] = -first.values
-            radius[:, self._places["input"]] = first.radius
-        values[:, self._places[straight]] = -plain.values
-        radius[:, self._places[straight]] = plain.radius
-        values[:, self._places[bent]] = -turned.values
-        radius[:, self._places[bent]] = turned.radius + blur * turned.values.abs()
-        values[:, self._places[name]] += torch.eye(shape[0], dtype=torch.float64)
+            values[:, self._variables["input"]] = -first.values
+            radius[:, self._variables["input"]] = first.radius
+        values[:, self._variables[straight]] = -plain.values
+        radius[:, self._variables[straight]] = plain.radius
+        values[:, self._variables[bent]] = -turned.values
+        radius[:, self._variables[bent]] = turned.radius + blur * turned.values.abs()
+        values[:, self._variables[name]] += torch.eye(shape[0], dtype=torch.float64)
         return Matrix(values=values, radius=radius)
 
     def _inequalities(self) -> tuple[Tensor, Tensor]:
@@ -165,13 +165,15 @@ class Mixed:
         count = len(self.undecided)
         numbers, zero = torch.arange(count), torch.zeros(count, dtype=torch.float64)
         bend, product, gate = (
-            numbers + self._places[name].start for name in ("bend", "product", "gate")
+            numbers + self._variables[name].start for name in ("bend", "product", "gate")
         )
-        read, arrives = (self.undecided + self._places[name].start for name in ("read", "arrives"))
+        read, arrives = (
+            self.undecided + self._variables[name].start for name in ("read", "arrives")
+        )
         low, high, least, most = (
             end[self.undecided, 0]
-            for one in (self.bounds.reads, self.bounds.arrives)
-            for end in one
+            for interval in (self.bounds.reads, self.bounds.arrives)
+            for end in interval
         )
         one = zero + 1
         rows, right = [], []
@@ -185,8 +187,8 @@ class Mixed:
             ([(arrives, one), (product, -one), (gate, most)], most),
         ):
             block = torch.zeros(count, self._width, dtype=torch.float64)
-            for places, factors in terms:
-                block[numbers, places] = factors
+            for variables, factors in terms:
+                block[numbers, variables] = factors
             rows.append(block)
             right.append(end)
         return torch.cat(rows), torch.cat(right)
