@@ -95,7 +95,9 @@ def covered(
                 continue
             # A bound of a region holds for its parts, whose own may be a little larger.
             whole = [region, *reversed(around)]
-            if any(regions.bound(one, sharp) <= value for sharp in (False, True) for one in whole):
+            if any(
+                regions.bound(outer, sharp) <= value for sharp in (False, True) for outer in whole
+            ):
                 continue
             return False
         if region.is_leaf or not leaves:

@@ -38,7 +38,7 @@ _TRIES = 64
 _HITS = 6
 """Choices in a row that are possible, after which it no longer pays to look for others."""
 _MET = 100
-"""Points of parts that are left when a search ends early."""
+"""Points of regions that are left when a search ends early."""
 _SCALE = 3.0
 """Where there is no domain: standard deviation of the points."""
 
@@ -75,7 +75,7 @@ def proved(regions: Regions, value: float, empty: Sequence[Conflict]) -> bool:
 
     All is computed anew: that they cannot be, and the norms of all other choices.
     """
-    cuts = _cuts_by_part(regions, empty) if fits(regions) else None
+    cuts = _cuts_by_region(regions, empty) if fits(regions) else None
     if cuts is None:
         return False
     left = [regions.root()]
@@ -87,15 +87,15 @@ def proved(regions: Regions, value: float, empty: Sequence[Conflict]) -> bool:
             choice.strike(signs)
         norms = choice.norms()
         for code in choice.codes[~(norms <= value)].tolist():
-            part = choice.part(code)
-            if not part.is_leaf:
-                left.append(part)
-            elif not regions.bound(part) <= value:
+            subregion = choice.subregion(code)
+            if not subregion.is_leaf:
+                left.append(subregion)
+            elif not regions.bound(subregion) <= value:
                 return False
     return True
 
 
-def _cuts_by_part(
+def _cuts_by_region(
     regions: Regions, empty: Sequence[Conflict]
 ) -> dict[tuple[Decision, ...], list[Conflict]] | None:
     """Return which signs of a block cannot be together, by the signs of all blocks before it.
@@ -140,7 +140,7 @@ class _Search:
         return -self.queue[0].negative if self.queue else 0.0
 
     def inside(self) -> list[Point]:
-        """Return points in parts that were met, first those that have the largest norms left."""
+        """Return points in regions that were met, first those that have the largest norms left."""
         proofs = [entry.choice.region.proof for entry in heapq.nsmallest(_MET, self.queue)]
         return [*self._leaves, *(proof.point for proof in proofs if isinstance(proof, Interior))]
 
@@ -185,19 +185,19 @@ class _Search:
 
     def _advance(self, choice: SignChoice, values: Float[Tensor, " codes"]) -> None:
         """Look at the signs with the largest norm, of those that are left of a choice."""
-        place = int(values.argmax())
-        code = int(choice.codes[place])
+        index = int(values.argmax())
+        code = int(choice.codes[index])
         proof = self._looked_at(choice, code)
         if isinstance(proof, Empty):
             keep = ~choice.have(self._struck(choice, code, proof))
             choice.codes, values = choice.codes[keep], values[keep]
         else:
-            values[place] = -1.0
-            part = choice.part(code, proof)
-            if part.is_leaf:
-                self._reached(part)
+            values[index] = -1.0
+            subregion = choice.subregion(code, proof)
+            if subregion.is_leaf:
+                self._reached(subregion)
             else:
-                inner = SignChoice(self.regions, part)
+                inner = SignChoice(self.regions, subregion)
                 self._put(inner, inner.norms())
         self._put(choice, values)
 
@@ -221,8 +221,8 @@ class _Search:
         Returns:
             The signs that it shows cannot be together.
         """
-        signs, own = choice.conflict(code, proof)
-        self.empty.append(((*choice.region.path, *signs), own))
+        signs, reduced = choice.conflict(code, proof)
+        self.empty.append(((*choice.region.path, *signs), reduced))
         return signs
 
     def _reached(self, leaf: Region) -> None:

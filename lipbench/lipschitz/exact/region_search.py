@@ -79,23 +79,23 @@ def enumerated_bound(
     regions = _regions(network, norm, domain)
     unrolled = regions.network
     known = [] if starts is None else _exactly(starts.flatten(1))
-    found = _explored(regions, nodes, known)
-    if not found.is_exact:
-        points = _rounded((*known, *found.inside), unrolled.inputs)
+    explored = _explored(regions, nodes, known)
+    if not explored.is_exact:
+        points = _rounded((*known, *explored.inside), unrolled.inputs)
         steep = _climbed(network, unrolled, norm, domain, points, programs)
-        found = _raised(found, regions, steep)
-    point = split(found.point or [Fraction(0)] * unrolled.inputs)
-    is_exact = found.is_exact
-    if is_exact and found.upper > 0:
+        explored = _raised(explored, regions, steep)
+    point = split(explored.point or [Fraction(0)] * unrolled.inputs)
+    is_exact = explored.is_exact
+    if is_exact and explored.upper > 0:
         # What is stored of the point must do.
         region = regions.region_at(joined(point))
         is_exact = region is not None
     return Lipschitz(
-        value=found.upper,
+        value=explored.upper,
         side="exact" if is_exact else "upper",
         norm=norm,
         domain=domain,
-        proof={"point": point, **_packed(found)},
+        proof={"point": point, **_packed(explored)},
         flags=(*network.flags, *([HELD] if _has_scales(network) else [])),
     )
 
@@ -124,14 +124,14 @@ def _regions(network: Network, norm: Norm, domain: Box | None) -> Regions:
 def _explored(regions: Regions, nodes: int, starts: list[tuple[Fraction, ...]]) -> Explored:
     if not fits(regions) or nodes <= _PATIENCE:
         return explore(regions, nodes, starts)
-    found = explore(regions, _PATIENCE, starts)
-    if found.is_exact:
-        return found
-    known = starts if found.point is None else [*starts, found.point]
-    other = explore_patterns(regions, nodes - _PATIENCE, known)
-    best = min(other, found, key=lambda one: one.upper)
-    inside = (*found.inside, *other.inside)
-    return replace(best, lower=other.lower, point=other.point, inside=inside)
+    by_regions = explore(regions, _PATIENCE, starts)
+    if by_regions.is_exact:
+        return by_regions
+    known = starts if by_regions.point is None else [*starts, by_regions.point]
+    by_patterns = explore_patterns(regions, nodes - _PATIENCE, known)
+    best = min(by_patterns, by_regions, key=lambda explored: explored.upper)
+    inside = (*by_regions.inside, *by_patterns.inside)
+    return replace(best, lower=by_patterns.lower, point=by_patterns.point, inside=inside)
 
 
 def _climbed(
@@ -141,7 +141,7 @@ def _climbed(
     domain: Box | None,
     points: Float[Tensor, "points inputs"],
     programs: int,
-) -> Float[Tensor, "found inputs"]:
+) -> Float[Tensor, "ends inputs"]:
     """Return points of steep pieces near the given ones."""
     if not len(points):
         return points
@@ -151,13 +151,13 @@ def _climbed(
     return torch.stack([end.point for end in ends[:_BEST]])
 
 
-def _raised(found: Explored, regions: Regions, points: Tensor) -> Explored:
+def _raised(explored: Explored, regions: Regions, points: Tensor) -> Explored:
     """Return what a search found with a steeper point, if one of these is."""
     for point in _exactly(points):
         region = regions.region_at(point)
-        if region is not None and regions.least(region) > found.lower:
-            found = replace(found, lower=regions.least(region), point=point)
-    return found
+        if region is not None and regions.least(region) > explored.lower:
+            explored = replace(explored, lower=regions.least(region), point=point)
+    return explored
 
 
 def _has_scales(network: Network) -> bool:
@@ -182,19 +182,19 @@ _PLAIN = (
 def _rounded(
     points: Sequence[Sequence[Fraction]], dimension: int
 ) -> Float[Tensor, "points inputs"]:
-    found = [[float(x) for x in point] for point in points]
-    return torch.tensor(found, dtype=torch.float64).reshape(len(points), dimension)
+    rows = [[float(x) for x in point] for point in points]
+    return torch.tensor(rows, dtype=torch.float64).reshape(len(points), dimension)
 
 
 def _exactly(points: Float[Tensor, "points inputs"]) -> list[tuple[Fraction, ...]]:
     return [tuple(map(Fraction, point)) for point in points.tolist()]
 
 
-def _packed(found: Explored) -> dict[str, Tensor]:
-    paths, proofs = zip(*found.empty, strict=True) if found.empty else ((), ())
+def _packed(explored: Explored) -> dict[str, Tensor]:
+    paths, proofs = zip(*explored.empty, strict=True) if explored.empty else ((), ())
     weights = [weight for proof in proofs for weight in proof.weights]
     return {
-        **packed("closed", map(_codes, found.closed)),
+        **packed("closed", map(_codes, explored.closed)),
         **packed("empty", map(_codes, paths)),
         **packed("support", [proof.support for proof in proofs]),
         "weights": torch.tensor(weights, dtype=torch.float64),
@@ -205,10 +205,10 @@ def _unpacked(
     proof: Mapping[str, Tensor],
 ) -> tuple[list[tuple[Decision, ...]], list[tuple[tuple[Decision, ...], Empty]]]:
     support = unpacked(proof, "support")
-    weights = proof["weights"].split([len(part) for part in support]) if support else ()
+    weights = proof["weights"].split([len(numbers) for numbers in support]) if support else ()
     empty = [
-        (_path(codes), Empty(tuple(numbers.tolist()), tuple(own.tolist())))
-        for codes, numbers, own in zip(unpacked(proof, "empty"), support, weights, strict=True)
+        (_path(codes), Empty(tuple(numbers.tolist()), tuple(factors.tolist())))
+        for codes, numbers, factors in zip(unpacked(proof, "empty"), support, weights, strict=True)
     ]
     return [_path(codes) for codes in unpacked(proof, "closed")], empty
 

@@ -151,7 +151,7 @@ class Regions:
             region = halves.get((neuron, sides[neuron])) or halves[neuron, True]
         return region
 
-    def part_with_signs(
+    def subregion_with_signs(
         self,
         region: Region,
         signs: Mapping[int, bool],
@@ -195,8 +195,8 @@ class Regions:
         centred = loop_transformation(self.network, self.slopes(region)).bent
         if sharp and self.norm == 2.0 and centred.neurons:
             with suppress(Refused):  # nothing better is known then
-                found = propose(centred, tolerance=_CLOSE)
-                return certify(centred, found.multipliers, found.square)[0]
+                proposal = propose(centred, tolerance=_CLOSE)
+                return certify(centred, proposal.multipliers, proposal.square)[0]
         return min(centred.reach(self.norm)[-1], centred.entrywise(self.norm))
 
     def has_sharp_bound(self, region: Region) -> bool:
@@ -222,7 +222,7 @@ class Regions:
         blocks = self.network.blocks
         sides = [block.sides or (block.lo, block.hi) for block in blocks]
         lo, hi = (torch.cat([getattr(block, end) for block in blocks]) for end in ("lo", "hi"))
-        left, right = (torch.cat([pair[place] for pair in sides]) for place in (0, 1))
+        left, right = (torch.cat([pair[index] for pair in sides]) for index in (0, 1))
         for neuron, side in region.path:
             lo[neuron] = hi[neuron] = (right if side else left)[neuron]
         sizes = [len(block) for block in self.network.blocks]
@@ -312,10 +312,10 @@ class Regions:
         assert region.ahead is not None
         number = len(region.known) - 1
         sides, start, slopes = dict(path), self.starts[number], []
-        for place, row in enumerate(region.ahead.numerators):
+        for index, row in enumerate(region.ahead.numerators):
             # What does not depend on the input has no sides, but it has a value.
-            right = sides[start + place] if any(row[:-1]) else row[-1] > 0
-            slopes.append(self._sides[number][right].entry(place))
+            right = sides[start + index] if any(row[:-1]) else row[-1] > 0
+            slopes.append(self._sides[number][right].entry(index))
         neurons = region.ahead.scaled(Dyadic.column(slopes))
         return self._region(path, faces, (*region.known, neurons), proof)
 
@@ -334,12 +334,12 @@ class Regions:
 
     def _affine(self, reads: _Reads, known: Sequence[Dyadic]) -> Dyadic:
         """Return what a block, or the output, reads as an affine function of the input."""
-        parts, offset = reads
+        matrices, offset = reads
         column = np.zeros((len(offset.numerators), self.network.inputs + 1), dtype=object)
         column[:, -1] = offset.numerators[:, 0]
         total = Dyadic(column, offset.exponent)
-        for source, part in parts.items():
-            total = total.plus(part.times(known[source]))
+        for source, matrix in matrices.items():
+            total = total.plus(matrix.times(known[source]))
         return total
 
     def _undecided(self, region: Region) -> int:
@@ -354,33 +354,33 @@ def _exact(affine: Affine, name: str) -> _Reads:
         Refused: If it is known up to rounding only.
     """
 
-    def known(part: Matrix) -> Dyadic:
-        found = very(part)
-        if found is None:
+    def known(matrix: Matrix) -> Dyadic:
+        dyadic = very(matrix)
+        if dyadic is None:
             raise Refused(f"{name!r} is known up to rounding only: layers had to be multiplied.")
-        return found
+        return dyadic
 
-    matrices = {source: known(part) for source, part in affine.parts.items()}
+    matrices = {source: known(matrix) for source, matrix in affine.parts.items()}
     return matrices, known(affine.offset)
 
 
 def _box_faces(dimension: int, domain: Box) -> Iterator[HalfSpace]:
     """Yield the faces of a box, exactly."""
     (lo, below), (hi, above) = (float(end).as_integer_ratio() for end in domain)
-    for place in range(dimension):
+    for coordinate in range(dimension):
         for factor, end in ((above, -hi), (-below, lo)):
             row = np.zeros(dimension + 1, dtype=object)
-            row[place], row[-1] = factor, end
+            row[coordinate], row[-1] = factor, end
             yield HalfSpace(row)
 
 
 def _influence(network: LoopTransformation) -> list[float]:
     """Return roughly how much the outputs may change with each neuron."""
     absolute = network.matrix.values.abs()[:, network.inputs :]
-    found = absolute[network.neurons :].sum(dim=0)
+    influence = absolute[network.neurons :].sum(dim=0)
     for rows, _ in reversed(list(network.blocks())):
-        found = found + found[rows] @ absolute[rows]
-    return [float(one) for one in found]
+        influence = influence + influence[rows] @ absolute[rows]
+    return [float(entry) for entry in influence]
 
 
 def _norm(matrix: Tensor, norm: Norm) -> float:

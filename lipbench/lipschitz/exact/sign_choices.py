@@ -29,9 +29,9 @@ class SignChoice:
         self.start = regions.starts[len(region.known) - 1]
         self.faces = regions.faces_ahead(region)
         # What does not depend on the input needs no sign.
-        self.places = [place for place, face in enumerate(self.faces) if face is not None]
-        self.neurons = [self.start + place for place in self.places]
-        self.codes = torch.arange(2 ** len(self.places))
+        self.indices = [index for index, face in enumerate(self.faces) if face is not None]
+        self.neurons = [self.start + index for index in self.indices]
+        self.codes = torch.arange(2 ** len(self.indices))
         self.known: dict[int, Point] = {}
         """A point for some choices, which rounding may have put there."""
         if isinstance(region.proof, Interior):
@@ -44,34 +44,34 @@ class SignChoice:
 
     def meet(self, points: Sequence[Point]) -> None:
         """Remember which choices have a point."""
-        places = torch.tensor([list(map(float, point)) for point in points], dtype=torch.float64)
-        self.known |= dict(zip(self.at(places).tolist(), points, strict=True))
+        rows = torch.tensor([list(map(float, point)) for point in points], dtype=torch.float64)
+        self.known |= dict(zip(self.at(rows).tolist(), points, strict=True))
 
     def at(self, points: Float[Tensor, "points inputs"]) -> Int[Tensor, " points"]:
         """Return the choice at each point, where rounding decides right."""
-        units = np.array([self._face(place, False).unit for place in self.places])
-        rows = torch.from_numpy(units.reshape(len(self.places), points.shape[1] + 1))
+        units = np.array([self._face(index, False).unit for index in self.indices])
+        rows = torch.from_numpy(units.reshape(len(self.indices), points.shape[1] + 1))
         right = points @ rows[:, :-1].T + rows[:, -1] > 0
-        return (right * 2 ** torch.arange(len(self.places))).sum(dim=1)
+        return (right * 2 ** torch.arange(len(self.indices))).sum(dim=1)
 
     def norms(self) -> Float[Tensor, " codes"]:
         """Return the largest norm of each choice that is left, rounded upwards."""
-        return self.corners.largest(self.places, self.codes)
+        return self.corners.largest(self.indices, self.codes)
 
     def signs(self, code: int) -> tuple[Decision, ...]:
         """Return the signs of one choice."""
-        return tuple((n, bool(code >> place & 1)) for place, n in enumerate(self.neurons))
+        return tuple((n, bool(code >> bit & 1)) for bit, n in enumerate(self.neurons))
 
     def inequalities(self, signs: Sequence[Decision]) -> tuple[HalfSpace, ...]:
         """Return what holds for the inputs of the region with these signs."""
         faces = [self._face(neuron - self.start, right) for neuron, right in signs]
         return (*self.region.inequalities, *faces)
 
-    def part(self, code: int, proof: Interior | None = None) -> Region:
-        """Return the inputs with these signs."""
+    def subregion(self, code: int, proof: Interior | None = None) -> Region:
+        """Return the part of the region that has these signs."""
         signs = self.signs(code)
         inequalities = self.inequalities(signs)
-        return self.regions.part_with_signs(self.region, dict(signs), inequalities, proof)
+        return self.regions.subregion_with_signs(self.region, dict(signs), inequalities, proof)
 
     def conflict(self, code: int, proof: Empty) -> Conflict:
         """Return the signs that a proof needs, and the proof for them alone."""
@@ -83,8 +83,8 @@ class SignChoice:
 
     def excludes(self, signs: Sequence[Decision], proof: Empty) -> bool:
         """Return whether a proof shows that no inputs of the region have these signs."""
-        own = {neuron for neuron, _ in signs}
-        if len(own) < len(signs) or not own <= set(self.neurons):
+        neurons = {neuron for neuron, _ in signs}
+        if len(neurons) < len(signs) or not neurons <= set(self.neurons):
             return False
         return self.regions.cannot_all_hold(self.inequalities(signs), proof)
 
@@ -96,12 +96,12 @@ class SignChoice:
         """Return which choices that are left have these signs."""
         mask = value = 0
         for neuron, right in signs:
-            place = self.neurons.index(neuron)
-            mask |= 1 << place
-            value |= right << place
+            bit = self.neurons.index(neuron)
+            mask |= 1 << bit
+            value |= right << bit
         return (self.codes & mask) == value
 
-    def _face(self, place: int, right: bool) -> HalfSpace:
-        faces = self.faces[place]
+    def _face(self, index: int, right: bool) -> HalfSpace:
+        faces = self.faces[index]
         assert faces is not None
         return faces[right]

@@ -53,8 +53,8 @@ def norm_of_corners(network: NeuronBlocks, slopes: SlopeBounds, norm: Norm) -> f
         slopes: The least and the largest slope of each block's neurons.
         norm: 1 or infinity.
     """
-    found = _norms(_output(network, [_corners(lo, hi) for lo, hi in slopes]), norm)
-    return float(_upwards(found.max(), network, slopes, norm))
+    norms = _norms(_output(network, [_corners(lo, hi) for lo, hi in slopes]), norm)
+    return float(_upwards(norms.max(), network, slopes, norm))
 
 
 class Corners:
@@ -74,50 +74,50 @@ class Corners:
     @property
     def fit(self) -> bool:
         """Return whether all corners can be looked at."""
-        own, *others = (2.0 ** int((lo < hi).sum()) for lo, hi in self._slopes[self._number :])
-        rest, widest = math.prod(others), max(map(len, self._network.blocks))
+        codes, *later = (2.0 ** int((lo < hi).sum()) for lo, hi in self._slopes[self._number :])
+        rest, widest = math.prod(later), max(map(len, self._network.blocks))
         rows, columns = len(self._network.output), self._network.inputs
         if self._norm == 2.0 and min(rows, columns) > _MOST_ROOTS:
             return False
         # Codes of the block's slopes, and matrices for one of them.
-        if own * widest > _MOST or rest * (rows * columns + widest**2) > _MOST:
+        if codes * widest > _MOST or rest * (rows * columns + widest**2) > _MOST:
             return False
-        return own * rest * rows * columns * widest <= _MOST_PRODUCTS
+        return codes * rest * rows * columns * widest <= _MOST_PRODUCTS
 
     def largest(
-        self, places: Sequence[int], codes: Int[Tensor, " codes"]
+        self, neurons: Sequence[int], codes: Int[Tensor, " codes"]
     ) -> Float[Tensor, " codes"]:
         """Return the largest norm for each code, rounded upwards.
 
         Args:
-            places: Neurons of the block, by their places in it.
+            neurons: Indices of neurons in the block.
             codes: The n-th bit says whether the n-th of these is right of 0. What all others
                 have to do with the outputs must not depend on the input.
         """
         sides = self._network.blocks[self._number].sides
         assert sides is not None
-        own = torch.tensor(list(places), dtype=torch.int64)
-        left, right = (side[own] for side in sides)
+        chosen = torch.tensor(list(neurons), dtype=torch.int64)
+        left, right = (side[chosen] for side in sides)
         before = [lo.unsqueeze(0) for lo, _ in self._slopes[: self._number]]
         after = [_corners(lo, hi) for lo, hi in self._slopes[self._number + 1 :]]
         matrix = len(self._network.output) * self._network.inputs
         rest = math.prod(map(len, after)) * matrix
-        found = [torch.zeros(0, dtype=torch.float64)]
-        for part in codes.split(max(1, _AT_ONCE // rest)):
-            bits = (part.unsqueeze(1) >> torch.arange(len(places)) & 1).bool()
-            rows = self._slopes[self._number][0].repeat(len(part), 1)
-            rows[:, own] = torch.where(bits, right, left)
+        largest = [torch.zeros(0, dtype=torch.float64)]
+        for chunk in codes.split(max(1, _AT_ONCE // rest)):
+            bits = (chunk.unsqueeze(1) >> torch.arange(len(neurons)) & 1).bool()
+            rows = self._slopes[self._number][0].repeat(len(chunk), 1)
+            rows[:, chosen] = torch.where(bits, right, left)
             norms = _norms(_output(self._network, [*before, rows, *after]), self._norm)
-            found.append(norms.reshape(len(part), -1).amax(dim=1))
-        return _upwards(torch.cat(found), self._network, self._slopes, self._norm)
+            largest.append(norms.reshape(len(chunk), -1).amax(dim=1))
+        return _upwards(torch.cat(largest), self._network, self._slopes, self._norm)
 
 
 def _corners(lo: Float[Tensor, " neurons"], hi: Float[Tensor, " neurons"]) -> Tensor:
     """Return one row of slopes for each way to choose an end for all."""
-    places = (lo < hi).nonzero().squeeze(1)
-    bits = torch.arange(2 ** len(places)).unsqueeze(1) >> torch.arange(len(places)) & 1
+    undecided = (lo < hi).nonzero().squeeze(1)
+    bits = torch.arange(2 ** len(undecided)).unsqueeze(1) >> torch.arange(len(undecided)) & 1
     rows = lo.repeat(len(bits), 1)
-    rows[:, places] = torch.where(bits.bool(), hi[places], lo[places])
+    rows[:, undecided] = torch.where(bits.bool(), hi[undecided], lo[undecided])
     return rows
 
 
@@ -146,29 +146,29 @@ def _last(
     output: Affine, known: Mapping[int, Tensor], reads: Tensor, rows: Tensor, absolute: bool
 ) -> Float[Tensor, "corners outputs inputs"]:
     # One product for all slopes of the last block, which are most of the corners.
-    others = {source: part for source, part in output.parts.items() if source in known}
-    total = _combined(replace(output, parts=others), known, absolute)
-    own = next((part for source, part in output.parts.items() if source not in known), None)
-    if own is None:
+    before = {source: matrix for source, matrix in output.parts.items() if source in known}
+    total = _combined(replace(output, parts=before), known, absolute)
+    last = next((matrix for source, matrix in output.parts.items() if source not in known), None)
+    if last is None:
         return total.repeat_interleave(len(reads) * len(rows) // len(total), dim=0)
-    matrix = _weights(own, absolute)
-    spread = (rows.unsqueeze(1) * matrix).flatten(0, 1)
-    found = (spread @ reads).unflatten(1, (len(rows), -1))
-    return found.add_(total.unsqueeze(1)).flatten(0, 1)
+    weights = _weights(last, absolute)
+    spread = (rows.unsqueeze(1) * weights).flatten(0, 1)
+    matrices = (spread @ reads).unflatten(1, (len(rows), -1))
+    return matrices.add_(total.unsqueeze(1)).flatten(0, 1)
 
 
 def _combined(
     value: Affine, known: Mapping[int, Tensor], absolute: bool
 ) -> Float[Tensor, "corners numbers inputs"]:
     total = torch.zeros(1, len(value), known[0].shape[2], dtype=torch.float64)
-    for source, part in value.parts.items():
-        total = total + _weights(part, absolute) @ known[source]
+    for source, matrix in value.parts.items():
+        total = total + _weights(matrix, absolute) @ known[source]
     return total
 
 
-def _weights(part: Matrix, absolute: bool) -> Tensor:
+def _weights(matrix: Matrix, absolute: bool) -> Tensor:
     # What is known up to rounding is off by shares of these, as results of products here are.
-    return part.values.abs() + part.radius / UNIT if absolute else part.values
+    return matrix.values.abs() + matrix.radius / UNIT if absolute else matrix.values
 
 
 def _upwards(norms: Tensor, network: NeuronBlocks, slopes: SlopeBounds, norm: Norm) -> Tensor:
@@ -178,9 +178,9 @@ def _upwards(norms: Tensor, network: NeuronBlocks, slopes: SlopeBounds, norm: No
     size = _norms(_output(network, steepest, absolute=True), norm).max()
     terms = network.inputs + 4 * (1 + sum(map(len, network.blocks)))
     longest = max(len(network.output), network.inputs)
-    found = (norms + terms * UNIT * size) * (1 + 1e-12 * longest)
+    upper = (norms + terms * UNIT * size) * (1 + 1e-12 * longest)
     # Nothing is known where it overflowed.
-    return torch.where(found.isnan(), math.inf, found)
+    return torch.where(upper.isnan(), math.inf, upper)
 
 
 def _norms(
@@ -203,7 +203,7 @@ def _spectral(matrices: Float[Tensor, "corners few many"]) -> Float[Tensor, " co
     if len(rows) == 2:
         return unit * ((a + b) / 2 + torch.hypot((a - b) / 2, d)).sqrt()
     c = rows[2].square().sum(dim=1)
-    e, f = ((one * rows[2]).sum(dim=1) for one in rows[:2])
+    e, f = ((row * rows[2]).sum(dim=1) for row in rows[:2])
     # The largest root of the cubic in Viete's form, of the matrix without its trace. Where the two
     # largest roots are close the cosine is known to half the digits, so it is rounded upwards.
     mean = (a + b + c) / 3
