@@ -25,17 +25,17 @@ class Dyadic:
         exponent = max(bits, default=0)
         whole = np.empty(tuple(matrix.shape), dtype=object)
         for number, row in enumerate(pairs):
-            for place, (top, divisor) in enumerate(row):
-                whole[number, place] = top << (exponent - divisor.bit_length() + 1)
+            for column, (top, divisor) in enumerate(row):
+                whole[number, column] = top << (exponent - divisor.bit_length() + 1)
         return cls(whole, exponent)
 
     @classmethod
     def column(cls, entries: Sequence[Fraction]) -> "Dyadic":
         """Return a column of fractions whose denominators are powers of two."""
-        exponent = max((one.denominator.bit_length() - 1 for one in entries), default=0)
+        exponent = max((entry.denominator.bit_length() - 1 for entry in entries), default=0)
         whole = np.empty((len(entries), 1), dtype=object)
-        for place, one in enumerate(entries):
-            whole[place, 0] = int(one * (1 << exponent))
+        for row, entry in enumerate(entries):
+            whole[row, 0] = int(entry * (1 << exponent))
         return cls(whole, exponent)
 
     def entry(self, row: int) -> Fraction:
@@ -59,8 +59,10 @@ class Dyadic:
     def plus(self, other: "Dyadic") -> "Dyadic":
         """Return the sum."""
         exponent = max(self.exponent, other.exponent)
-        one, two = (part.numerators * (1 << (exponent - part.exponent)) for part in (self, other))
-        return Dyadic(one + two, exponent)
+        left, right = (
+            matrix.numerators * (1 << (exponent - matrix.exponent)) for matrix in (self, other)
+        )
+        return Dyadic(left + right, exponent)
 
     def scaled(self, factors: "Dyadic") -> "Dyadic":
         """Return the rows times the entries of a column."""

@@ -43,8 +43,8 @@ class Carried(Matrix):
 
     def plus(self, other: Matrix) -> "Carried":
         """Return the sum."""
-        own, its = self.dyadic, very(other)
-        return self._with(super().plus(other), own.plus(its) if own and its else None)
+        left, right = self.dyadic, very(other)
+        return self._with(super().plus(other), left.plus(right) if left and right else None)
 
     def blurred(self, radius: Float[Tensor, "rows columns"]) -> "Carried":
         """Return the matrix with entries that may be farther off, so that they are not known."""
@@ -109,7 +109,7 @@ def plain(network: NeuronBlocks) -> NeuronBlocks:
     """Return the same network with the rounded matrices alone."""
 
     def bare(affine: Affine) -> Affine:
-        return affine.each(lambda part: Matrix(values=part.values, radius=part.radius))
+        return affine.each(lambda matrix: Matrix(values=matrix.values, radius=matrix.radius))
 
     blocks = tuple(replace(block, reads=bare(block.reads)) for block in network.blocks)
     return replace(network, blocks=blocks, output=bare(network.output))

@@ -40,10 +40,10 @@ def incumbent(network: Network, value: Lipschitz) -> Lipschitz | None:
         shape = (-1, *network.input_shape)
         u, v = torch.cat([u, inside[0].reshape(shape)]), torch.cat([v, inside[1].reshape(shape)])
     try:
-        found = witness(network, u, v, value.norm, value.domain)
+        bound = witness(network, u, v, value.norm, value.domain)
     except Refused:  # a step without an analysis of its rounding has no witness
         return None
-    return found if found.value > 0 else None
+    return bound if bound.value > 0 else None
 
 
 def _in_region(
@@ -59,8 +59,8 @@ def _in_region(
     if region is None:
         return None
     _, directions = operator_norms(regions.matrix(region).unsqueeze(0), value.norm)
-    units = [one.unit[:-1].tolist() for one in region.inequalities]
-    slack = [float(one.slack(exact)) for one in region.inequalities]
+    units = [face.unit[:-1].tolist() for face in region.inequalities]
+    slack = [float(face.slack(exact)) for face in region.inequalities]
     return chords(
         torch.tensor(units, dtype=torch.float64).reshape(len(units), len(exact)),
         torch.tensor(slack, dtype=torch.float64),

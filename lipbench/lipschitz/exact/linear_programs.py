@@ -78,23 +78,23 @@ class Program:
             + free.abs() @ self.equal_right.radius[:, 0]
             + terms * UNIT * (products.abs().sum() + abs(self.constant))
         )
-        found = float(products.sum()) + self.constant + error * (1 + 4 * terms * UNIT)
-        return found if math.isfinite(found) else math.inf
+        bound = float(products.sum()) + self.constant + error * (1 + 4 * terms * UNIT)
+        return bound if math.isfinite(bound) else math.inf
 
     def propose(self) -> Proposal | None:
         """Return a solver's multipliers, or those that refute all points; None if it has none."""
-        found = _solved(
+        solution = _solved(
             self.objective,
             (self.equal.values, self.equal_right.values),
             (self.below, self.below_right),
             self.box,
         )
-        if found.status == 2:
+        if solution.status == 2:
             return self._refutation()
-        if found.status != 0:
+        if solution.status != 0:
             return None
-        duals = torch.from_numpy(-np.append(found.eqlin.marginals, found.ineqlin.marginals))
-        return Proposal(duals=duals, point=torch.from_numpy(found.x))
+        duals = torch.from_numpy(-np.append(solution.eqlin.marginals, solution.ineqlin.marginals))
+        return Proposal(duals=duals, point=torch.from_numpy(solution.x))
 
     def _refutation(self) -> Proposal | None:
         """Return multipliers with which the bound falls below 0, as no point satisfies all rows.
@@ -106,15 +106,15 @@ class Program:
         rows = torch.cat([equal, -equal, self.below])
         violation = -torch.ones(len(rows), 1, dtype=torch.float64)
         none = torch.zeros(1, 1, dtype=torch.float64)
-        found = _solved(
+        solution = _solved(
             torch.cat([0 * self.objective, violation[0]]),
             (torch.zeros(0, rows.shape[1] + 1), torch.zeros(0)),
             (torch.cat([rows, violation], dim=1), torch.cat([right, -right, self.below_right])),
             Interval(torch.cat([self.box.lo, none]), torch.cat([self.box.hi, none + torch.inf])),
         )
-        if found.status != 0:
+        if solution.status != 0:
             return None
-        weights = torch.from_numpy(-found.ineqlin.marginals)
+        weights = torch.from_numpy(-solution.ineqlin.marginals)
         above, under, signed = weights.split([len(right), len(right), len(self.below_right)])
         duals = torch.cat([above - under, signed])
         margin = replace(self, objective=0 * self.objective, constant=0.0).bound(duals)

@@ -62,7 +62,7 @@ _ROUNDING = 8 * np.finfo(np.float64).eps
 _SUPPORT = 1e-9
 _LARGEST_RADIUS = 1.0
 _MARGIN = 1e-6
-"""How far from all faces the point is that is found fast, in the units of the inputs."""
+"""Distance from all faces of the point that least squares give, in the units of the inputs."""
 _SOLVED = 1e-9
 """What is left of a system that has a solution; exact arithmetic decides."""
 
@@ -102,7 +102,7 @@ def interior(
     """
     if not inequalities:
         return Interior((Fraction(0),) * dimension)
-    rows = np.array([one.unit for one in inequalities])
+    rows = np.array([face.unit for face in inequalities])
     lengths = np.linalg.norm(rows[:, :-1], axis=1)
     if not lengths.all():
         return None  # what is so steep or so far away is not seen in floats
@@ -114,19 +114,19 @@ def interior(
     elif anywhere and holds(inequalities, near):
         return Interior(near)
     # The largest ball: the distance to every face is at least its radius.
-    found = linprog(
+    solution = linprog(
         np.append(np.zeros(dimension), -1.0),
         A_ub=np.column_stack([rows[:, :-1] / lengths[:, None], np.ones(len(rows))]),
         b_ub=-rows[:, -1] / lengths,
         bounds=[(None, None)] * dimension + [(None, _LARGEST_RADIUS)],
         method="highs",
     )
-    if found.status != 0 or found.x is None:
+    if solution.status != 0 or solution.x is None:
         return None
-    point = [Fraction(float(x)) for x in found.x]
+    point = [Fraction(float(x)) for x in solution.x]
     if holds(inequalities, point[:-1]):
         return Interior(tuple(point[:-1]))
-    weights = -found.ineqlin.marginals / lengths
+    weights = -solution.ineqlin.marginals / lengths
     empty = _empty(inequalities, weights, box)
     if empty is not None:
         return empty
@@ -157,7 +157,7 @@ def _least_squares(
     *left, last = (matrix @ weights - target).tolist()
     if size < _SOLVED or not last > 0:
         return weights, None
-    return weights, tuple(Fraction(-one / last) for one in left)
+    return weights, tuple(Fraction(-entry / last) for entry in left)
 
 
 def _empty(
@@ -181,7 +181,7 @@ def holds(inequalities: Sequence[HalfSpace], point: Sequence[Fraction]) -> bool:
     if not inequalities:
         return True
     near = np.array([*map(float, point), 1.0])
-    rows = np.array([one.unit for one in inequalities])
+    rows = np.array([face.unit for face in inequalities])
     # Where rounding cannot have decided, there is nothing to be decided exactly.
     blur = _ROUNDING * len(near) * (np.abs(rows) @ np.abs(near))
     doubtful = np.flatnonzero(rows @ near + blur >= 0).tolist()
@@ -200,7 +200,7 @@ def excludes(
         return False
     if box and _excludes_in_box(inequalities, weights, box):
         return True
-    rows = [one.exact for one in inequalities]
+    rows = [face.exact for face in inequalities]
     columns = [list(column) for column in zip(*(row[:-1] for row in rows), strict=True)]
     exact = _solve(columns, [Fraction(0)] * len(columns), [Fraction(w) for w in weights])
     if exact is None or not any(exact) or any(y < 0 for y in exact):
@@ -216,35 +216,37 @@ def _excludes_in_box(
     # In integers, which is ten times as fast as in fractions.
     pairs = [float(w).as_integer_ratio() for w in weights]
     units = [
-        one.bits + divisor.bit_length() - 1 for one, (_, divisor) in _both(inequalities, pairs)
+        face.bits + divisor.bit_length() - 1 for face, (_, divisor) in _both(inequalities, pairs)
     ]
     most = max(units)
     factors = [top << (most - unit) for (top, _), unit in _both(pairs, units)]
-    whole = np.array(factors, dtype=object) @ np.array([one.whole for one in inequalities])
+    whole = np.array(factors, dtype=object) @ np.array([face.whole for face in inequalities])
     *left, total = map(int, whole)
     rest = Fraction(total)
-    for place, slope in enumerate(left):
-        face = box[2 * place + (slope > 0)].whole
-        rest += abs(Fraction(slope, int(face[place]))) * int(face[-1])
+    for coordinate, slope in enumerate(left):
+        face = box[2 * coordinate + (slope > 0)].whole
+        rest += abs(Fraction(slope, int(face[coordinate]))) * int(face[-1])
     return rest >= 0
 
 
-def _both(one: Iterable[Any], other: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    return zip(one, other, strict=True)
+def _both(left: Iterable[Any], right: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
+    return zip(left, right, strict=True)
 
 
 def _vertex(
     faces: Sequence[HalfSpace], lengths: Sequence[float], near: Rationals
 ) -> Rationals | None:
     """Return the centre of the ball that touches all faces, in rational numbers."""
-    rows = [one.exact for one in faces]
-    matrix = [[*row[:-1], Fraction(float(one))] for row, one in zip(rows, lengths, strict=True)]
+    rows = [face.exact for face in faces]
+    matrix = [
+        [*row[:-1], Fraction(float(length))] for row, length in zip(rows, lengths, strict=True)
+    ]
     solved = _solve(matrix, [-row[-1] for row in rows], near)
     return None if solved is None else solved[:-1]
 
 
-def _product(one: Iterable[Any], other: Iterable[Fraction]) -> Fraction:
-    return sum((a * x for a, x in zip(one, other, strict=True)), Fraction(0))
+def _product(left: Iterable[Any], right: Iterable[Fraction]) -> Fraction:
+    return sum((a * x for a, x in zip(left, right, strict=True)), Fraction(0))
 
 
 def _solve(matrix: list[Rationals], right: Rationals, near: Rationals) -> Rationals | None:
@@ -252,17 +254,18 @@ def _solve(matrix: list[Rationals], right: Rationals, near: Rationals) -> Ration
 
     None says that there is no solution. The unknowns with the largest values are solved for.
     """
-    order = sorted(range(len(near)), key=lambda place: abs(near[place]), reverse=True)
+    order = sorted(range(len(near)), key=lambda unknown: abs(near[unknown]), reverse=True)
     rows = [
-        [line[place] for place in order] + [end] for line, end in zip(matrix, right, strict=True)
+        [line[unknown] for unknown in order] + [end]
+        for line, end in zip(matrix, right, strict=True)
     ]
     pivots: list[int] = []
     for column in range(len(order)):
         top = len(pivots)
-        found = next((k for k in range(top, len(rows)) if rows[k][column]), None)
-        if found is None:
+        pivot = next((k for k in range(top, len(rows)) if rows[k][column]), None)
+        if pivot is None:
             continue
-        rows[top], rows[found] = rows[found], rows[top]
+        rows[top], rows[pivot] = rows[pivot], rows[top]
         factor = 1 / rows[top][column]
         rows[top] = [entry * factor for entry in rows[top]]
         for k, line in enumerate(rows):
@@ -272,9 +275,9 @@ def _solve(matrix: list[Rationals], right: Rationals, near: Rationals) -> Ration
         pivots.append(column)
     if any(line[-1] for line in rows[len(pivots) :]):
         return None
-    solution = [near[place] for place in order]
+    solution = [near[unknown] for unknown in order]
     free = [column for column in range(len(order)) if column not in pivots]
     for line, column in zip(rows, pivots, strict=False):
         solution[column] = line[-1] - sum(line[k] * solution[k] for k in free)
-    found_at = dict(zip(order, solution, strict=True))
-    return [found_at[place] for place in range(len(near))]
+    values = dict(zip(order, solution, strict=True))
+    return [values[unknown] for unknown in range(len(near))]

@@ -12,10 +12,10 @@ def packed(
     name: str, lists: Iterable[Sequence[int | float]], dtype: torch.dtype = torch.int64
 ) -> dict[str, Tensor]:
     """Return lists of numbers as one tensor, and one of their lengths."""
-    parts = [list(part) for part in lists]
+    rows = [list(row) for row in lists]
     return {
-        name: torch.tensor([number for part in parts for number in part], dtype=dtype),
-        f"{name}_lengths": torch.tensor([len(part) for part in parts], dtype=torch.int64),
+        name: torch.tensor([number for row in rows for number in row], dtype=dtype),
+        f"{name}_lengths": torch.tensor([len(row) for row in rows], dtype=torch.int64),
     }
 
 
