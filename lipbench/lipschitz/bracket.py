@@ -114,18 +114,18 @@ def bracket(
     values: list[Lipschitz] = []
     bounds: list[Computed] = []
     begin = time.perf_counter()
-    for name, bound, part in _installed(network, measure, box, refused):
+    for name, bound, end in _installed(network, measure, box, refused):
         start = time.perf_counter()
-        subject = network if part is None else part.before
+        subject = network if end is None else end.before
         fitting = bound.within(subject, measure, box, min(time_limit, _FOREVER) - (start - begin))
         if fitting is None:
             refused[name] = f"it would pass the time limit of {time_limit} s."
             continue
         try:
-            if part is None:
+            if end is None:
                 value = fitting.compute(network, measure, box, tuple(values), inputs)
             else:
-                value = part.behind(fitting.compute(subject, measure, box, (), inputs))
+                value = end.behind(fitting.compute(subject, measure, box, (), inputs))
         except Refused as error:
             refused[name] = str(error)
             continue
@@ -161,30 +161,30 @@ def _installed(
 
     Beside each is the network's ending if the bound is to be one of what stands before it.
     """
-    found = []
-    end = ending(network)
+    candidates = []
+    softmax_end = ending(network)
     for name in registry.names(_GROUP):
         try:
             bound = registry.load(_GROUP, name, Bound)()
         except registry.PluginError as error:
             refused[name] = str(error)
             continue
-        part = end if bound.side in ("upper", "exact") else None
-        subject = network if part is None else part.before
+        end = softmax_end if bound.side in ("upper", "exact") else None
+        subject = network if end is None else end.before
         reason = bound.refuses(subject, norm, domain)
         if norm not in bound.norms:
             reason = f"it has no rule for norm {norm}."
         if bound.side == "estimate":
             reason = "it is an estimate, and bounds nothing."
         if reason is None:
-            found.append((bound.cost(subject, norm, domain), name, bound, part))
+            candidates.append((bound.cost(subject, norm, domain), name, bound, end))
         else:
             refused[name] = reason
-    found.sort(key=lambda one: one[0])
+    candidates.sort(key=lambda candidate: candidate[0])
     # The cheapest from each side first: no slow bound must leave a network without a bracket.
-    sides = (next((one for one in found if one[2].side == side), None) for side in _SIDES)
-    first = [one for one in sides if one is not None]
-    return [one[1:] for one in first + [one for one in found if one not in first]]
+    sides = (next((c for c in candidates if c[2].side == side), None) for side in _SIDES)
+    first = [candidate for candidate in sides if candidate is not None]
+    return [c[1:] for c in first + [c for c in candidates if c not in first]]
 
 
 def _computed(name: str, value: Lipschitz, seconds: float) -> Computed:

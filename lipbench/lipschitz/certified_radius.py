@@ -32,16 +32,16 @@ def gaps(
 
     At j = y they are infinite. A positive gap proves that the exact network prefers its label.
     """
-    found = []
+    margins = []
     batches = torch.split(inputs, batch_size), torch.split(labels, batch_size)
     for points, truth in zip(*batches, strict=True):
         logits = enclose(network, points.to("cpu", torch.float64))
-        own = truth.to("cpu").unsqueeze(1)
-        least = (logits.values - logits.radius).take_along_dim(own, dim=1)
+        index = truth.to("cpu").unsqueeze(1)
+        least = (logits.values - logits.radius).take_along_dim(index, dim=1)
         most = logits.values + logits.radius
         gap = least - most - UNIT * (least.abs() + most.abs())
-        found.append(gap.scatter(1, own, torch.inf))
-    return torch.cat(found)
+        margins.append(gap.scatter(1, index, torch.inf))
+    return torch.cat(margins)
 
 
 def certified_radius(
@@ -88,5 +88,5 @@ def radius_quantiles(radius: Float[Tensor, " batch"], levels: Sequence[float]) -
     Each is an attained radius, the lower one between two samples.
     """
     ordered = radius.sort().values
-    places = [int(level * (len(ordered) - 1)) for level in levels]
-    return tuple(float(ordered[place]) for place in places)
+    indices = [int(level * (len(ordered) - 1)) for level in levels]
+    return tuple(float(ordered[index]) for index in indices)

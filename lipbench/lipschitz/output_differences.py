@@ -50,14 +50,14 @@ def difference_constants(network: Network, value: Lipschitz) -> Float[Tensor, "o
     count = math.prod(network.output_shape)
     general = value.norm.margin_factor() * value.value * (1 + 2 * UNIT)
     pairs = list(combinations(range(count), 2))
-    found = torch.full((len(pairs),), general, dtype=torch.float64)
+    bounds = torch.full((len(pairs),), general, dtype=torch.float64)
     kind = next((kind for kind in _KINDS if kind in value.proof), None)
     if kind is not None and pairs and len(pairs) <= _MOST_PAIRS:
-        own = _KINDS[kind](network, value, pairs)
-        found = torch.where(own < found, own, found)  # not NaN
+        sharper = _KINDS[kind](network, value, pairs)
+        bounds = torch.where(sharper < bounds, sharper, bounds)  # not NaN
     table = torch.zeros(count, count, dtype=torch.float64)
-    for (i, j), one in zip(pairs, found.tolist(), strict=True):
-        table[i, j] = table[j, i] = one
+    for (i, j), bound in zip(pairs, bounds.tolist(), strict=True):
+        table[i, j] = table[j, i] = bound
     return table
 
 
@@ -77,7 +77,7 @@ def _by_multipliers(network: Network, value: Lipschitz, pairs: OutputPairs) -> T
     mixing = _mixing(centred, multipliers, square) if centred.neurons else None
     if mixing is None:
         return _by_blocks(network, value, pairs)
-    mixed = replace(unrolled, output=unrolled.output.each(lambda part: part.times(mixing)))
+    mixed = replace(unrolled, output=unrolled.output.each(lambda matrix: matrix.times(mixing)))
     constant_of_mixed = certify(loop_transformation_on(mixed, value.domain), multipliers, square)[0]
     signs = torch.zeros(len(pairs), centred.outputs, dtype=torch.float64)
     for row, (i, j) in enumerate(pairs):
@@ -85,7 +85,7 @@ def _by_multipliers(network: Network, value: Lipschitz, pairs: OutputPairs) -> T
     weights: Tensor = torch.linalg.solve(mixing.T, signs.T).T
     rounding = (centred.outputs + 2) * UNIT * (1 + weights.abs() @ mixing.abs())
     rest = (signs - weights @ mixing).abs() + rounding
-    length, rest_length = (torch.linalg.vector_norm(part, dim=1) for part in (weights, rest))
+    length, rest_length = (torch.linalg.vector_norm(rows, dim=1) for rows in (weights, rest))
     total = length * constant_of_mixed + rest_length * value.value
     return total * (1 + 1e-12 * centred.outputs)
 
@@ -109,17 +109,17 @@ def _mixing(centred: LoopTransformation, multipliers: Tensor, square: float) -> 
 
 
 def _by_blocks(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
-    """Return for each pair the sum over blocks of what it reads of one, times its constant."""
+    """Return for each pair the sum over blocks of the constant times the weights' dual norm."""
     centred = loop_transformation_on(_of_pairs(network, pairs), value.domain)
     *reach, _ = centred.reach(value.norm)
-    parts = [slice(0, centred.inputs), *(own for _, own in centred.blocks())]
+    blocks = [slice(0, centred.inputs), *(block for _, block in centred.blocks())]
     values, radius = (
-        part[centred.neurons :] for part in (centred.matrix.values, centred.matrix.radius)
+        tensor[centred.neurons :] for tensor in (centred.matrix.values, centred.matrix.radius)
     )
     total = values.new_zeros(len(pairs))
-    for own, known in zip(parts, [1.0, *reach], strict=True):
-        total = total + known * _dual_length(values[:, own].abs() + radius[:, own], value.norm)
-    return total * (1 + 8 * len(parts) * UNIT)
+    for block, known in zip(blocks, [1.0, *reach], strict=True):
+        total = total + known * _dual_length(values[:, block].abs() + radius[:, block], value.norm)
+    return total * (1 + 8 * len(blocks) * UNIT)
 
 
 def _by_derivatives(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:

@@ -48,24 +48,28 @@ def _recheck_behind(network: Network, value: Lipschitz) -> list[Violation]:
     if end is None or value.side != "upper":
         return [Violation(message=f"{statement(value)}, but it has no such ending.")]
     before, proved = end.proved(value)
-    found = recheck(end.before, before)
+    violations = recheck(end.before, before)
     if not proved <= value.value * (1 + TOLERANCE):
-        found.append(
+        violations.append(
             Violation(message=f"{statement(value)}, but what is before proves {proved:.9g}.")
         )
-    return found
+    return violations
 
 
 def _recheck_witness(network: Network, value: Lipschitz) -> list[Violation]:
     u, v = value.proof["u"], value.proof["v"]
     proved = float(proved_quotients(network, u.unsqueeze(0), v.unsqueeze(0), value.norm)[0])
-    found = []
+    violations = []
     if not value.value <= proved * (1 + TOLERANCE):
-        found.append(Violation(message=f"{statement(value)}, but its witness proves {proved:.9g}."))
+        violations.append(
+            Violation(message=f"{statement(value)}, but its witness proves {proved:.9g}.")
+        )
     reach = (float(torch.minimum(u, v).min()), float(torch.maximum(u, v).max()))
     if not inside(reach, value.domain):
-        found.append(Violation(message=f"{statement(value)}, but its witness reaches {reach}."))
-    return found
+        violations.append(
+            Violation(message=f"{statement(value)}, but its witness reaches {reach}.")
+        )
+    return violations
 
 
 def _proved_by_steps(network: Network, value: Lipschitz) -> float:
@@ -78,7 +82,7 @@ def _recheck_regions(network: Network, value: Lipschitz) -> list[Violation]:
     return [Violation(message=f"{statement(value)}, but {problem}.")] if problem else []
 
 
-def _recheck_parts(network: Network, value: Lipschitz) -> list[Violation]:
+def _recheck_nodes(network: Network, value: Lipschitz) -> list[Violation]:
     problem = switching_problem(network, value)
     return [Violation(message=f"{statement(value)}, but {problem}.")] if problem else []
 
@@ -115,7 +119,7 @@ Check = Callable[[Network, Lipschitz], list[Violation]]
 _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "u": (("lower",), _recheck_witness),
     "closed": (("upper", "exact"), _recheck_regions),
-    "parts": (("upper", "exact"), _recheck_parts),
+    "parts": (("upper", "exact"), _recheck_nodes),
     "constants": (("upper",), _proved("the constants of its steps", _proved_by_steps)),
     "claims": (("upper",), _proved("the norms claimed of its layers", reproved)),
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),

@@ -35,7 +35,7 @@ class Ending:
             side="upper",
             proof={
                 _VALUE: torch.tensor(value.value, dtype=torch.float64),
-                **{f"{_PREFIX}{name}": part for name, part in value.proof.items()},
+                **{f"{_PREFIX}{name}": tensor for name, tensor in value.proof.items()},
             },
         )
 
@@ -46,8 +46,8 @@ class Ending:
         """
         least = float(value.proof[_VALUE])
         proof = {
-            name.removeprefix(_PREFIX): part
-            for name, part in value.proof.items()
+            name.removeprefix(_PREFIX): tensor
+            for name, tensor in value.proof.items()
             if name.startswith(_PREFIX) and name != _VALUE
         }
         return replace(value, value=least, proof=proof), self._whole(least, value.norm)

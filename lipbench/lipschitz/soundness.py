@@ -31,7 +31,7 @@ def crossings(values: Iterable[Lipschitz]) -> list[Violation]:
     estimates are not. A value that is no number, or negative, is a violation by itself.
     """
     known = [value for value in values if value.side != "estimate"]
-    found = [
+    violations = [
         Violation(message=f"{statement(value)} is no Lipschitz constant.")
         for value in known
         if not value.value >= 0
@@ -42,8 +42,10 @@ def crossings(values: Iterable[Lipschitz]) -> list[Violation]:
         for upper in uppers:
             comparable = lower.norm == upper.norm and inside(lower.domain, upper.domain)
             if comparable and lower.value > upper.value * (1 + TOLERANCE):
-                found.append(Violation(message=f"{statement(lower)} exceeds {statement(upper)}."))
-    return found
+                violations.append(
+                    Violation(message=f"{statement(lower)} exceeds {statement(upper)}.")
+                )
+    return violations
 
 
 def inside(inner: Box | None, outer: Box | None) -> bool:
@@ -88,9 +90,9 @@ def misclassified(
 ) -> Bool[Tensor, " batch"]:
     """Return where some wrong class provably has the larger output, in float64 with rounding."""
     logits = enclose(network, inputs)
-    own = labels.unsqueeze(1)
-    most = (logits.values + logits.radius).take_along_dim(own, dim=1).squeeze(1)
-    rivals = (logits.values - logits.radius).scatter(1, own, -torch.inf)
+    index = labels.unsqueeze(1)
+    most = (logits.values + logits.radius).take_along_dim(index, dim=1).squeeze(1)
+    rivals = (logits.values - logits.radius).scatter(1, index, -torch.inf)
     return rivals.amax(dim=1) > most
 
 
