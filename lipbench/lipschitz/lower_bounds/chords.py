@@ -36,13 +36,13 @@ def chords(
     """
     lengths = torch.linalg.vector_norm(faces, dim=1)
     inside = _Inside(faces / lengths.unsqueeze(1), slack / lengths, point, domain)
-    found = [inside.chord(torch.zeros_like(point), direction)]
-    found.append(inside.chord(inside.inwards(direction), direction))
+    segments = [inside.chord(torch.zeros_like(point), direction)]
+    segments.append(inside.chord(inside.inwards(direction), direction))
     longest = inside.longest(direction)
     if longest is not None:
-        found.append(longest)
+        segments.append(longest)
     u, v = [], []
-    for step, half in found:
+    for step, half in segments:
         for share in _SHARES:
             u.append(point + (step - share * half * direction))
             v.append(point + (step + share * half * direction))
@@ -101,16 +101,16 @@ class _Inside:
             return None
         rows = torch.cat([self.normals @ basis, basis, -basis])
         speed = torch.cat([self.normals @ direction, direction, direction]).abs()
-        found = linprog(
+        solution = linprog(
             np.append(np.zeros(basis.shape[1]), -1.0),
             A_ub=torch.cat([rows, speed.unsqueeze(1)], dim=1).numpy(),
             b_ub=self._left(torch.zeros_like(direction)).numpy(),
             bounds=[(None, None)] * basis.shape[1] + [(0, None)],
             method="highs",
         )
-        if found.status != 0 or found.x is None:
+        if solution.status != 0 or solution.x is None:
             return None
-        return basis @ torch.from_numpy(found.x[:-1]), float(found.x[-1])
+        return basis @ torch.from_numpy(solution.x[:-1]), float(solution.x[-1])
 
     def _left(self, step: Tensor) -> Tensor:
         """Return how far all faces are after a step, and those of the box."""

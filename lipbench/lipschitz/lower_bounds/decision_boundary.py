@@ -21,7 +21,7 @@ def borders(
     reach: float,
     domain: Box | None,
     steps: int,
-) -> Float[Tensor, "found *shape"]:
+) -> Float[Tensor, "ends *shape"]:
     """Return where a short attack in l2 leads from each point: behind the border, or near to it.
 
     A network that has one output has no borders, and there are no points.
@@ -47,7 +47,7 @@ def borders(
 
     norm = Norm(2)
     epsilon = torch.full((len(points),), reach, dtype=torch.float64)
-    found = ascend(
+    ascent = ascend(
         outputs,
         points,
         points,
@@ -57,4 +57,4 @@ def borders(
         lambda gradient: steepest(gradient, norm),
         [_FIRST_STEP * (1 - step / steps) for step in range(steps)],
     )
-    return found.points
+    return ascent.points

@@ -27,11 +27,11 @@ def most_expanded(
 
     size = points[0].numel() * network.output_size
     values, directions = [], []
-    for part in torch.split(points, max(1, _CHUNK // size)):
-        jacobian = vmap(jacrev(outputs))(part).flatten(2).detach()
+    for chunk in torch.split(points, max(1, _CHUNK // size)):
+        jacobian = vmap(jacrev(outputs))(chunk).flatten(2).detach()
         value, direction = operator_norms(jacobian, norm)
         values.append(value)
-        directions.append(direction.reshape(part.shape))
+        directions.append(direction.reshape(chunk.shape))
     return torch.cat(values), torch.cat(directions)
 
 

@@ -35,8 +35,8 @@ class Linearised:
         self, weights: Float[Tensor, "points outputs"]
     ) -> Float[Tensor, "points *shape"]:
         """Return J'w for one vector at each point."""
-        (found,) = torch.autograd.grad(self._outputs, self._points, weights, retain_graph=True)
-        return found
+        (product,) = torch.autograd.grad(self._outputs, self._points, weights, retain_graph=True)
+        return product
 
 
 def power_iteration(
@@ -56,22 +56,23 @@ def power_iteration(
         Boyd, The power method for l^p norms, Linear Algebra and its Applications 9 (1974), 95-101;
         in the norm 1 that is the method of Hager, Condition estimates (1984).
     """
-    values, found = [], []
-    for some, first in zip(*(split(network, part) for part in (points, directions)), strict=True):
-        linear, along = Linearised(network, some), first
+    values, vectors = [], []
+    batches = zip(split(network, points), split(network, directions), strict=True)
+    for batch, first in batches:
+        linear, along = Linearised(network, batch), first
         images = linear.times(along)
         for _ in range(steps):
             gradients = linear.transposed(support(images, norm))
             along = steepest(gradients.flatten(1), norm).view_as(along)
             images = linear.times(along)
         values.append(norm.length(images))
-        found.append(along)
-    return torch.cat(values), torch.cat(found)
+        vectors.append(along)
+    return torch.cat(values), torch.cat(vectors)
 
 
 def split(
     network: Network, points: Float[Tensor, "points *shape"]
-) -> tuple[Float[Tensor, "some *shape"], ...]:
+) -> tuple[Float[Tensor, "batch *shape"], ...]:
     """Return points in batches whose numbers on the way through a network fit the memory."""
     numbers = points[0].numel() + sum(math.prod(step.output_shape) for step in network.steps)
     return points.split(max(1, _NUMBERS // numbers))

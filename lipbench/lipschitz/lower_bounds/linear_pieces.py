@@ -37,9 +37,9 @@ class Piece:
     right: Bool[Tensor, " neurons"]
     """Which neurons are right of 0."""
     ahead: Float[Tensor, "neurons inputs_and_one"]
-    """What the neurons read, as affine functions of the input."""
+    """Pre-activations, as affine functions of the input."""
     pull: Float[Tensor, "outputs neurons"]
-    """How the outputs change with what each neuron gives."""
+    """Derivatives of the outputs by the activations of the neurons."""
     matrix: Float[Tensor, "outputs inputs"]
     steepness: float
     """The norm of the matrix."""
@@ -66,17 +66,17 @@ class Pieces:
                 raise Refused(f"step {block.name!r} is not linear on both sides of 0.")
             sides.append(block.sides)
         none = torch.zeros(0, dtype=torch.float64)
-        self._left, self._right = (torch.cat([none, *(one[k] for one in sides)]) for k in (0, 1))
+        self._left, self._right = (torch.cat([none, *(pair[k] for pair in sides)]) for k in (0, 1))
         self._sizes = [len(block) for block in network.blocks]
 
     def at(self, point: Float[Tensor, " inputs"]) -> Piece:
         """Return the piece around a point; a neuron at 0 is taken to be left of it."""
         values, ahead, slopes, right = [_identity(len(point))], [], [], []
         ends = zip(self._left.split(self._sizes), self._right.split(self._sizes), strict=True)
-        with_one = torch.cat([point, point.new_ones(1)])
+        homogeneous = torch.cat([point, point.new_ones(1)])
         for block, (below, above) in zip(self.network.blocks, ends, strict=True):
             ahead.append(_read(block.reads, values))
-            right.append(ahead[-1] @ with_one > 0)
+            right.append(ahead[-1] @ homogeneous > 0)
             slopes.append(torch.where(right[-1], above, below))
             values.append(ahead[-1] * slopes[-1].unsqueeze(1))
         matrix = _read(self.network.output, values)[:, :-1]
@@ -138,27 +138,27 @@ class Pieces:
         together = self._together(piece)
         change = torch.where(piece.right, self._left - self._right, self._right - self._left)
         single = torch.tensor([group[0] for group in together if len(group) == 1])
-        found: list[tuple[float, Tensor]] = []
+        neighbours: list[tuple[float, Tensor]] = []
         if len(single):
             values = self._changed(piece, change, single)
-            found += zip(values.tolist(), single.unsqueeze(1), strict=True)
+            neighbours += zip(values.tolist(), single.unsqueeze(1), strict=True)
         for group in (torch.tensor(group) for group in together if len(group) > 1):
             moved = (piece.pull[:, group] * change[group]) @ piece.ahead[group, :-1]
             norm = torch.linalg.matrix_norm(piece.matrix + moved, float(self.norm))
-            found.append((float(norm), group))
-        yield from sorted(found, key=lambda pair: -pair[0])
+            neighbours.append((float(norm), group))
+        yield from sorted(neighbours, key=lambda pair: -pair[0])
 
     def _pull(self, slopes: Sequence[Tensor]) -> Tensor:
         outputs = len(self.network.output)
         pulls = [torch.zeros(outputs, size, dtype=torch.float64) for size in self._sizes]
-        for source, part in self.network.output.parts.items():
+        for source, matrix in self.network.output.parts.items():
             if source:
-                pulls[source - 1] += part.values
+                pulls[source - 1] += matrix.values
         for number in reversed(range(len(slopes))):
             through = pulls[number] * slopes[number]
-            for source, part in self.network.blocks[number].reads.parts.items():
+            for source, matrix in self.network.blocks[number].reads.parts.items():
                 if source:
-                    pulls[source - 1] += through @ part.values
+                    pulls[source - 1] += through @ matrix.values
         return torch.cat([torch.zeros(outputs, 0, dtype=torch.float64), *pulls], dim=1)
 
     def _together(self, piece: Piece) -> list[list[int]]:
@@ -191,11 +191,11 @@ class Pieces:
             grams = grams + squares * torch.einsum("ni,nj->nij", pull, pull)
             return torch.linalg.eigvalsh(grams)[:, -1].clamp_min(0).sqrt()
         size = max(1, _CHUNK // max(1, matrix.numel()))
-        parts = [
+        norms = [
             torch.linalg.matrix_norm(matrix + torch.einsum("ni,nj->nij", p, a), float(self.norm))
             for p, a in zip(pull.split(size), ahead.split(size), strict=True)
         ]
-        return torch.cat(parts)
+        return torch.cat(norms)
 
     def _steeper(self, piece: Piece, left: "_Count") -> Piece | None:
         """Return the steepest neighbour that is steeper, as far as there is a way to one."""
@@ -206,9 +206,9 @@ class Pieces:
             ways = ways or _Ways(piece, self.domain)
             point = ways.through(neurons)
             if point is not None:
-                found = self.at(point)
-                if found.steepness > piece.steepness * (1 + _SAME):
-                    return found
+                neighbour = self.at(point)
+                if neighbour.steepness > piece.steepness * (1 + _SAME):
+                    return neighbour
         return None
 
 
@@ -231,31 +231,31 @@ class _Ways:
 
     def through(self, neurons: Tensor) -> Tensor | None:
         """Return a point right behind the face at which these change; None if there is none."""
-        own = torch.isin(self._some, neurons)
-        line = self._rows[int(own.int().argmax())]
-        rows, others = self._rows[:, :-1], ~own
+        crossed = torch.isin(self._some, neurons)
+        line = self._rows[int(crossed.int().argmax())]
+        rows, rest = self._rows[:, :-1], ~crossed
         if self._basis is not None:
             rows = rows @ self._basis.T
         size = rows.shape[1]
-        left = torch.cat([rows[others], torch.ones(int(others.sum()), 1).double()], dim=1)
+        left = torch.cat([rows[rest], torch.ones(int(rest.sum()), 1).double()], dim=1)
         bounds: list[tuple[float | None, float | None]] = [(None, None)] * size
         gap = _FARTHEST
         if self._box is not None:
             gap = _BEYOND * (self._box[1] - self._box[0])
             bounds = [(self._box[0] + gap, self._box[1] - gap)] * size
         # The largest ball around a point of the face, in what surrounds the other faces.
-        found = linprog(
+        solution = linprog(
             np.append(np.zeros(size), -1.0),
             A_ub=left.numpy(),
-            b_ub=-self._rows[others, -1].numpy(),
-            A_eq=torch.cat([rows[own][:1], torch.zeros(1, 1).double()], dim=1).numpy(),
+            b_ub=-self._rows[rest, -1].numpy(),
+            A_eq=torch.cat([rows[crossed][:1], torch.zeros(1, 1).double()], dim=1).numpy(),
             b_eq=-line[-1:].numpy(),
             bounds=[*bounds, (None, _FARTHEST)],
             method="highs",
         )
-        if found.status != 0 or found.x is None:
+        if solution.status != 0 or solution.x is None:
             return None
-        point, radius = torch.from_numpy(found.x[:-1]), float(found.x[-1])
+        point, radius = torch.from_numpy(solution.x[:-1]), float(solution.x[-1])
         if not radius > _SAME * (1 + float(point.abs().max())):
             return None
         if self._basis is not None:
@@ -285,11 +285,11 @@ def _identity(size: int) -> Tensor:
 
 
 def _read(affine: Affine, values: Sequence[Tensor]) -> Tensor:
-    """Return what is affine in known affine functions of the input."""
+    """Return an affine map of known affine functions of the input."""
     total = torch.zeros(len(affine), values[0].shape[1], dtype=torch.float64)
     total[:, -1] = affine.offset.values[:, 0]
-    for source, part in affine.parts.items():
-        total = total + part.values @ values[source]
+    for source, matrix in affine.parts.items():
+        total = total + matrix.values @ values[source]
     return total
 
 

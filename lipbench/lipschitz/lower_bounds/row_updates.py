@@ -33,14 +33,14 @@ def overwrite(program: fx.GraphModule) -> list[int]:
         The numbers of the arguments that it overwrites.
     """
     order = {node: number for number, node in enumerate(program.graph.nodes)}
-    places = [node for node in order if node.op == "placeholder"]
+    inputs = [node for node in order if node.op == "placeholder"]
     overwritten = []
     for node in order:
         if node.target is torch.ops.lipbench.moved.default:
             values = node.args[0]
-            if values in places and max(order[user] for user in _readers(values)) == order[node]:
+            if values in inputs and max(order[user] for user in _readers(values)) == order[node]:
                 node.target = _move
-                overwritten.append(places.index(values))
+                overwritten.append(inputs.index(values))
     program.recompile()
     return overwritten
 
@@ -66,15 +66,15 @@ def _moved(
     values: Tensor, moves: Tensor, along: Tensor, directions: Tensor, scale: Tensor | None
 ) -> Tensor:
     if _leaves_rows(values, directions):
-        own = values.clone(memory_format=torch.contiguous_format)
-        return _move(own, moves, along, directions, scale)
+        copy = values.clone(memory_format=torch.contiguous_format)
+        return _move(copy, moves, along, directions, scale)
     rows = torch.where(moves.unsqueeze(-1), along, 0.0)
     product = (rows @ directions).view_as(values)
     if scale is None:
         return product.add_(values)
     # Not a choice between moved and old values, which would read all of them once more.
     factor = torch.where(moves, scale, 1.0)
-    return torch.addcmul(product, factor.view(*factor.shape, *_ones(values, factor)), values)
+    return torch.addcmul(product, factor.view(*factor.shape, *_unit_axes(values, factor)), values)
 
 
 @_moved.register_fake
@@ -119,12 +119,12 @@ def _move(
     )
     for value, mask, row, direction, factor in networks:
         chosen = mask.nonzero().squeeze(1)
-        part = value.index_select(0, chosen)
+        block = value.index_select(0, chosen)
         if factor is not None:
-            part.mul_(factor[chosen].unsqueeze(1))
-        value.index_copy_(0, chosen, part.addmm_(row.index_select(0, chosen), direction))
+            block.mul_(factor[chosen].unsqueeze(1))
+        value.index_copy_(0, chosen, block.addmm_(row.index_select(0, chosen), direction))
     return values
 
 
-def _ones(values: Tensor, rows: Tensor) -> tuple[int, ...]:
+def _unit_axes(values: Tensor, rows: Tensor) -> tuple[int, ...]:
     return (1,) * (values.ndim - rows.ndim)

@@ -29,7 +29,7 @@ from lipbench.threat import Box
 _LENGTHS = (0.4, 0.04)
 """Of the first step and of the last, as shares of how far inputs are apart."""
 _REACHES = (0.5, 0.05)
-"""Of the first step and of the last, as shares of the size of what the neurons read."""
+"""Of the first step and of the last, as shares of the size of the pre-activations."""
 
 
 @torch.enable_grad()
@@ -58,9 +58,9 @@ def climb(
         steps: How many steps each climb has, of which the later ones are shorter.
         spread: How far inputs are apart, in l2; the first step is a good part of it.
     """
-    parts = zip(split(network, points), split(network, directions), strict=True)
-    found = [_climbed(network, *part, norm, domain, steps, spread) for part in parts]
-    values, where, along = (torch.cat(each) for each in zip(*found, strict=True))
+    batches = zip(split(network, points), split(network, directions), strict=True)
+    climbs = [_climbed(network, *batch, norm, domain, steps, spread) for batch in batches]
+    values, where, along = (torch.cat(each) for each in zip(*climbs, strict=True))
     return values, where, along
 
 
@@ -113,8 +113,8 @@ def _bent(network: Network, reach: float) -> Network:
         if isinstance(step, Slope | Contraction | ConvContraction | Sandwich):
             return replace(step, function=bend(step.function))
         if isinstance(step, GroupSort):
-            parts = {part.name: getattr(step, part.name) for part in fields(step)}
-            return _Sorted(**parts, relu=bend(torch.relu))
+            attributes = {field.name: getattr(step, field.name) for field in fields(step)}
+            return _Sorted(**attributes, relu=bend(torch.relu))
         return step
 
     return replace(network, steps=tuple(map(bent, network.steps)))
@@ -129,10 +129,10 @@ class _Sorted(GroupSort):
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         members = list(inputs.unflatten(1, (-1, self.group)).unbind(dim=2))
         for last in range(self.group - 1, 0, -1):  # bubbles, the smallest to the end
-            for place in range(last):
-                one, other = members[place : place + 2]
-                rise = self.relu(other - one)
-                members[place : place + 2] = one + rise, other - rise
+            for index in range(last):
+                left, right = members[index : index + 2]
+                rise = self.relu(right - left)
+                members[index : index + 2] = left + rise, right - rise
         return torch.stack(members, dim=2).flatten(1, 2)
 
 

@@ -65,10 +65,10 @@ def known_pairs(
     known: tuple[Lipschitz, ...], network: Network, domain: Box | None
 ) -> tuple[Tensor, Tensor]:
     """Return the witnesses among earlier results, moved into the domain, as two stacks."""
-    found = [value.proof for value in known if {"u", "v"} <= set(value.proof)]
+    proofs = [value.proof for value in known if {"u", "v"} <= set(value.proof)]
     empty = torch.empty(0, *network.input_shape, dtype=torch.float64)
-    u = torch.stack([proof["u"] for proof in found]) if found else empty
-    v = torch.stack([proof["v"] for proof in found]) if found else empty
+    u = torch.stack([proof["u"] for proof in proofs]) if proofs else empty
+    v = torch.stack([proof["v"] for proof in proofs]) if proofs else empty
     return (u, v) if domain is None else (u.clamp(*domain), v.clamp(*domain))
 
 
