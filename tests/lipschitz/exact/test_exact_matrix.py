@@ -89,7 +89,8 @@ def test_layers_that_follow_each_other_are_multiplied_exactly(norm):
     one, two, relu, three, four = model = merged()
     first, last = nn.Linear(3, 5).double(), nn.Linear(5, 2).double()
     first.weight, first.bias = (
-        nn.Parameter(part) for part in (two.weight @ one.weight, two.weight @ one.bias + two.bias)
+        nn.Parameter(tensor)
+        for tensor in (two.weight @ one.weight, two.weight @ one.bias + two.bias)
     )
     last.weight = nn.Parameter(four.weight @ three.weight)
     value, expected = (constant(net, norm) for net in (model, nn.Sequential(first, relu, last)))
@@ -98,11 +99,12 @@ def test_layers_that_follow_each_other_are_multiplied_exactly(norm):
 
 
 def test_it_lies_between_both_sides_of_the_bracket():
-    found = lipbench.bracket(scaled(), (3,), domain=(0, 1), time_limit=5)
-    exact = next(one for one in found.bounds if one.name == "lipbab")
+    bracket = lipbench.bracket(scaled(), (3,), domain=(0, 1), time_limit=5)
+    exact = next(bound for bound in bracket.bounds if bound.name == "lipbab")
     assert exact.side == "exact"
-    assert found.lower >= 0.999 * exact.value
-    assert all(one.value >= exact.value * (1 - 1e-9) for one in found.bounds if one.side == "upper")
+    assert bracket.lower >= 0.999 * exact.value
+    uppers = [bound.value for bound in bracket.bounds if bound.side == "upper"]
+    assert all(upper >= exact.value * (1 - 1e-9) for upper in uppers)
 
 
 @pytest.mark.parametrize("share", [0.99, 1.01])
@@ -130,27 +132,27 @@ def test_a_network_is_evaluated_exactly(seed):
     x = [Fraction(entry) for entry in torch.randn(3, dtype=torch.float64).tolist()]
     known = [x]
     for block in unrolled.blocks:
-        known.append([max(one, Fraction(0)) for one in _at(block.reads, known)])
+        known.append([max(entry, Fraction(0)) for entry in _at(block.reads, known)])
     assert _at(unrolled.output, known) == _exactly(network, x)
-    for part in unrolled.output.parts.values():
+    for matrix in unrolled.output.parts.values():
         for row, middle, half in zip(
-            very(part).numerators, part.values.tolist(), part.radius.tolist(), strict=True
+            very(matrix).numerators, matrix.values.tolist(), matrix.radius.tolist(), strict=True
         ):
             for top, value, reach in zip(row, middle, half, strict=True):
-                apart = Fraction(top, 2 ** very(part).exponent) - Fraction(value)
+                apart = Fraction(top, 2 ** very(matrix).exponent) - Fraction(value)
                 assert abs(apart) <= Fraction(reach)
 
 
 def _at(affine, known):
     offset = very(affine.offset)
-    found = [offset.entry(row) for row in range(len(affine))]
-    for source, part in affine.parts.items():
-        matrix, unit = very(part).numerators.tolist(), 2 ** very(part).exponent
-        for number, row in enumerate(matrix):
-            found[number] += sum(
+    values = [offset.entry(row) for row in range(len(affine))]
+    for source, matrix in affine.parts.items():
+        numerators, unit = very(matrix).numerators.tolist(), 2 ** very(matrix).exponent
+        for number, row in enumerate(numerators):
+            values[number] += sum(
                 Fraction(a, unit) * b for a, b in zip(row, known[source], strict=True)
             )
-    return found
+    return values
 
 
 def _exactly(network, values):
@@ -158,11 +160,11 @@ def _exactly(network, values):
         kind = type(step).__name__
         if kind == "Scale":
             pairs = (step.factor.expand(len(values)), step.offset.expand(len(values)))
-            factors, offsets = ([Fraction(one) for one in part.tolist()] for part in pairs)
+            factors, offsets = ([Fraction(entry) for entry in tensor.tolist()] for tensor in pairs)
             values = [f * v + o for f, v, o in zip(factors, values, offsets, strict=True)]
         elif kind == "GroupSort":
             pairs = zip(values[::2], values[1::2], strict=True)
-            values = [one for pair in pairs for one in sorted(pair, reverse=True)]
+            values = [entry for pair in pairs for entry in sorted(pair, reverse=True)]
         elif kind == "Copy":
             values = [Fraction(0), *values, Fraction(0)]
         elif kind == "Dense":
@@ -182,30 +184,30 @@ def _exactly(network, values):
 
 
 def test_what_is_known_up_to_rounding_stays_so():
-    own = Carried.exact(torch.eye(2, dtype=torch.float64))
+    unit = Carried.exact(torch.eye(2, dtype=torch.float64))
     third = torch.full((2, 1), 1 / 3, dtype=torch.float64)
-    assert very(own.scaled(third)) is None
-    assert very(own.scaled(third, held=True)) is not None
-    assert very(own.blurred(own.radius)) is None
-    lost = own.scaled(third)
-    for found in (lost.negative, lost.times(own.values), lost.plus(own), own.plus(lost)):
-        assert very(found) is None
-    assert very(own.plus(Matrix.exact(own.values))).numerators.tolist() == [[2, 0], [0, 2]]
-    assert very(Matrix.exact(own.values)) is not None
-    assert very(Matrix(values=own.values, radius=own.values)) is None
+    assert very(unit.scaled(third)) is None
+    assert very(unit.scaled(third, held=True)) is not None
+    assert very(unit.blurred(unit.radius)) is None
+    lost = unit.scaled(third)
+    for matrix in (lost.negative, lost.times(unit.values), lost.plus(unit), unit.plus(lost)):
+        assert very(matrix) is None
+    assert very(unit.plus(Matrix.exact(unit.values))).numerators.tolist() == [[2, 0], [0, 2]]
+    assert very(Matrix.exact(unit.values)) is not None
+    assert very(Matrix(values=unit.values, radius=unit.values)) is None
 
 
 @pytest.mark.parametrize("make", [scaled, merged])
 def test_rounded_matrices_are_those_without_exact_ones(make):
     network = as_network(make(), (3,))
-    one, other = plain(as_neuron_blocks(network, kind=Carried)), as_neuron_blocks(network)
-    pairs = [(one.output, other.output)]
-    pairs += [(a.reads, b.reads) for a, b in zip(one.blocks, other.blocks, strict=True)]
+    stripped, rounded = plain(as_neuron_blocks(network, kind=Carried)), as_neuron_blocks(network)
+    pairs = [(stripped.output, rounded.output)]
+    pairs += [(a.reads, b.reads) for a, b in zip(stripped.blocks, rounded.blocks, strict=True)]
     for mine, its in pairs:
-        for source, part in its.parts.items():
+        for source, matrix in its.parts.items():
             assert type(mine.parts[source]) is Matrix
-            assert torch.equal(mine.parts[source].values, part.values)
-            assert torch.equal(mine.parts[source].radius, part.radius)
+            assert torch.equal(mine.parts[source].values, matrix.values)
+            assert torch.equal(mine.parts[source].radius, matrix.radius)
         assert torch.equal(mine.offset.values, its.offset.values)
 
 
@@ -215,9 +217,9 @@ def test_products_with_columns_of_one_entry_are_products(seed, sparse):
     left, right = rng.integers(-9, 10, (2, 3)), rng.integers(-9, 10, (3, 4))
     if sparse:
         right = right * (np.arange(3)[:, None] == rng.integers(0, 3, 4))
-    found = Dyadic(left.astype(object), 2).times(Dyadic(right.astype(object), 3))
-    assert (found.numerators == left @ right).all()
-    assert found.exponent == 5
+    product = Dyadic(left.astype(object), 2).times(Dyadic(right.astype(object), 3))
+    assert (product.numerators == left @ right).all()
+    assert product.exponent == 5
 
 
 def test_corners_allow_for_what_is_known_up_to_rounding_only():

@@ -28,7 +28,7 @@ ROUNDING = 1e-9
 BOX = (-1.0, 1.0)
 
 
-def found(model, features, norm, domain=BOX, name="lipmip", **options):
+def searched(model, features, norm, domain=BOX, name="lipmip", **options):
     return rechecked(name, model, features, norm, domain, **options)
 
 
@@ -48,30 +48,30 @@ def found(model, features, norm, domain=BOX, name="lipmip", **options):
     ),
 )
 def test_a_hand_computed_network(model, features, constant, norm):
-    value = found(model, features, norm, (-5.0, 5.0))
+    value = searched(model, features, norm, (-5.0, 5.0))
     assert value.value == pytest.approx(constant, rel=ROUNDING, abs=1e-12)
     assert value.side == ("exact" if constant else "upper")
 
 
 def test_a_linear_network_is_its_norm():
     for norm, constant in zip(NORMS, (7, 4), strict=True):
-        value = found(LINEAR, 2, norm)
+        value = searched(LINEAR, 2, norm)
         assert (value.side, value.value) == ("exact", pytest.approx(constant, rel=ROUNDING))
 
 
 def test_the_box_decides():
     """The hat is steep on [0, 2] alone, and constant elsewhere."""
     for norm in NORMS:
-        assert found(HAT, 1, norm, (0.5, 0.75)).value == pytest.approx(1, rel=ROUNDING)
-        assert found(HAT, 1, norm, (3.0, 4.0)).value == pytest.approx(0, abs=1e-12)
-        assert found(SHIFTED, 1, norm, (0.0, 5.0)).value == pytest.approx(1, rel=ROUNDING)
+        assert searched(HAT, 1, norm, (0.5, 0.75)).value == pytest.approx(1, rel=ROUNDING)
+        assert searched(HAT, 1, norm, (3.0, 4.0)).value == pytest.approx(0, abs=1e-12)
+        assert searched(SHIFTED, 1, norm, (0.0, 5.0)).value == pytest.approx(1, rel=ROUNDING)
 
 
 def test_an_end_of_a_box_is_not_rounded_to_float32():
     """Which would move 7000.3 below the kink, and close a gate that is open before the end."""
     late = dense(([[1], [1]], [-7000.2999, 0]), ([[1, 0]], [0]))
     for norm in NORMS:
-        value = found(late, 1, norm, (0.0, 7000.3))
+        value = searched(late, 1, norm, (0.0, 7000.3))
         assert (value.side, value.value) == ("exact", pytest.approx(1, rel=ROUNDING))
         gates = Gates(as_neuron_blocks(as_network(late, (1,))), norm, (0.0, 7000.3))
         program = Mixed(gates, 0, [(0, True)]).program()
@@ -83,7 +83,7 @@ def test_a_neuron_that_turns_at_0_is_least_there():
     tent = dense(([[1]], [0]), ([[-1]], [0.5]), ([[1]], [0]))
     tent[1] = nn.LeakyReLU(-1.0)
     for norm in NORMS:
-        assert found(tent, 1, norm).value == pytest.approx(1, rel=ROUNDING)
+        assert searched(tent, 1, norm).value == pytest.approx(1, rel=ROUNDING)
 
 
 class Skip(nn.Module):
@@ -107,8 +107,8 @@ class Skip(nn.Module):
 )
 def test_it_is_the_exact_constant(seed, widths, activation, norm, domain):
     model = random_network(seed, widths, activation)
-    value = found(model, widths[0], norm, domain)
-    exact = found(model, widths[0], norm, domain, "lipbab")
+    value = searched(model, widths[0], norm, domain)
+    exact = searched(model, widths[0], norm, domain, "lipbab")
     assert (value.side, exact.side) == ("exact", "exact")
     assert value.value == pytest.approx(exact.value, rel=ROUNDING)
 
@@ -117,7 +117,7 @@ def test_it_is_the_exact_constant(seed, widths, activation, norm, domain):
 def test_a_skip_is_the_same_to_it(norm):
     """What passes by a gate is read behind it, and slopes of both signs are slopes."""
     model = Skip(0)
-    value, exact = (found(model, 2, norm, name=name) for name in ("lipmip", "lipbab"))
+    value, exact = (searched(model, 2, norm, name=name) for name in ("lipmip", "lipbab"))
     assert value.side == "exact"
     assert value.value == pytest.approx(exact.value, rel=ROUNDING)
 
@@ -147,14 +147,14 @@ def row(weights, biases, output, box):
 
     def equal(end, *terms):
         below(end, *terms)
-        below(-end, *[(place, -factor) for place, factor in terms])
+        below(-end, *[(variable, -factor) for variable, factor in terms])
 
     values = [new(*box) for _ in range(weights[0].shape[1])]
     low, high = (np.full(len(values), end) for end in box)
     gates = []
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         low, high = (end + bias for end in ends(weight, low, high))
-        layer, own = [], []
+        layer, switches = [], []
         for i, coefficients in enumerate(weight):
             z, h, a = new(low[i], high[i]), new(0, max(high[i], 0)), new(0, 1, 1)
             equal(bias[i], (z, 1), *[(v, -w) for v, w in zip(values, coefficients, strict=True)])
@@ -162,15 +162,15 @@ def row(weights, biases, output, box):
             below(0, (h, 1), (a, -max(high[i], 0)))
             below(-min(low[i], 0), (h, 1), (z, -1), (a, -min(low[i], 0)))
             layer.append(h)
-            own.append(a)
-        gates.append(own)
+            switches.append(a)
+        gates.append(switches)
         values, low, high = layer, np.maximum(low, 0), np.maximum(high, 0)
     low = high = weights[-1][output]
     behind = [new(end, end) for end in low]
-    for weight, own in zip(weights[-2::-1], gates[::-1], strict=True):
+    for weight, switches in zip(weights[-2::-1], gates[::-1], strict=True):
         least, most = np.minimum(low, 0), np.maximum(high, 0)
         passed = []
-        for i, (y, a) in enumerate(zip(behind, own, strict=True)):
+        for i, (y, a) in enumerate(zip(behind, switches, strict=True)):
             v = new(least[i], most[i])
             below(0, (v, 1), (a, -most[i]))
             below(0, (v, -1), (a, least[i]))
@@ -191,8 +191,8 @@ def row(weights, biases, output, box):
     objective, matrix = np.zeros(len(lo)), np.zeros((len(constraints), len(lo)))
     objective[sums] = -1
     for number, (terms, _) in enumerate(constraints):
-        for place, factor in terms.items():
-            matrix[number, place] += factor
+        for variable, factor in terms.items():
+            matrix[number, variable] += factor
     solved = milp(
         objective,
         integrality=whole,
@@ -207,7 +207,7 @@ def row(weights, biases, output, box):
 def test_rows_are_the_program_of_the_paper(seed):
     model = random_network(seed, (2, 4, 3, 2), nn.ReLU).double()
     expected = paper(model, BOX)
-    assert found(model, 2, Norm(math.inf)).value == pytest.approx(expected, rel=1e-6)
+    assert searched(model, 2, Norm(math.inf)).value == pytest.approx(expected, rel=1e-6)
 
 
 def test_columns_are_the_steepest_sum_of_outputs_with_signs():
@@ -216,16 +216,16 @@ def test_columns_are_the_steepest_sum_of_outputs_with_signs():
     values = []
     for signs in itertools.product([1.0, -1.0], repeat=2):
         row = torch.tensor([signs], dtype=torch.float64)
-        one = nn.Sequential(*model[:-1], nn.Linear(4, 1, dtype=torch.float64))
+        signed = nn.Sequential(*model[:-1], nn.Linear(4, 1, dtype=torch.float64))
         with torch.no_grad():
-            one[-1].weight.copy_(row @ model[-1].weight)
-        values.append(found(one, 2, Norm(1.0), name="lipbab").value)
-    assert found(model, 2, Norm(1.0)).value == pytest.approx(max(values), rel=1e-7)
+            signed[-1].weight.copy_(row @ model[-1].weight)
+        values.append(searched(signed, 2, Norm(1.0), name="lipbab").value)
+    assert searched(model, 2, Norm(1.0)).value == pytest.approx(max(values), rel=1e-7)
 
 
 def test_a_trained_network_is_known_exactly():
     """Iris, 4-6-6-3, on a box of standardised inputs."""
-    inputs, labels = (torch.tensor(part) for part in load_iris(return_X_y=True))
+    inputs, labels = (torch.tensor(array) for array in load_iris(return_X_y=True))
     inputs = ((inputs - inputs.mean(dim=0)) / inputs.std(dim=0)).float()
     model = random_network(0, (4, 6, 6, 3), nn.ReLU)
     for _ in range(60):
@@ -234,7 +234,7 @@ def test_a_trained_network_is_known_exactly():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= 0.5 * parameter.grad
-    value, exact = (found(model, 4, NORMS[1], name=name) for name in ("lipmip", "lipbab"))
+    value, exact = (searched(model, 4, NORMS[1], name=name) for name in ("lipmip", "lipbab"))
     assert (value.side, exact.side) == ("exact", "exact")
     assert value.value == pytest.approx(exact.value, rel=ROUNDING)
     assert len(value.proof["parts_lengths"]) > 10
@@ -255,7 +255,7 @@ def test_whatever_is_decided_points_of_which_it_is_true_stay_below(seed, activat
     sides = gates.sides(point)
     matrix = gates.matrices(sides)[0]
     outputs = network(point.requires_grad_())[0]
-    jacobian = [torch.autograd.grad(one, point, retain_graph=True)[0][0] for one in outputs]
+    jacobian = [torch.autograd.grad(output, point, retain_graph=True)[0][0] for output in outputs]
     point = point.detach()
     assert torch.allclose(matrix, torch.stack(jacobian), atol=1e-12)
     number = data.draw(st.integers(0, gates.sums - 1))
@@ -263,7 +263,7 @@ def test_whatever_is_decided_points_of_which_it_is_true_stay_below(seed, activat
     truth = [*sides[0].tolist(), *(sums > 0).tolist()]
     assert len(truth) == gates.decisions
     chosen = data.draw(st.lists(st.integers(0, len(truth) - 1), unique=True))
-    mixed = Mixed(gates, number, [(place, truth[place]) for place in chosen])
+    mixed = Mixed(gates, number, [(variable, truth[variable]) for variable in chosen])
     program = mixed.program()
     proposal = program.propose()
     least = float(sums.abs().sum()) * (1 - 1e-9)
@@ -272,13 +272,13 @@ def test_whatever_is_decided_points_of_which_it_is_true_stay_below(seed, activat
     assert mixed.bounds.total >= least
     assert program.bound(torch.zeros(len(program)).double()) >= least
     decided = mixed.sides(point[0])
-    assert all(bool(decided[place]) == truth[place] for place in chosen if place < gates.neurons)
+    assert all(bool(decided[gate]) == truth[gate] for gate in chosen if gate < gates.neurons)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_larger_box_has_no_smaller_constant(norm):
     model = random_network(2, (2, 4, 2), nn.ReLU)
-    values = [found(model, 2, norm, box).value for box in ((0.0, 0.5), BOX, (-3.0, 3.0))]
+    values = [searched(model, 2, norm, box).value for box in ((0.0, 0.5), BOX, (-3.0, 3.0))]
     for inner, outer in itertools.pairwise(values):
         assert inner <= outer * (1 + ROUNDING)
 
@@ -286,11 +286,11 @@ def test_a_larger_box_has_no_smaller_constant(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_wherever_a_search_is_cut_its_bound_is_proved(norm):
     model = random_network(1, (2, 4, 3, 2), nn.ReLU)
-    whole = found(model, 2, norm)
-    simple = found(model, 2, norm, name="fastlip").value
+    whole = searched(model, 2, norm)
+    simple = searched(model, 2, norm, name="fastlip").value
     before = math.inf
     for nodes in (0, 1, 7):
-        value = found(model, 2, norm, nodes=nodes)
+        value = searched(model, 2, norm, nodes=nodes)
         assert whole.value * (1 - ROUNDING) <= value.value <= simple
         assert len(value.proof.get("parts_lengths", ())) <= 2 + nodes
         assert value.value <= before * (1 + ROUNDING)
@@ -301,17 +301,17 @@ def test_wherever_a_search_is_cut_its_bound_is_proved(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_layers_that_had_to_be_multiplied_are_bounded_and_not_called_exact(norm):
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).double()
-    one = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), model[3]).double()
+    merged = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), model[3]).double()
     with torch.no_grad():
-        one[0].weight.copy_(model[1].weight @ model[0].weight)
-        one[0].bias.copy_(model[1](model[0].bias))
+        merged[0].weight.copy_(model[1].weight @ model[0].weight)
+        merged[0].bias.copy_(model[1](model[0].bias))
     rows = (
         Mixed(Gates(as_neuron_blocks(as_network(model, (2,))), norm, BOX), 0).program().equal.radius
     )
     assert (rows[:3, :2] > 0).all()
-    value = found(model, 2, norm)
+    value = searched(model, 2, norm)
     assert value.side == "upper"
-    assert value.value == pytest.approx(found(one, 2, norm).value, rel=1e-8)
+    assert value.value == pytest.approx(searched(merged, 2, norm).value, rel=1e-8)
 
 
 def test_what_it_cannot_do_is_refused_by_name():
@@ -322,9 +322,9 @@ def test_what_it_cannot_do_is_refused_by_name():
     assert bound("lipmip", most_neurons=61).refuses(network, NORMS[0], BOX) is None
     assert "needs a box" in bound("lipmip").refuses(network, NORMS[0], None)
     with pytest.raises(Refused, match="needs a box"):
-        found(HAT, 1, NORMS[0], None)
+        searched(HAT, 1, NORMS[0], None)
     with pytest.raises(Refused, match="step '1' is not linear on both sides of 0"):
-        found(random_network(0, (2, 3, 2), nn.Sigmoid), 2, NORMS[0])
+        searched(random_network(0, (2, 3, 2), nn.Sigmoid), 2, NORMS[0])
     with pytest.raises(ValueError, match="nodes must be at least 0, got -1"):
         bound("lipmip", nodes=-1)
 
@@ -342,17 +342,17 @@ def test_a_search_has_as_many_nodes_as_a_time_allows():
 def first(proof, name):
     """Return the proof without the first list of a name that is not empty."""
     lengths = proof[f"{name}_lengths"]
-    place = int((lengths > 0).nonzero()[0])
-    start = int(lengths[:place].sum())
+    index = int((lengths > 0).nonzero()[0])
+    start = int(lengths[:index].sum())
     kept = torch.ones(len(proof[name]), dtype=torch.bool)
-    kept[start : start + int(lengths[place])] = False
+    kept[start : start + int(lengths[index])] = False
     lengths = lengths.clone()
-    lengths[place] = 0
+    lengths[index] = 0
     return proof | {name: proof[name][kept], f"{name}_lengths": lengths}
 
 
 def dropped(proof):
-    """Return the proof without its last part."""
+    """Return the proof without its last node."""
     lists = {}
     for name in ("parts", "duals", "support", "weights"):
         lengths = proof[f"{name}_lengths"]
@@ -397,8 +397,8 @@ def test_a_region_that_is_not_empty_is_not_called_so():
     network = as_network(IDENTITY, (1,))
     value = bound("lipmip").compute(network, NORMS[0], BOX)
     assert len(value.proof["support"])
-    for name, other in (("support", 0), ("weights", 0.0)):
-        spoilt = replace(value, proof=value.proof | {name: value.proof[name] * other})
+    for name, factor in (("support", 0), ("weights", 0.0)):
+        spoilt = replace(value, proof=value.proof | {name: value.proof[name] * factor})
         assert recheck(network, spoilt)
 
 
@@ -406,5 +406,5 @@ def test_a_region_that_is_not_empty_is_not_called_so():
 def test_a_region_counts_however_thin_and_not_if_it_is_flat(shift, constant):
     """relu(x + shift) - relu(-x) has slope 2 between -shift and 0."""
     model = dense(([[1], [-1]], [shift, 0]), ([[1, -1]], [0]))
-    value = found(model, 1, NORMS[1])
+    value = searched(model, 1, NORMS[1])
     assert (value.side, value.value) == ("exact", pytest.approx(constant, rel=ROUNDING))

@@ -45,10 +45,10 @@ def searched(network, norm=L2, domain=None, known=(), **options):
 def test_a_pair_proves_a_hand_computed_constant(model, features, norm):
     network = as_network(model, (features,))
     value = searched(network, norm)
-    found = incumbent(network, value)
-    assert found.value == pytest.approx(value.value, rel=CLOSE)
-    assert found.value <= value.value
-    assert recheck(network, found) == []
+    lower = incumbent(network, value)
+    assert lower.value == pytest.approx(value.value, rel=CLOSE)
+    assert lower.value <= value.value
+    assert recheck(network, lower) == []
 
 
 @settings(max_examples=5)
@@ -62,18 +62,18 @@ def test_a_pair_proves_a_hand_computed_constant(model, features, norm):
 def test_a_pair_proves_what_a_search_found(seed, widths, activation, norm, domain):
     network = as_network(random_network(seed, widths, activation), (widths[0],))
     value = searched(network, norm, domain)
-    found = incumbent(network, value)
-    assert (value.side, found.side, found.domain) == ("exact", "lower", domain)
-    assert value.value * (1 - CLOSE) <= found.value <= value.value * (1 + 1e-12)
-    assert recheck(network, found) == []
+    lower = incumbent(network, value)
+    assert (value.side, lower.side, lower.domain) == ("exact", "lower", domain)
+    assert value.value * (1 - CLOSE) <= lower.value <= value.value * (1 + 1e-12)
+    assert recheck(network, lower) == []
 
 
 @pytest.mark.parametrize("shift", [1e-4, 1e-8, 1e-12])
 def test_of_a_thin_region_a_pair_proves_less_than_all(shift):
     """relu(x + shift) - relu(-x): how much of a quotient is rounding depends on the distance."""
     network = as_network(dense(([[1], [-1]], [shift, 0]), ([[1, -1]], [0])), (1,))
-    found = incumbent(network, searched(network))
-    assert 2 * (1 - 1e-13 / shift) <= found.value <= 2
+    lower = incumbent(network, searched(network))
+    assert 2 * (1 - 1e-13 / shift) <= lower.value <= 2
 
 
 def test_nothing_is_proved_of_a_constant_network_and_by_other_values():
@@ -92,20 +92,20 @@ def test_nothing_is_proved_of_a_constant_network_and_by_other_values():
 def test_a_search_that_is_cut_short_still_knows_a_steep_point(norm):
     network = as_network(random_network(0, (3, 6, 6, 2), nn.ReLU), (3,))
     cut = searched(network, norm, nodes=5)
-    found = incumbent(network, cut)
+    lower = incumbent(network, cut)
     assert cut.side == "upper"
     assert recheck(network, cut) == []
     sampled = load("lipbench.bounds", "jacobian", Bound)().compute(network, norm, None)
-    assert sampled.value < 0.9 * found.value
-    assert found.value <= cut.value
+    assert sampled.value < 0.9 * lower.value
+    assert lower.value <= cut.value
 
 
 def test_a_search_begins_with_what_is_known():
     network = as_network(random_network(0, (3, 5, 5, 2), nn.ReLU), (3,))
     known = (load("lipbench.bounds", "region_ascent", Bound)(points=32).compute(network, L2, None),)
     cut = searched(network, L2, None, known, nodes=1, programs=0)
-    found = incumbent(network, cut)
-    assert found.value >= known[0].value * (1 - CLOSE)
+    lower = incumbent(network, cut)
+    assert lower.value >= known[0].value * (1 - CLOSE)
     alone = incumbent(network, searched(network, nodes=1, programs=0))
     assert alone.value < known[0].value
 
@@ -115,20 +115,20 @@ def test_a_point_of_a_network_that_cannot_be_read_exactly_counts_as_a_float():
     network = as_network(merged, (2,))
     proof = {"point": torch.zeros(1, 2, dtype=torch.float64)}
     value = Lipschitz(value=9.0, side="upper", norm=L2, domain=(0.0, 1.0), proof=proof)
-    found = incumbent(network, value)
-    assert found.value > 0
-    assert recheck(network, found) == []
+    lower = incumbent(network, value)
+    assert lower.value > 0
+    assert recheck(network, lower) == []
 
 
 def test_a_bracket_has_it_beside_the_search_and_an_audit_refutes_with_it():
     """Slope 2 on an interval of length 1e-6 only, which no sample meets."""
     model = dense(([[1], [-1]], [1e-6, 0]), ([[1, -1]], [0]))
-    found = audit(model, (1,), claims=1.9, domain=(-5.0, 5.0))
-    sides = {bound.name: bound.side for bound in found.bracket.bounds}
+    report = audit(model, (1,), claims=1.9, domain=(-5.0, 5.0))
+    sides = {bound.name: bound.side for bound in report.bracket.bounds}
     assert (sides["lipbab"], sides["lipbab:incumbent"]) == ("exact", "lower")
-    assert found.verdict == "refuted"
-    assert found.witness.found_by in ("lipbab:incumbent", "region_ascent")
-    assert found.witness.quotient > 1.9
+    assert report.verdict == "refuted"
+    assert report.witness.found_by in ("lipbab:incumbent", "region_ascent")
+    assert report.witness.quotient > 1.9
 
 
 def test_a_run_has_a_row_for_it(tmp_path):

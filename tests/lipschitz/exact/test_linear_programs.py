@@ -17,7 +17,7 @@ def column(numbers):
     return torch.as_tensor(numbers, dtype=torch.float64).reshape(-1, 1)
 
 
-def program(seed, variables=6, equations=2, inequalities=4):
+def random_program(seed, variables=6, equations=2, inequalities=4):
     # It holds at 0, which is in its box.
     rng = torch.Generator().manual_seed(seed)
 
@@ -35,27 +35,27 @@ def program(seed, variables=6, equations=2, inequalities=4):
     )
 
 
-def value(one, point):
-    return float(one.objective @ point) + one.constant
+def value(program, point):
+    return float(program.objective @ point) + program.constant
 
 
 @given(st.integers(0, 999))
 @settings(max_examples=25)
 def test_any_multipliers_bound_the_optimum_and_the_solvers_meet_it(seed):
-    one = program(seed)
-    proposal = one.propose()
-    optimum = value(one, proposal.point)
-    assert one.bound(proposal.duals) == pytest.approx(optimum, abs=1e-7)
+    program = random_program(seed)
+    proposal = program.propose()
+    optimum = value(program, proposal.point)
+    assert program.bound(proposal.duals) == pytest.approx(optimum, abs=1e-7)
     rng = torch.Generator().manual_seed(seed)
     for size in (0.0, 1e-6, 1.0, 1e3):
-        shift = torch.randn(len(one), generator=rng, dtype=torch.float64)
-        assert one.bound(proposal.duals + size * shift) >= optimum - 1e-7
+        shift = torch.randn(len(program), generator=rng, dtype=torch.float64)
+        assert program.bound(proposal.duals + size * shift) >= optimum - 1e-7
 
 
 def test_a_bound_by_hand():
     """Of 2x + y with x + y ≤ 1 in the unit square: 2 by the multiplier 1, 3 by none."""
     unit = Interval(column([0, 0]), column([1, 1]))
-    one = Program(
+    program = Program(
         objective=torch.tensor([2.0, 1.0]).double(),
         constant=0.0,
         equal=Matrix.exact(torch.zeros(0, 2).double()),
@@ -65,13 +65,13 @@ def test_a_bound_by_hand():
         box=unit,
     )
     for multiplier, bound in ((1.0, 2), (0.0, 3), (2.0, 2), (3.0, 3), (-1.0, 3)):
-        found = one.bound(torch.tensor([multiplier]).double())
-        assert bound <= found <= bound * (1 + 1e-12)
+        proved = program.bound(torch.tensor([multiplier]).double())
+        assert bound <= proved <= bound * (1 + 1e-12)
 
 
 def test_rounding_of_rows_is_paid_for():
     """x = y up to a relative 0.1, in the unit square: x - y may be 0.1."""
-    one = Program(
+    program = Program(
         objective=torch.tensor([1.0, -1.0]).double(),
         constant=0.0,
         equal=Matrix(values=torch.tensor([[1.0, -1.0]]).double(), radius=column([[0.1, 0]]).T),
@@ -80,13 +80,13 @@ def test_rounding_of_rows_is_paid_for():
         below_right=torch.zeros(0).double(),
         box=Interval(column([0, 0]), column([1, 1])),
     )
-    assert one.bound(torch.ones(1).double()) == pytest.approx(0.11, rel=1e-9)
+    assert program.bound(torch.ones(1).double()) == pytest.approx(0.11, rel=1e-9)
 
 
 def test_sums_are_rounded_upwards():
     """A hundred tenths, of which none is one: their sum is more than float64 says."""
     count = 100
-    one = Program(
+    program = Program(
         objective=torch.full((count,), 0.1, dtype=torch.float64),
         constant=0.1,
         equal=Matrix.exact(torch.zeros(0, count).double()),
@@ -96,31 +96,31 @@ def test_sums_are_rounded_upwards():
         box=Interval(column([0.0] * count), column([0.1] * count)),
     )
     exact = math.fsum([0.1] + [0.1 * 0.1] * count)
-    assert exact < one.bound(torch.zeros(0).double()) < exact * (1 + 1e-10)
+    assert exact < program.bound(torch.zeros(0).double()) < exact * (1 + 1e-10)
 
 
 def test_multipliers_that_are_none_prove_nothing():
-    one = program(0)
-    assert one.bound(torch.zeros(len(one) + 1).double()) == math.inf
-    assert one.bound(torch.full((len(one),), math.nan, dtype=torch.float64)) == math.inf
-    assert one.bound(torch.full((len(one),), math.inf, dtype=torch.float64)) == math.inf
-    assert one.bound(torch.full((len(one),), 1e308, dtype=torch.float64)) == math.inf
+    program = random_program(0)
+    assert program.bound(torch.zeros(len(program) + 1).double()) == math.inf
+    assert program.bound(torch.full((len(program),), math.nan, dtype=torch.float64)) == math.inf
+    assert program.bound(torch.full((len(program),), math.inf, dtype=torch.float64)) == math.inf
+    assert program.bound(torch.full((len(program),), 1e308, dtype=torch.float64)) == math.inf
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_where_no_point_is_left_multipliers_outweigh_the_objective(seed):
     """x₀ ≤ -c contradicts a box around 0, and a sum of two equations the third."""
-    one = program(seed)
-    row = torch.eye(1, len(one.objective)).double()
-    end = float(one.box.lo[0]) - 1e-3
+    program = random_program(seed)
+    row = torch.eye(1, len(program.objective)).double()
+    end = float(program.box.lo[0]) - 1e-3
     apart = replace(
-        one,
-        below=torch.cat([one.below, row]),
-        below_right=torch.cat([one.below_right, column([end])[0]]),
+        program,
+        below=torch.cat([program.below, row]),
+        below_right=torch.cat([program.below_right, column([end])[0]]),
     )
-    rows, total = one.equal.values, one.equal.values.sum(dim=0, keepdim=True)
+    rows, total = program.equal.values, program.equal.values.sum(dim=0, keepdim=True)
     against = replace(
-        one,
+        program,
         equal=Matrix.exact(torch.cat([rows, total])),
         equal_right=Matrix.exact(column([0, 0, 1e-3])),
     )

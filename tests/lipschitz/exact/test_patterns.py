@@ -38,7 +38,7 @@ class Skipping(nn.Module):
         return self.last(self.second(y).relu()) + self.beside(y)
 
 
-def regions(model, features, norm, domain=BOX):
+def regions_of(model, features, norm, domain=BOX):
     network = as_neuron_blocks(as_network(model.double(), (features,)), kind=Carried)
     return Regions(network, Norm(norm), domain)
 
@@ -53,14 +53,14 @@ def regions(model, features, norm, domain=BOX):
 )
 def test_both_searches_find_the_same(seed, widths, slope, norm, domain):
     model = random_network(seed, widths, lambda: nn.LeakyReLU(slope))
-    own = regions(model, widths[0], norm, domain)
-    assert fits(own)
-    found, expected = explore_patterns(own, 2_000), explore(own, 2_000)
-    assert found.is_exact
+    regions = regions_of(model, widths[0], norm, domain)
+    assert fits(regions)
+    explored, expected = explore_patterns(regions, 2_000), explore(regions, 2_000)
+    assert explored.is_exact
     assert expected.is_exact
-    assert found.lower == pytest.approx(expected.lower, rel=1e-9)
-    assert proved(own, found.upper, found.empty)
-    assert not proved(own, found.lower * (1 - 1e-6), found.empty)
+    assert explored.lower == pytest.approx(expected.lower, rel=1e-9)
+    assert proved(regions, explored.upper, explored.empty)
+    assert not proved(regions, explored.lower * (1 - 1e-6), explored.empty)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -69,17 +69,19 @@ def test_both_searches_find_the_same(seed, widths, slope, norm, domain):
     [(ABSOLUTE, 1, 1.0), (HAT, 1, None), (IDENTITY, 1, 1.0), (MAXIMUM, 2, None)],
 )
 def test_hand_computed_networks(model, features, constant, norm):
-    own = regions(model, features, norm, None)
-    found = explore_patterns(own, 500)
-    assert found.is_exact
-    assert found.lower == pytest.approx(constant or explore(own, 500).lower, rel=1e-9)
+    regions = regions_of(model, features, norm, None)
+    explored = explore_patterns(regions, 500)
+    assert explored.is_exact
+    assert explored.lower == pytest.approx(constant or explore(regions, 500).lower, rel=1e-9)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_branches_are_followed(norm):
     torch.manual_seed(2)
-    own = regions(Skipping(), 2, norm)
-    assert explore_patterns(own, 500).lower == pytest.approx(explore(own, 500).lower, rel=1e-9)
+    regions = regions_of(Skipping(), 2, norm)
+    assert explore_patterns(regions, 500).lower == pytest.approx(
+        explore(regions, 500).lower, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(("shift", "constant"), [(1e-3, 2), (1e-10, 2), (1e-14, 2), (0.0, 1)])
@@ -91,28 +93,28 @@ def test_a_thin_part_counts_and_a_flat_one_does_not(shift, constant):
         model[0].bias[:] = torch.tensor([shift, 0.0])
         model[2].weight[:] = torch.tensor([[1.0, -1.0]])
     for domain in (None, BOX):
-        found = explore_patterns(regions(model, 1, 2.0, domain), 100)
-        assert found.is_exact
-        assert found.upper == pytest.approx(constant, rel=1e-9)
+        explored = explore_patterns(regions_of(model, 1, 2.0, domain), 100)
+        assert explored.is_exact
+        assert explored.upper == pytest.approx(constant, rel=1e-9)
 
 
 @pytest.mark.parametrize("nodes", [1, 3, 10, 40])
 def test_wherever_it_is_cut_its_bound_is_proved(nodes):
     model = random_network(3, (4, 7, 5, 2), nn.ReLU)
-    own = regions(model, 4, 2.0)
-    found, whole = explore_patterns(own, nodes), explore_patterns(own, 10_000)
-    assert found.upper >= whole.lower
-    assert found.lower <= whole.lower * (1 + 1e-12)
-    assert proved(own, found.upper, found.empty)
+    regions = regions_of(model, 4, 2.0)
+    explored, whole = explore_patterns(regions, nodes), explore_patterns(regions, 10_000)
+    assert explored.upper >= whole.lower
+    assert explored.lower <= whole.lower * (1 + 1e-12)
+    assert proved(regions, explored.upper, explored.empty)
 
 
 def test_points_where_it_is_steep_are_taken_up():
     model = random_network(3, (4, 7, 5, 2), nn.ReLU)
-    own = regions(model, 4, 2.0)
-    point = explore_patterns(own, 10_000).point
-    assert explore_patterns(own, 0).lower == 0
-    assert explore_patterns(own, 0, [point]).lower == pytest.approx(
-        explore_patterns(own, 10_000).lower, rel=1e-9
+    regions = regions_of(model, 4, 2.0)
+    point = explore_patterns(regions, 10_000).point
+    assert explore_patterns(regions, 0).lower == 0
+    assert explore_patterns(regions, 0, [point]).lower == pytest.approx(
+        explore_patterns(regions, 10_000).lower, rel=1e-9
     )
 
 
@@ -126,9 +128,9 @@ DEAD = dense(([[1], [-1]], [-2, -3]), ([[1, 1], [2, 0]], [-1, 1]), ([[5, 1]], [0
 @pytest.mark.parametrize(("model", "constant"), [(CONSTANT, 1.0), (DEAD, 0.0)])
 def test_a_neuron_that_does_not_move_has_its_value_and_not_a_side(model, constant, norm):
     network = as_network(model, (1,))
-    own = Regions(as_neuron_blocks(network), Norm(norm), BOX)
+    regions = Regions(as_neuron_blocks(network), Norm(norm), BOX)
     for search in (explore, explore_patterns):
-        assert search(own, 100).upper == pytest.approx(constant, rel=1e-9)
+        assert search(regions, 100).upper == pytest.approx(constant, rel=1e-9)
     value = enumerated_bound(network, Norm(norm), BOX, 500)
     assert value.value == pytest.approx(constant, rel=1e-9)
     assert recheck(network, value) == []
@@ -162,36 +164,38 @@ def test_no_slope_is_steeper_than_the_constant(seed, kind, slope, norm, domain):
     else:
         model = random_network(seed, widths, lambda: nn.LeakyReLU(slope))
     with torch.no_grad():
-        for value in model.parameters():
-            value.copy_(torch.tensor([-2.0, -1, 0, 0, 0, 1, 2])[torch.randint(7, value.shape)])
+        for parameter in model.parameters():
+            parameter.copy_(
+                torch.tensor([-2.0, -1, 0, 0, 0, 1, 2])[torch.randint(7, parameter.shape)]
+            )
     model = model.double()
     network = as_network(model, (widths[0],))
-    found = enumerated_bound(network, Norm(norm), domain, 1_000)
-    assert recheck(network, found) == []
+    value = enumerated_bound(network, Norm(norm), domain, 1_000)
+    assert recheck(network, value) == []
     points = torch.rand(2_000, widths[0], dtype=torch.float64) * 1.5 - 0.5
     points = points if domain else 4 * points
     slopes = vmap(jacrev(lambda x: model(x.unsqueeze(0)).squeeze(0)))(points)
     steepest = float(torch.linalg.matrix_norm(slopes.detach(), norm).max())
-    assert steepest <= found.value * (1 + 1e-9) + 1e-12
-    own = Regions(as_neuron_blocks(network, kind=Carried), Norm(norm), domain)
-    if fits(own):
-        assert proved(own, (cut := explore_patterns(own, 3)).upper, cut.empty)
+    assert steepest <= value.value * (1 + 1e-9) + 1e-12
+    regions = Regions(as_neuron_blocks(network, kind=Carried), Norm(norm), domain)
+    if fits(regions):
+        assert proved(regions, (cut := explore_patterns(regions, 3)).upper, cut.empty)
         assert steepest <= cut.upper * (1 + 1e-9) + 1e-12
 
 
 def test_what_overflows_is_not_said_to_be_flat():
     layers = ([[1e160], [1]], [-1e170, 0]), ([[1e160, 0]], [0]), ([[1e-20]], [0])
-    own = Regions(as_neuron_blocks(as_network(dense(*layers), (1,))), Norm(2.0), (0.0, 1e11))
-    assert not proved(own, 0.0, ())
-    assert not proved(own, 1e299, ())
-    assert explore_patterns(own, 1).upper >= 1e299
+    regions = Regions(as_neuron_blocks(as_network(dense(*layers), (1,))), Norm(2.0), (0.0, 1e11))
+    assert not proved(regions, 0.0, ())
+    assert not proved(regions, 1e299, ())
+    assert explore_patterns(regions, 1).upper >= 1e299
 
 
 def test_a_network_of_tiny_slopes_is_not_flat():
     layers = ([[1, 1], [1, -1]], [0, 0]), ([[1e-200, 1e-200]], [0])
-    own = Regions(as_neuron_blocks(as_network(dense(*layers), (2,))), Norm(2.0), (0.0, 1.0))
-    assert explore_patterns(own, 50).upper == pytest.approx(2e-200, rel=1e-6)
-    assert not proved(own, 0.0, ())
+    regions = Regions(as_neuron_blocks(as_network(dense(*layers), (2,))), Norm(2.0), (0.0, 1.0))
+    assert explore_patterns(regions, 50).upper == pytest.approx(2e-200, rel=1e-6)
+    assert not proved(regions, 0.0, ())
 
 
 def test_no_proof_makes_a_value_that_is_no_number():
@@ -229,8 +233,8 @@ def test_borders_that_sum_weights_are_not_read_exactly():
 
 
 def flipped(path, proof):
-    (neuron, right), *others = path
-    return ((neuron, not right), *others), proof
+    (neuron, right), *rest = path
+    return ((neuron, not right), *rest), proof
 
 
 def shortened(path, proof):
@@ -288,27 +292,29 @@ SPOILT = [
 
 @pytest.mark.parametrize("spoil", SPOILT)
 def test_signs_that_are_not_shown_to_be_impossible_are_found_out(spoil):
-    own = regions(random_network(3, (4, 7, 5, 2), nn.ReLU), 4, 2.0)
-    found = explore_patterns(own, 10_000)
-    first = next(number for number, (path, _) in enumerate(found.empty) if len(path) >= 2)
-    spoilt = list(found.empty)
+    regions = regions_of(random_network(3, (4, 7, 5, 2), nn.ReLU), 4, 2.0)
+    explored = explore_patterns(regions, 10_000)
+    first = next(number for number, (path, _) in enumerate(explored.empty) if len(path) >= 2)
+    spoilt = list(explored.empty)
     spoilt[first] = spoil(*spoilt[first])
-    assert proved(own, found.upper, found.empty)
-    assert not proved(own, found.upper, spoilt)
+    assert proved(regions, explored.upper, explored.empty)
+    assert not proved(regions, explored.upper, spoilt)
 
 
 def test_a_proof_without_its_cuts_proves_less():
-    own = regions(random_network(3, (4, 7, 5, 2), nn.ReLU), 4, 2.0)
-    found = explore_patterns(own, 10_000)
-    inner = [one for one in found.empty if len(one[0]) > 7]
+    regions = regions_of(random_network(3, (4, 7, 5, 2), nn.ReLU), 4, 2.0)
+    explored = explore_patterns(regions, 10_000)
+    inner = [conflict for conflict in explored.empty if len(conflict[0]) > 7]
     assert inner
-    assert not proved(own, found.upper, [one for one in found.empty if one not in inner])
+    assert not proved(
+        regions, explored.upper, [conflict for conflict in explored.empty if conflict not in inner]
+    )
 
 
 def test_what_the_first_search_does_not_end_the_other_one_does():
     network = as_network(random_network(0, (10, 15, 10, 3), nn.ReLU).double(), (10,))
-    own = Regions(as_neuron_blocks(network), Norm(math.inf), (0.0, 1.0))
-    assert not explore(own, _PATIENCE).is_exact
+    regions = Regions(as_neuron_blocks(network), Norm(math.inf), (0.0, 1.0))
+    assert not explore(regions, _PATIENCE).is_exact
     value = enumerated_bound(network, Norm(math.inf), (0.0, 1.0), 2_000)
     assert value.side == "exact"
     assert value.value == pytest.approx(0.659377117249, rel=1e-9)  # by halves, after 12 s
@@ -329,10 +335,10 @@ def test_random_networks_of_25_neurons_are_known_exactly(seed, norm):
 
 def test_a_network_with_too_many_signs_is_searched_by_halves():
     model = random_network(0, (3, 20, 20, 2), nn.ReLU).double()
-    own = regions(model, 3, 1.0)
-    assert not fits(own)
-    assert not proved(own, math.inf, ())
+    regions = regions_of(model, 3, 1.0)
+    assert not fits(regions)
+    assert not proved(regions, math.inf, ())
     value = enumerated_bound(as_network(model, (3,)), Norm(1.0), BOX, _PATIENCE + 50)
     assert len(value.proof["closed"])
-    found = explore(own, 10)
-    assert covered(own, found.upper, found.closed, found.empty)
+    explored = explore(regions, 10)
+    assert covered(regions, explored.upper, explored.closed, explored.empty)

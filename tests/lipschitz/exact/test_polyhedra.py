@@ -35,9 +35,9 @@ def box(dimension, lo=-2.0, hi=2.0):
 def test_a_thin_interval_has_an_interior(width):
     """A solver with a tolerance of 1e-7 does not see it."""
     faces = inequalities([[-1, width], [1, 0]])
-    found = interior(faces, 1)
-    assert isinstance(found, Interior)
-    assert -Fraction(width) < found.point[0] < 0
+    proof = interior(faces, 1)
+    assert isinstance(proof, Interior)
+    assert -Fraction(width) < proof.point[0] < 0
 
 
 def test_any_point_is_found_without_a_linear_program(monkeypatch):
@@ -48,9 +48,9 @@ def test_any_point_is_found_without_a_linear_program(monkeypatch):
 
 
 def test_a_point_has_none():
-    found = interior(inequalities([[-1, 0], [1, 0]]), 1)
-    assert isinstance(found, Empty)
-    assert found.support == (0, 1)
+    proof = interior(inequalities([[-1, 0], [1, 0]]), 1)
+    assert isinstance(proof, Empty)
+    assert proof.support == (0, 1)
 
 
 def test_no_inequality_is_all_of_space():
@@ -58,8 +58,8 @@ def test_no_inequality_is_all_of_space():
 
 
 def test_a_cone_without_a_box_is_not_empty():
-    found = interior(inequalities([[-1, -1, -5], [1, -2, -7]]), 2)
-    assert isinstance(found, Interior)
+    proof = interior(inequalities([[-1, -1, -5], [1, -2, -7]]), 2)
+    assert isinstance(proof, Interior)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 9), st.booleans(), st.booleans())
@@ -69,19 +69,19 @@ def test_every_answer_is_proved(seed, dimension, count, boxed, anywhere):
     rows = rng.integers(-2, 3, (count, dimension + 1)).astype(float)
     rows[~rows[:, :-1].any(axis=1), 0] = 1
     faces = inequalities([*(box(dimension) if boxed else []), *rows.tolist()])
-    own = faces[: 2 * dimension] if boxed else ()
-    found = interior(faces, dimension, own, anywhere=anywhere)
-    assert found is not None
-    if isinstance(found, Interior):
-        assert holds(faces, found.point)
+    box_faces = faces[: 2 * dimension] if boxed else ()
+    proof = interior(faces, dimension, box_faces, anywhere=anywhere)
+    assert proof is not None
+    if isinstance(proof, Interior):
+        assert holds(faces, proof.point)
         assert all(
-            sum(int(a) * x for a, x in zip(face.whole, (*found.point, 1), strict=True)) < 0
+            sum(int(a) * x for a, x in zip(face.whole, (*proof.point, 1), strict=True)) < 0
             for face in faces
         )
     else:
-        chosen = [faces[number] for number in found.support]
-        assert excludes(chosen, found.weights, own)
-        assert excludes(chosen, found.weights) or boxed
+        chosen = [faces[number] for number in proof.support]
+        assert excludes(chosen, proof.weights, box_faces)
+        assert excludes(chosen, proof.weights) or boxed
         # None of a cloud of points lies inside.
         points = rng.uniform(-3, 3, (200, dimension))
         inside = (points @ rows[:, :-1].T < rows[:, -1]).all(axis=1)
@@ -112,10 +112,12 @@ def test_inequalities_of_any_size_are_compared_exactly():
 
 def test_dyadic_matrices_are_exact():
     rng = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(3, 3, generator=rng, dtype=torch.float64) for _ in range(2))
-    found = Dyadic.of(one).times(Dyadic.of(other)).plus(Dyadic.of(one * 2.0**-70))
+    left, right = (torch.randn(3, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+    total = Dyadic.of(left).times(Dyadic.of(right)).plus(Dyadic.of(left * 2.0**-70))
     for i in range(3):
         for j in range(3):
-            exact = sum(Fraction(float(one[i, k])) * Fraction(float(other[k, j])) for k in range(3))
-            exact += Fraction(float(one[i, j])) / 2**70
-            assert Fraction(int(found.numerators[i, j]), 2**found.exponent) == exact
+            exact = sum(
+                Fraction(float(left[i, k])) * Fraction(float(right[k, j])) for k in range(3)
+            )
+            exact += Fraction(float(left[i, j])) / 2**70
+            assert Fraction(int(total.numerators[i, j]), 2**total.exponent) == exact

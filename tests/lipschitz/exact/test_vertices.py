@@ -25,8 +25,8 @@ def naive(network, slopes, p):
     for corner in itertools.product(*[pair for block in ends for pair in block]):
         matrix, left = torch.eye(network.inputs, dtype=torch.float64), list(corner)
         for weight in weights:
-            own, left = left[: len(weight)], left[len(weight) :]
-            matrix = torch.tensor(own, dtype=torch.float64).unsqueeze(1) * (weight @ matrix)
+            gates, left = left[: len(weight)], left[len(weight) :]
+            matrix = torch.tensor(gates, dtype=torch.float64).unsqueeze(1) * (weight @ matrix)
         best = max(best, float(torch.linalg.matrix_norm(last @ matrix, p)))
     return best
 
@@ -41,8 +41,8 @@ def test_no_corner_is_left_out(seed, p):
         ends = torch.randn(2, len(block), generator=rng, dtype=torch.float64).sort(dim=0).values
         ends[1] = torch.where(torch.rand(len(block), generator=rng) < 0.3, ends[0], ends[1])
         slopes.append((ends[0], ends[1]))
-    found, expected = norm_of_corners(network, slopes, Norm(p)), naive(network, slopes, p)
-    assert expected <= found <= expected * (1 + 1e-9) + 1e-12
+    norm, expected = norm_of_corners(network, slopes, Norm(p)), naive(network, slopes, p)
+    assert expected <= norm <= expected * (1 + 1e-9) + 1e-12
 
 
 class Skipping(nn.Module):
@@ -60,17 +60,17 @@ class Skipping(nn.Module):
 def test_branches_are_followed(seed):
     torch.manual_seed(seed)
     model = Skipping()
-    one, two, three = (layer.weight.detach().double() for layer in model.children())
+    inner, outer, last = (layer.weight.detach().double() for layer in model.children())
     network = as_neuron_blocks(as_network(model, (2,)))
     slopes = [(torch.zeros(len(b)).double(), torch.ones(len(b)).double()) for b in network.blocks]
-    found = norm_of_corners(network, slopes, Norm(math.inf))
+    norm = norm_of_corners(network, slopes, Norm(math.inf))
     best = 0.0
     for bits in itertools.product((0.0, 1.0), repeat=5):
         first, second = torch.tensor(bits[:3]).double(), torch.tensor(bits[3:]).double()
-        y = torch.eye(2).double() + two @ (first.unsqueeze(1) * one)
-        matrix = three @ (second.unsqueeze(1) * y) + y
+        y = torch.eye(2).double() + outer @ (first.unsqueeze(1) * inner)
+        matrix = last @ (second.unsqueeze(1) * y) + y
         best = max(best, float(torch.linalg.matrix_norm(matrix, math.inf)))
-    assert best <= found <= best * (1 + 1e-9)
+    assert best <= norm <= best * (1 + 1e-9)
 
 
 @settings(max_examples=10)
@@ -99,8 +99,8 @@ def test_each_choice_of_sides_has_the_largest_norm_of_its_corners(seed, p, numbe
     left, right = network.blocks[number].sides
     for code, value in zip(codes.tolist(), table.largest(range(count), codes), strict=True):
         ends = slopes[number][0].clone()
-        for place in range(count):
-            ends[place] = (right if code >> place & 1 else left)[place]
+        for neuron in range(count):
+            ends[neuron] = (right if code >> neuron & 1 else left)[neuron]
         chosen = [*slopes]
         chosen[number] = (ends, ends)
         expected = naive(network, chosen, p)
@@ -147,8 +147,8 @@ def test_spectral_norms_of_few_rows_are_known_from_above(name):
     matrix = FEW_ROWS[name].double()
     scale = matrix.abs().max().clamp_min(1e-300)
     expected = float(torch.linalg.matrix_norm(matrix / scale, 2) * scale)
-    found = float(_norms(matrix.unsqueeze(0), Norm(2.0)))
-    assert expected * (1 - 1e-13) <= found <= expected * (1 + 1e-6)
+    norm = float(_norms(matrix.unsqueeze(0), Norm(2.0)))
+    assert expected * (1 - 1e-13) <= norm <= expected * (1 + 1e-6)
 
 
 @given(seed=st.integers(0, 2**32), rows=st.integers(1, 3), rank=st.integers(1, 3))
@@ -156,8 +156,8 @@ def test_no_spectral_norm_is_too_small(seed, rows, rank):
     rng = torch.Generator().manual_seed(seed)
     few = torch.randn(200, rows, rank, generator=rng, dtype=torch.float64)
     many = few @ torch.randn(200, rank, 6, generator=rng, dtype=torch.float64)
-    found = _norms(many, Norm(2.0))
-    ratio = found / torch.linalg.matrix_norm(many, 2)
+    norms = _norms(many, Norm(2.0))
+    ratio = norms / torch.linalg.matrix_norm(many, 2)
     assert float(ratio.min()) >= 1 - 1e-13
     assert float(ratio.max()) <= 1 + 1e-6
 
