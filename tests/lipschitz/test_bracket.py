@@ -38,29 +38,29 @@ def _model():
 
 
 def test_the_absolute_value_is_bracketed(model):
-    found = lipbench.bracket(model, input_shape=(1,))
-    assert found.lower == pytest.approx(1, abs=1e-6)
-    assert found.upper <= 2 * (1 + 1e-9)
-    assert found.lower <= 1 <= found.upper
-    sides = {bound.name: bound.side for bound in found.bounds}
+    bracket = lipbench.bracket(model, input_shape=(1,))
+    assert bracket.lower == pytest.approx(1, abs=1e-6)
+    assert bracket.upper <= 2 * (1 + 1e-9)
+    assert bracket.lower <= 1 <= bracket.upper
+    sides = {bound.name: bound.side for bound in bracket.bounds}
     assert sides["product"] == "upper"
     assert sides["jacobian"] == sides["pair_ascent"] == "lower"
 
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
 def test_every_norm_and_a_box_are_bracketed(model, norm):
-    found = lipbench.bracket(model, input_shape=(1,), norm=norm, domain=(0, 1))
-    assert found.lower == pytest.approx(1, abs=1e-6)
-    assert all(bound.norm == norm and bound.domain == (0.0, 1.0) for bound in found.bounds)
+    bracket = lipbench.bracket(model, input_shape=(1,), norm=norm, domain=(0, 1))
+    assert bracket.lower == pytest.approx(1, abs=1e-6)
+    assert all(bound.norm == norm and bound.domain == (0.0, 1.0) for bound in bracket.bounds)
 
 
 @pytest.mark.parametrize("kind", CURVES)
 def test_no_bound_fails_on_an_activation(kind):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), kind(), nn.Linear(4, 2)).eval()
-    found = lipbench.bracket(model, input_shape=(3,), domain=(-1, 1), time_limit=0.5)
-    assert not any("failed" in reason for reason in found.refused.values())
-    assert 0.5 * found.upper <= found.lower <= found.upper
+    bracket = lipbench.bracket(model, input_shape=(3,), domain=(-1, 1), time_limit=0.5)
+    assert not any("failed" in reason for reason in bracket.refused.values())
+    assert 0.5 * bracket.upper <= bracket.lower <= bracket.upper
 
 
 def test_a_network_without_a_rule_is_refused_as_a_whole():
@@ -69,11 +69,11 @@ def test_a_network_without_a_rule_is_refused_as_a_whole():
 
 
 def test_bounds_beyond_the_time_limit_are_listed_as_refused(model):
-    found = lipbench.bracket(model, input_shape=(1,), domain=(0, 1), time_limit=0)
-    assert (0.0, math.inf) == (found.lower, found.upper)
-    others = ("clever", "lipmip")  # no bound, and none in this norm
-    own = {name: reason for name, reason in found.refused.items() if name not in others}
-    assert all("time limit" in reason for reason in own.values())
+    bracket = lipbench.bracket(model, input_shape=(1,), domain=(0, 1), time_limit=0)
+    assert (0.0, math.inf) == (bracket.lower, bracket.upper)
+    inapplicable = ("clever", "lipmip")  # no bound, and none in this norm
+    reasons = {name: reason for name, reason in bracket.refused.items() if name not in inapplicable}
+    assert all("time limit" in reason for reason in reasons.values())
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_no_limit_is_a_limit_too(model):
 def test_a_bound_that_fails_is_listed_and_the_others_count(model, publish):
     code = STRANGER.replace("return Lipschitz", "return 1 / 0 or Lipschitz")
     publish("failing", {"lipbench.bounds": {"failing": "failing:Wrong"}}, {"failing.py": code})
-    found = lipbench.bracket(model, (1,))
-    assert found.refused["failing"] == "it failed with ZeroDivisionError: division by zero"
-    assert found.upper == pytest.approx(1, rel=1e-6)
+    bracket = lipbench.bracket(model, (1,))
+    assert bracket.refused["failing"] == "it failed with ZeroDivisionError: division by zero"
+    assert bracket.upper == pytest.approx(1, rel=1e-6)
 
 
 def test_what_is_not_finite_is_no_bound_and_no_crossing():
     """The slopes of this function grow without end."""
-    found = lipbench.bracket(nn.Sequential(nn.Linear(2, 2), nn.CELU(-1.0)), (2,), time_limit=0.3)
-    assert found.upper == math.inf
-    assert found.refused["product"] == "what it proves is not finite."
-    assert all(math.isfinite(bound.value) for bound in found.bounds)
+    bracket = lipbench.bracket(nn.Sequential(nn.Linear(2, 2), nn.CELU(-1.0)), (2,), time_limit=0.3)
+    assert bracket.upper == math.inf
+    assert bracket.refused["product"] == "what it proves is not finite."
+    assert all(math.isfinite(bound.value) for bound in bracket.bounds)
 
 
 def test_a_strangers_wrong_bound_is_an_error_and_no_number(model, publish):
@@ -125,13 +125,13 @@ def test_a_strangers_wrong_bound_is_an_error_and_no_number(model, publish):
 
 def test_a_broken_plugin_is_listed_and_stops_nothing(model, publish):
     publish("broken", {"lipbench.bounds": {"broken": "broken:B"}}, {"broken.py": "1 / 0"})
-    found = lipbench.bracket(model, input_shape=(1,))
-    assert "ZeroDivisionError" in found.refused["broken"]
-    assert found.upper < 2.1
+    bracket = lipbench.bracket(model, input_shape=(1,))
+    assert "ZeroDivisionError" in bracket.refused["broken"]
+    assert bracket.upper < 2.1
 
 
 def test_one_bound_from_each_side_comes_first():
     # A long filter: its upper bounds are cheap, and cheaper than any lower one.
     model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.ReLU(), nn.Linear(12, 2))
-    found = lipbench.bracket(model, (1, 8))
-    assert [bound.side for bound in found.bounds[:2]] == ["upper", "lower"]
+    bracket = lipbench.bracket(model, (1, 8))
+    assert [bound.side for bound in bracket.bounds[:2]] == ["upper", "lower"]

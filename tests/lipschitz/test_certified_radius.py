@@ -21,8 +21,8 @@ from lipbench.registry import load
 L2 = Norm(2.0)
 
 
-def upper(value, norm=L2, **other):
-    return Lipschitz(**{"value": value, "side": "upper", "norm": norm, "domain": None, **other})
+def upper(value, norm=L2, **fields):
+    return Lipschitz(**{"value": value, "side": "upper", "norm": norm, "domain": None, **fields})
 
 
 @pytest.fixture(name="network")
@@ -37,20 +37,20 @@ def _network():
 
 def test_gaps_are_differences_less_rounding(network):
     inputs = torch.tensor([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0]], dtype=torch.float64)
-    found = gaps(network, inputs, torch.tensor([0, 0, 1]), batch_size=2)
-    assert found[[0, 1, 2], [0, 0, 1]].tolist() == [math.inf] * 3
-    found, expected = found.amin(dim=1), torch.tensor([2.0, -2.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
-    assert bool((found < expected).all())
+    margins = gaps(network, inputs, torch.tensor([0, 0, 1]), batch_size=2)
+    assert margins[[0, 1, 2], [0, 0, 1]].tolist() == [math.inf] * 3
+    margins, expected = margins.amin(dim=1), torch.tensor([2.0, -2.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(margins, expected, rtol=0, atol=1e-13)
+    assert bool((margins < expected).all())
 
 
 @pytest.mark.parametrize(("p", "factor"), [(1.0, 1.0), (2.0, math.sqrt(2)), (math.inf, 2.0)])
 def test_the_radius_divides_by_the_norms_factor(network, p, factor):
     """2^(1-1/p): exactly the distance to the decision boundary of logits (x₁, x₂)."""
-    own = torch.tensor([[math.inf, 2.0]], dtype=torch.float64)
-    found = certified_radius(own, torch.tensor([0]), network, upper(0.5, Norm(p)))
-    assert float(found[0]) == pytest.approx(2.0 / (factor * 0.5))
-    assert float(found[0]) < 2.0 / (factor * 0.5)
+    margins = torch.tensor([[math.inf, 2.0]], dtype=torch.float64)
+    radius = certified_radius(margins, torch.tensor([0]), network, upper(0.5, Norm(p)))
+    assert float(radius[0]) == pytest.approx(2.0 / (factor * 0.5))
+    assert float(radius[0]) < 2.0 / (factor * 0.5)
 
 
 def test_the_radius_is_the_distance_to_the_boundary(network):
@@ -67,8 +67,8 @@ def test_the_nearest_boundary_need_not_be_that_of_the_runner_up():
         model.weight.copy_(torch.tensor([[0.0], [1.0], [-10.0]]))
     network = as_network(model, (1,))
     value = load("lipbench.bounds", "product", Bound)().compute(network, L2, None)
-    own = torch.tensor([[math.inf, 1.0, 2.0]], dtype=torch.float64)
-    radius = certified_radius(own, torch.tensor([0]), network, value)
+    margins = torch.tensor([[math.inf, 1.0, 2.0]], dtype=torch.float64)
+    radius = certified_radius(margins, torch.tensor([0]), network, value)
     assert float(radius[0]) == pytest.approx(0.2)
 
 
@@ -78,9 +78,9 @@ def test_a_sample_counts_only_beyond_epsilon():
 
 
 def test_a_constant_network_is_certified_everywhere_it_is_right(network):
-    own = torch.tensor([[math.inf, gap] for gap in (1.0, 0.0, -1.0)], dtype=torch.float64)
-    found = certified_radius(own, torch.zeros(3, dtype=torch.long), network, upper(0.0))
-    assert [math.inf, 0.0, -math.inf] == found.tolist()
+    margins = torch.tensor([[math.inf, gap] for gap in (1.0, 0.0, -1.0)], dtype=torch.float64)
+    radius = certified_radius(margins, torch.zeros(3, dtype=torch.long), network, upper(0.0))
+    assert [math.inf, 0.0, -math.inf] == radius.tolist()
 
 
 def test_quantiles_are_attained_radii():
@@ -99,9 +99,9 @@ def test_quantiles_are_attained_radii():
     ],
 )
 def test_only_a_global_upper_bound_certifies(network, value):
-    own, labels = torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    margins, labels = torch.ones(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
     with pytest.raises(ValueError, match=r"certificate needs|by an upper bound"):
-        certified_radius(own, labels, network, value)
+        certified_radius(margins, labels, network, value)
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.GELU, nn.Softplus, nn.ELU])
@@ -117,11 +117,11 @@ def test_exact_outputs_lie_in_the_enclosure(activation):
         nn.BatchNorm1d(4),
     ).eval()
     network, inputs = as_network(model, (1, 6, 6)), torch.randn(50, 1, 6, 6)
-    found = enclose(network, inputs.double())
+    enclosure = enclose(network, inputs.double())
     ratio = torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
-    error = (model(inputs).detach().double() - found.values).abs()
-    assert bool((error <= found.radius * ratio).all())
-    assert float(found.radius.max()) < 1e-12
+    error = (model(inputs).detach().double() - enclosure.values).abs()
+    assert bool((error <= enclosure.radius * ratio).all())
+    assert float(enclosure.radius.max()) < 1e-12
 
 
 def test_rounding_is_analysed_in_float64_only(network):
@@ -135,8 +135,8 @@ def test_a_gap_gives_up_the_rounding_of_both_logits():
     inputs = torch.randn(20, 500, dtype=torch.float64)
     logits = enclose(network, inputs)
     gap = logits.values[:, 0] - logits.values[:, 1]
-    found = gaps(network, inputs, torch.zeros(20, dtype=torch.long))[:, 1]
-    assert bool((gap - found >= logits.radius.sum(dim=1) * (1 - 1e-3)).all())
+    margin = gaps(network, inputs, torch.zeros(20, dtype=torch.long))[:, 1]
+    assert bool((gap - margin >= logits.radius.sum(dim=1) * (1 - 1e-3)).all())
 
 
 def test_long_sums_lie_in_the_enclosure():
@@ -146,8 +146,8 @@ def test_long_sums_lie_in_the_enclosure():
     with torch.no_grad():
         model.weight.fill_(1)
     inputs = torch.randn(200, 3000, dtype=torch.float64)
-    found = enclose(as_network(model, (3000,)), inputs)
+    enclosure = enclose(as_network(model, (3000,)), inputs)
     exact = torch.tensor([math.fsum(row) for row in inputs.tolist()], dtype=torch.float64)
-    error = (found.values.squeeze(1) - exact).abs()
-    assert bool((error <= found.radius.squeeze(1)).all())
+    error = (enclosure.values.squeeze(1) - exact).abs()
+    assert bool((error <= enclosure.radius.squeeze(1)).all())
     assert float(error.max()) > 0

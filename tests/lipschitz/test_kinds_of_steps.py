@@ -89,8 +89,8 @@ def test_there_is_an_example_of_every_kind():
 def test_every_kind_has_a_rule_everywhere(kind):
     network = an_example(kind)
     for norm in NORMS:
-        own = [constant(step, norm) for step in network.steps]
-        assert 0 <= composed(network, own, norm) < math.inf
+        constants = [constant(step, norm) for step in network.steps]
+        assert 0 <= composed(network, constants, norm) < math.inf
     inputs = torch.rand(2, *network.input_shape, dtype=torch.float64)
     assert bool((enclose(network, inputs).radius >= 0).all())
     assert neurons(network) >= 0

@@ -57,18 +57,18 @@ def test_no_pair_of_points_moves_a_difference_more(case, name):
         value = value_of(network, name, norm, domain)
     if value is None:
         return
-    found = difference_constants(network, value)
+    constants = difference_constants(network, value)
     most = norm.margin_factor() * value.value * (1 + 1e-12)
-    assert bool((found <= most).all())
-    assert bool((found == found.T).all())
-    assert found.diagonal().tolist() == [0.0] * len(found)
+    assert bool((constants <= most).all())
+    assert bool((constants == constants.T).all())
+    assert constants.diagonal().tolist() == [0.0] * len(constants)
     u = torch.rand(200, *network.input_shape, dtype=torch.float64) - 0.5
     near = (u + 1e-3 * torch.randn_like(u)).clamp(-0.5, 0.5)
     v = torch.cat([near[:100], near[100:].flip(0)])
     moved = network(u) - network(v)
     moved = (moved.unsqueeze(2) - moved.unsqueeze(1)).abs()
     quotients = moved / norm.length(u - v).reshape(-1, 1, 1)
-    assert bool((quotients.amax(dim=0) <= found * (1 + 1e-9) + 1e-9).all())
+    assert bool((quotients.amax(dim=0) <= constants * (1 + 1e-9) + 1e-9).all())
 
 
 @pytest.mark.parametrize("name", ["product", "liplt", "fastlip", "lipsdp_neuron"])
@@ -80,9 +80,9 @@ def test_a_linear_map_by_hand(name, norm):
     if value is None:
         return
     length = {1.0: 3.0, 2.0: math.sqrt(10), math.inf: 4.0}[float(norm)]
-    found = difference_constants(network, value)
-    assert found[0].tolist() == pytest.approx([0, length, length], abs=1e-9)
-    assert found[1, 2] == pytest.approx(0, abs=1e-9)
+    constants = difference_constants(network, value)
+    assert constants[0].tolist() == pytest.approx([0, length, length], abs=1e-9)
+    assert constants[1, 2] == pytest.approx(0, abs=1e-9)
 
 
 def test_multipliers_prove_what_the_formula_says():
@@ -105,8 +105,8 @@ def test_each_kind_of_proof_is_sharper_than_the_general_bound():
     network = as_network(random_network(0, (8, 10, 10, 6), nn.ReLU), (8,))
     for name in UPPER[:-1]:
         value = value_of(network, name)
-        found = difference_constants(network, value)
-        assert float(found.max()) < math.sqrt(2) * value.value, name
+        constants = difference_constants(network, value)
+        assert float(constants.max()) < math.sqrt(2) * value.value, name
 
 
 def test_without_a_known_proof_the_general_bound_does():
@@ -121,7 +121,7 @@ def test_broken_multipliers_are_worth_no_less_than_the_general_bound():
     broken = {**value.proof, "multipliers": torch.full((3,), 1e9, dtype=torch.float64)}
     value = Lipschitz(value=2.0, side="upper", norm=Norm(2.0), domain=None, proof=broken)
     blocks = value_of(network, "liplt")
-    found = float(difference_constants(network, value)[0, 1])
-    assert found == pytest.approx(
+    difference = float(difference_constants(network, value)[0, 1])
+    assert difference == pytest.approx(
         min(2 * math.sqrt(2), float(difference_constants(network, blocks)[0, 1]))
     )

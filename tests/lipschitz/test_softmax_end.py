@@ -35,7 +35,7 @@ def the_step(layer, *shape):
 
 
 def jacobian(layer, x):
-    return torch.func.jacrev(lambda one: layer(one.unsqueeze(0))[0])(x)
+    return torch.func.jacrev(lambda sample: layer(sample.unsqueeze(0))[0])(x)
 
 
 def operator_norm(matrix, norm):
@@ -64,10 +64,10 @@ def test_no_jacobian_has_a_larger_norm(seed, count, scale):
     rng = torch.Generator().manual_seed(seed)
     x = scale * torch.randn(count, generator=rng, dtype=torch.float64)
     for layer in LAYERS:
-        found = jacobian(layer, x)
+        matrix = jacobian(layer, x)
         step = the_step(layer, count)
         for norm in NORMS:
-            assert operator_norm(found, norm) <= constant(step, norm) * (1 + 1e-12)
+            assert operator_norm(matrix, norm) <= constant(step, norm) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
@@ -78,8 +78,8 @@ def test_a_smaller_constant_would_be_wrong(count, norm):
     level[:2], peak[0] = 0, 0
     for layer, x in zip(LAYERS, (level, peak), strict=True):
         # For log p, rows that are not the peak's; columns and l2 norms are those of the peak.
-        found = operator_norm(jacobian(layer, x), norm)
-        assert found == pytest.approx(constant(the_step(layer, count), norm), rel=1e-9)
+        attained = operator_norm(jacobian(layer, x), norm)
+        assert attained == pytest.approx(constant(the_step(layer, count), norm), rel=1e-9)
 
 
 @pytest.mark.parametrize("axis", [1, 2, -1])
@@ -89,10 +89,10 @@ def test_along_an_axis_of_an_image_places_are_side_by_side(kind, axis):
     step, x = the_step(layer, *shape), torch.randn(5, *shape, dtype=torch.float64)
     assert torch.equal(step(x), layer(x))
     line = the_step(kind(1), shape[axis % 4 - 1])
-    found = jacobian(layer, 40 * x[0]).reshape(24, 24)
+    matrix = jacobian(layer, 40 * x[0]).reshape(24, 24)
     for norm in NORMS:
         assert constant(step, norm) == constant(line, norm)
-        assert operator_norm(found, norm) <= constant(step, norm)
+        assert operator_norm(matrix, norm) <= constant(step, norm)
 
 
 @pytest.mark.parametrize(
@@ -159,15 +159,15 @@ def test_a_network_that_ends_in_it_has_the_bounds_of_what_is_before(tail, norm, 
     """Each times the constant of the ending; exact ones are upper bounds then."""
     model = before_it()
     first = lipbench.bracket(model, (4,), norm, domain)
-    found = lipbench.bracket(nn.Sequential(model, tail), (4,), norm, domain)
+    whole = lipbench.bracket(nn.Sequential(model, tail), (4,), norm, domain)
     factor = constant(the_step(tail, 3), norm)
-    assert 0 < found.lower <= found.upper <= first.upper * factor * (1 + 1e-9)
-    known = {one.name: one.value for one in first.bounds if one.side in ("upper", "exact")}
-    values = {one.name: one.value for one in found.bounds if one.side == "upper"}
+    assert 0 < whole.lower <= whole.upper <= first.upper * factor * (1 + 1e-9)
+    known = {bound.name: bound.value for bound in first.bounds if bound.side in ("upper", "exact")}
+    values = {bound.name: bound.value for bound in whole.bounds if bound.side == "upper"}
     assert "lipbab" in known
     assert known.keys() == values.keys()
     assert all(value == pytest.approx(known[name] * factor) for name, value in values.items())
-    assert not any(one.side == "exact" for one in found.bounds)
+    assert not any(bound.side == "exact" for bound in whole.bounds)
 
 
 class Beside(nn.Module):
@@ -224,8 +224,8 @@ def test_a_proof_of_what_is_before_is_checked_again():
     steeper = before_it()
     with torch.no_grad():
         steeper[2].weight.mul_(3)
-    other = as_network(nn.Sequential(steeper, nn.Softmax(1)), (4,))
-    assert "multipliers prove" in recheck(other, value)[0].message
+    changed = as_network(nn.Sequential(steeper, nn.Softmax(1)), (4,))
+    assert "multipliers prove" in recheck(changed, value)[0].message
 
 
 @pytest.mark.parametrize("value", [math.nan, -1.0])
@@ -272,19 +272,19 @@ def test_rounding_is_enclosed(seed, scale, count):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_errors_of_inputs_are_passed_on(layer, radius):
     step, x = the_step(layer, 4), torch.tensor([[0.0, 0.0, -60.0, -60.0]], dtype=torch.float64)
-    own = torch.tensor([[radius, radius, 0.0, radius]], dtype=torch.float64)
-    spread = _radius(step, Enclosed(values=x, radius=own))
+    radii = torch.tensor([[radius, radius, 0.0, radius]], dtype=torch.float64)
+    spread = _radius(step, Enclosed(values=x, radius=radii))
     for signs in torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 4):
-        assert bool(((step(x + signs * own) - step(x)).abs() <= spread * (1 + 1e-12)).all())
+        assert bool(((step(x + signs * radii) - step(x)).abs() <= spread * (1 + 1e-12)).all())
 
 
-def _check(found, inputs, layer):
+def _check(enclosure, inputs, layer):
     with localcontext(prec=60):
-        powers = [Decimal(one).exp() for one in inputs]
-        exact = [one / sum(powers) for one in powers]
+        powers = [Decimal(logit).exp() for logit in inputs]
+        exact = [power / sum(powers) for power in powers]
         if isinstance(layer, nn.LogSoftmax):
-            exact = [one.ln() for one in exact]
-        ends = zip(found.values[0].tolist(), found.radius[0].tolist(), exact, strict=True)
+            exact = [share.ln() for share in exact]
+        ends = zip(enclosure.values[0].tolist(), enclosure.radius[0].tolist(), exact, strict=True)
         for value, radius, truth in ends:
             # Results below the smallest normal number are beside the point.
             assert abs(Decimal(value) - truth) <= Decimal(radius) + Decimal("2.3e-308")

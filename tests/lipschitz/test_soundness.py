@@ -18,8 +18,8 @@ L2 = Norm(2.0)
 BOX = (0.0, 1.0)
 
 
-def known(side, value, norm=L2, domain=None, **other):
-    return Lipschitz(value=value, side=side, norm=norm, domain=domain, **other)
+def known(side, value, norm=L2, domain=None, **fields):
+    return Lipschitz(value=value, side=side, norm=norm, domain=domain, **fields)
 
 
 @pytest.fixture(name="network")
@@ -101,5 +101,5 @@ def test_a_broken_certificate_names_the_sample():
     attacked = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.9, 0.0]])
     radius = torch.tensor([1.5, 1.4, 9.0], dtype=torch.float64)
     labels = torch.zeros(3, dtype=torch.long)
-    (found,) = broken_certificates(network, clean, labels, attacked, radius, L2)
-    assert "sample 0 is certified within 1.5" in found.message
+    (violation,) = broken_certificates(network, clean, labels, attacked, radius, L2)
+    assert "sample 0 is certified within 1.5" in violation.message

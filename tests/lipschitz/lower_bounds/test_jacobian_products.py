@@ -65,13 +65,13 @@ def boyd(matrix, direction, p, steps):
             return y / y.norm()
         if q == 1:
             return y.sign()
-        place = y.abs().argmax()
-        return torch.zeros_like(y).index_fill(0, place, float(y[place].sign()))
+        index = y.abs().argmax()
+        return torch.zeros_like(y).index_fill(0, index, float(y[index].sign()))
 
-    other = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[p]
+    conjugate = {1.0: math.inf, 2.0: 2.0, math.inf: 1.0}[p]
     values = [float((matrix @ direction).norm(p))]
     for _ in range(steps):
-        direction = dual(matrix.T @ dual(matrix @ direction, p), other)
+        direction = dual(matrix.T @ dual(matrix @ direction, p), conjugate)
         values.append(float((matrix @ direction).norm(p)))
     return values, direction
 
@@ -89,16 +89,16 @@ def test_power_iteration_is_that_of_boyd_and_never_falls(seed, norm):
     values, direction = boyd(matrix, first[0], float(norm), 7)
     assert values == sorted(values) or max(values) == pytest.approx(values[-1], rel=ROUNDING)
     assert values[-1] <= float(torch.linalg.matrix_norm(matrix, float(norm))) * (1 + ROUNDING)
-    found, along = power_iteration(as_network(model, (6,)), points, first, norm, 7)
-    assert float(found[0]) == pytest.approx(values[-1], rel=ROUNDING)
+    norms, along = power_iteration(as_network(model, (6,)), points, first, norm, 7)
+    assert float(norms[0]) == pytest.approx(values[-1], rel=ROUNDING)
     assert torch.allclose(along[0], direction, atol=1e-8)
 
 
 def test_power_iteration_of_a_convolutional_network_finds_the_norm_of_its_jacobian():
     network, points = as_network(convolutional(), (1, 8, 8)), torch.randn(5, 1, 8, 8).double()
     expected, _ = most_expanded(network, points, L2)
-    found, directions = power_iteration(network, points, unit_directions(points, L2), L2, 300)
-    assert torch.allclose(found, expected, rtol=1e-6)
+    norms, directions = power_iteration(network, points, unit_directions(points, L2), L2, 300)
+    assert torch.allclose(norms, expected, rtol=1e-6)
     assert torch.allclose(L2.length(directions), torch.ones(5).double())
     for norm in NORMS:
         whole, _ = most_expanded(network, points, norm)
@@ -122,12 +122,12 @@ def test_products_are_counted():
 def test_bending_changes_no_value_and_no_slope(activation):
     network = as_network(convolutional(activation), (1, 8, 8))
     points, weights = torch.randn(2, 1, 8, 8).double(), torch.randn(2, 12).double()
-    found = []
-    for one in (network, _bent(network, 0.3)):
+    results = []
+    for variant in (network, _bent(network, 0.3)):
         here = points.clone().requires_grad_()
-        outputs = one(here)
-        found.append((outputs, torch.autograd.grad(outputs, here, weights)[0]))
-    for expected, bent in zip(*found, strict=True):
+        outputs = variant(here)
+        results.append((outputs, torch.autograd.grad(outputs, here, weights)[0]))
+    for expected, bent in zip(*results, strict=True):
         assert torch.allclose(bent, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -152,11 +152,11 @@ def test_a_kink_bends_within_its_reach(activation, change):
 def test_a_smooth_function_has_its_own_curvature():
     network = as_network(nn.Sequential(nn.Tanh()), (3,))
     here = torch.tensor([[0.3, -0.7, 1.2]], dtype=torch.float64, requires_grad=True)
-    found = []
-    for one in (network, _bent(network, 1e-4)):
-        slope = torch.autograd.grad(one(here).sum(), here, create_graph=True)[0]
-        found.append(torch.autograd.grad(slope.sum(), here)[0])
-    assert torch.allclose(*found, atol=1e-6)
+    curvatures = []
+    for variant in (network, _bent(network, 1e-4)):
+        slope = torch.autograd.grad(variant(here).sum(), here, create_graph=True)[0]
+        curvatures.append(torch.autograd.grad(slope.sum(), here)[0])
+    assert torch.allclose(*curvatures, atol=1e-6)
 
 
 @settings(max_examples=6)
@@ -200,9 +200,9 @@ def test_borders_are_where_answers_change():
         model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
     network = as_network(model, (1,))
     points = torch.tensor([[0.3], [-0.3], [5.0]], dtype=torch.float64)
-    found = borders(network, points, 1.0, None, 10)
-    assert (found[:2] * points[:2] < 0).all()
-    assert found[2] == pytest.approx(4.0)
+    ends = borders(network, points, 1.0, None, 10)
+    assert (ends[:2] * points[:2] < 0).all()
+    assert ends[2] == pytest.approx(4.0)
     assert len(borders(as_network(HAT, (1,)), points, 1.0, None, 10)) == 0
 
 
@@ -222,18 +222,18 @@ def test_a_slope_that_exists_only_at_a_kink_is_not_reported():
     )
     assert float(value) == 2
     for norm in NORMS:
-        found = ascent().compute(network, norm, None, (), torch.zeros(5, 1))
-        assert found.value == pytest.approx(1, abs=1e-9)
-        assert found.value <= 1 + 1e-12
-        assert recheck(network, found) == []
+        lower = ascent().compute(network, norm, None, (), torch.zeros(5, 1))
+        assert lower.value == pytest.approx(1, abs=1e-9)
+        assert lower.value <= 1 + 1e-12
+        assert recheck(network, lower) == []
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_hand_computed_network_in_every_norm(norm):
     small = {"points": 16, "steps": 20}
     for model, constant in ((ABSOLUTE, 1), (HAT, 1)):
-        found = ascent(**small).compute(as_network(model, (1,)), norm, None)
-        assert constant * (1 - 1e-9) <= found.value <= constant
+        lower = ascent(**small).compute(as_network(model, (1,)), norm, None)
+        assert constant * (1 - 1e-9) <= lower.value <= constant
     linear = ascent(**small).compute(as_network(LINEAR, (2,)), norm, None)
     assert linear.value == pytest.approx({1: 7, 2: 5, math.inf: 4}[float(norm)], rel=1e-9)
 
@@ -243,8 +243,8 @@ def test_a_narrow_slope_is_climbed_to():
     data = torch.tensor([[-3.0], [-1.0], [2.0]])
     still = ascent(steps=0).compute(as_network(SHIFTED, (1,)), L2, (-5.0, 5.0), (), data)
     assert still.value == pytest.approx(1)
-    found = ascent().compute(as_network(SHIFTED, (1,)), L2, (-5.0, 5.0), (), data)
-    assert found.value == pytest.approx(2, rel=1e-9)
+    lower = ascent().compute(as_network(SHIFTED, (1,)), L2, (-5.0, 5.0), (), data)
+    assert lower.value == pytest.approx(2, rel=1e-9)
 
 
 @settings(max_examples=5)
@@ -256,10 +256,10 @@ def test_a_narrow_slope_is_climbed_to():
 )
 def test_it_never_exceeds_the_exact_constant(seed, widths, norm, domain):
     network = as_network(random_network(seed, widths, nn.ReLU), (widths[0],))
-    found = ascent(points=8, steps=20).compute(network, norm, domain)
+    lower = ascent(points=8, steps=20).compute(network, norm, domain)
     exact = load("lipbench.bounds", "lipbab", Bound)().compute(network, norm, domain)
-    assert found.value <= exact.value
-    assert recheck(network, found) == []
+    assert lower.value <= exact.value
+    assert recheck(network, lower) == []
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -269,18 +269,18 @@ def test_it_is_steeper_than_what_samples_show(norm):
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(288, 3))
     network, inputs = as_network(model, (1, 6, 6)), torch.rand(64, 1, 6, 6)
     sampled = load("lipbench.bounds", "jacobian", Bound)().compute(network, norm, None, (), inputs)
-    found = ascent(climbers=4).compute(network, norm, None, (), inputs)
-    assert found.value > 1.2 * sampled.value
-    assert recheck(network, found) == []
-    raised = replace(found, value=found.value * 1.001)
+    lower = ascent(climbers=4).compute(network, norm, None, (), inputs)
+    assert lower.value > 1.2 * sampled.value
+    assert recheck(network, lower) == []
+    raised = replace(lower, value=lower.value * 1.001)
     assert "its witness proves" in recheck(network, raised)[0].message
 
 
 def test_it_starts_from_witnesses():
     network = as_network(random_network(0, (3, 6, 6, 2), nn.ReLU), (3,))
     known = (ascent().compute(network, L2, None),)
-    found = ascent(points=1, climbers=1, steps=0).compute(network, L2, None, known)
-    assert found.value >= known[0].value * (1 - 1e-6)
+    lower = ascent(points=1, climbers=1, steps=0).compute(network, L2, None, known)
+    assert lower.value >= known[0].value * (1 - 1e-6)
 
 
 def test_a_large_network_has_fewer_climbers_or_is_refused():

@@ -35,7 +35,7 @@ def exact(network, norm, domain=None):
     return value.value
 
 
-def pieces(model, features, norm=L2, domain=None):
+def pieces_of(model, features, norm=L2, domain=None):
     return Pieces(as_neuron_blocks(as_network(model, (features,))), norm, domain)
 
 
@@ -49,16 +49,16 @@ def norms_of_flips(model, point, norm):
         value = layer(value)
         signs += [(value > 0).double()] if isinstance(layer, nn.Linear) else []
     signs = signs[:-1]
-    found = []
-    for block, own in enumerate(signs):
-        for neuron in range(len(own)):
-            gates = [one.clone() for one in signs]
+    norms = []
+    for block, layer_signs in enumerate(signs):
+        for neuron in range(len(layer_signs)):
+            gates = [sign.clone() for sign in signs]
             gates[block][neuron] = 1 - gates[block][neuron]
             matrix = model[0].weight
             for gate, layer in zip(gates, model[2::2], strict=True):
                 matrix = layer.weight @ (gate.unsqueeze(1) * matrix)
-            found.append(float(torch.linalg.matrix_norm(matrix, float(norm))))
-    return found
+            norms.append(float(torch.linalg.matrix_norm(matrix, float(norm))))
+    return norms
 
 
 @settings(max_examples=15)
@@ -70,12 +70,12 @@ def norms_of_flips(model, point, norm):
 def test_a_piece_is_the_network_around_its_point_and_knows_what_lies_beyond(seed, widths, norm):
     model = random_network(seed, widths, nn.ReLU).double().requires_grad_(False)
     point = torch.randn(widths[0]).double()
-    found = pieces(model, widths[0], norm)
-    piece = found.at(point)
+    pieces = pieces_of(model, widths[0], norm)
+    piece = pieces.at(point)
     jacobian = torch.autograd.functional.jacobian(model, point)
     assert torch.allclose(piece.matrix, jacobian, atol=1e-12)
     assert piece.steepness == pytest.approx(float(torch.linalg.matrix_norm(jacobian, float(norm))))
-    beyond = sorted((int(neuron), value) for value, (neuron,) in found.beyond(piece))
+    beyond = sorted((int(neuron), value) for value, (neuron,) in pieces.beyond(piece))
     expected = [
         pair
         for pair in enumerate(norms_of_flips(model, point, norm))
@@ -87,8 +87,8 @@ def test_a_piece_is_the_network_around_its_point_and_knows_what_lies_beyond(seed
 
 def test_neurons_with_one_face_change_together():
     """relu(x) and relu(-x): behind 0 the absolute value has slope 1, not 0 or 2."""
-    found = pieces(ABSOLUTE, 1)
-    ((value, neurons),) = found.beyond(found.at(torch.ones(1).double()))
+    pieces = pieces_of(ABSOLUTE, 1)
+    ((value, neurons),) = pieces.beyond(pieces.at(torch.ones(1).double()))
     assert value == pytest.approx(1)
     assert neurons.tolist() == [0, 1]
 
@@ -98,25 +98,25 @@ def test_neurons_with_one_face_change_together():
 def test_a_climb_ends_where_no_neighbour_is_steeper(norm, domain):
     """Of the two ends of a long line around the end's pieces, none lies in a steeper one."""
     model = random_network(3, (3, 6, 5, 2), nn.ReLU)
-    found = pieces(model, 3, norm, domain)
+    pieces = pieces_of(model, 3, norm, domain)
     torch.manual_seed(0)
     starts = torch.rand(6, 3).double() * 2 - 1
-    ends = found.climb(starts, 1000)
-    assert ends[0].steepness > max(found.at(start).steepness for start in starts)
+    ends = pieces.climb(starts, 1000)
+    assert ends[0].steepness > max(pieces.at(start).steepness for start in starts)
     assert [end.steepness for end in ends] == sorted([e.steepness for e in ends], reverse=True)
     near = ends[0].point + 0.05 * torch.randn(500, 3).double()
     if domain is not None:
         near = near.clamp(*domain)
-    around = [found.at(point) for point in near]
+    around = [pieces.at(point) for point in near]
     neighbours = [a for a in around if int((a.right != ends[0].right).sum()) == 1]
     assert neighbours
     assert all(a.steepness <= ends[0].steepness * (1 + ROUNDING) for a in neighbours)
 
 
 def test_no_linear_program_leads_nowhere():
-    found = pieces(random_network(3, (3, 6, 5, 2), nn.ReLU), 3)
+    pieces = pieces_of(random_network(3, (3, 6, 5, 2), nn.ReLU), 3)
     start = torch.zeros(1, 3, dtype=torch.float64)
-    assert found.climb(start, 0)[0].steepness == found.at(start[0]).steepness
+    assert pieces.climb(start, 0)[0].steepness == pieces.at(start[0]).steepness
 
 
 # Chords.
@@ -174,8 +174,8 @@ def test_a_hand_computed_network_in_every_norm(model, features, constant, norm):
 
 def test_a_linear_network_is_its_norm():
     for norm, constant in zip(NORMS, (7, 5, 4), strict=True):
-        found = ascent(points=1).compute(as_network(LINEAR, (2,)), norm, None).value
-        assert found == pytest.approx(constant, rel=ROUNDING)
+        lower = ascent(points=1).compute(as_network(LINEAR, (2,)), norm, None).value
+        assert lower == pytest.approx(constant, rel=ROUNDING)
 
 
 @settings(max_examples=4)
@@ -204,8 +204,8 @@ def test_it_is_steeper_than_what_samples_show(norm):
 def test_it_starts_from_witnesses():
     network = as_network(random_network(0, (3, 6, 6, 2), nn.ReLU), (3,))
     known = (ascent(points=16, programs=50).compute(network, L2, None),)
-    found = ascent(points=1, programs=0).compute(network, L2, None, known)
-    assert found.value == pytest.approx(known[0].value, rel=ROUNDING)
+    lower = ascent(points=1, programs=0).compute(network, L2, None, known)
+    assert lower.value == pytest.approx(known[0].value, rel=ROUNDING)
 
 
 def test_images_in_a_box():

@@ -48,27 +48,27 @@ def optimiser(rule, ends, step):
 
 def by_torch(function, pairs, rule, steps, accept):
     # One optimiser for each pair, on ½L²; a new one after a step that is taken back.
-    found = []
+    rows = []
     for u, v, step in zip(pairs.u, pairs.v, pairs.step.tolist(), strict=True):
         ends = torch.stack([u, v]).requires_grad_()
-        own = optimiser(rule, ends, step)
+        solver = optimiser(rule, ends, step)
         for _ in range(steps):
             before = ends.detach().clone()
-            own.zero_grad()
+            solver.zero_grad()
             value = quotient(function, ends)
             (value.square() / 2).backward()
-            own.step()
+            solver.step()
             if not accept:
                 continue
             if float(quotient(function, ends.detach())) > float(value.detach()):
                 step *= 1.3
-                own.param_groups[0]["lr"] = step
+                solver.param_groups[0]["lr"] = step
             else:
                 step /= 1.3
                 ends = before.requires_grad_()
-                own = optimiser(rule, ends, step)
-        found.append((*ends.detach(), torch.tensor(step, dtype=torch.float64)))
-    return Pairs.of(*(torch.stack(part) for part in zip(*found, strict=True)))
+                solver = optimiser(rule, ends, step)
+        rows.append((*ends.detach(), torch.tensor(step, dtype=torch.float64)))
+    return Pairs.of(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 @pytest.mark.parametrize("accept", [True, False])
@@ -77,11 +77,11 @@ def by_torch(function, pairs, rule, steps, accept):
 @given(seed=SEEDS, step=st.sampled_from([0.01, 0.3]))
 def test_each_pair_climbs_as_the_optimisers_of_torch_do(rule, accept, seed, step):
     pairs = some_pairs(seed, step=step / 10 if rule == "adam" else step)
-    found, _ = climbed(network(seed), pairs, rule, 5, accept)
+    moved, _ = climbed(network(seed), pairs, rule, 5, accept)
     expected = by_torch(network(seed), pairs, rule, 5, accept)
     for name in ("u", "v", "step"):
         torch.testing.assert_close(
-            getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-8
+            getattr(moved, name), getattr(expected, name), rtol=1e-6, atol=1e-8
         )
 
 
@@ -161,9 +161,9 @@ def overflowing(x):
 def test_no_step_of_adam_grows_without_end():
     """A slope that rises towards 1 leads ever farther outside, however little it still rises."""
     pairs = some_pairs(step=0.01)
-    found, _ = climbed(rising, pairs, "adam", 200, accept=True)
-    assert float(found.step.max()) == 1
-    assert float(found.total.abs().max()) < 500
+    moved, _ = climbed(rising, pairs, "adam", 200, accept=True)
+    assert float(moved.step.max()) == 1
+    assert float(moved.total.abs().max()) < 500
 
 
 def rising(x):

@@ -49,7 +49,7 @@ def some_pairs(seed=0, count=6, shape=(3, 4), apart=0.3, step=0.05):
     return Pairs.of(u, v, torch.full((count,), step, dtype=torch.float64))
 
 
-def parts(pairs):
+def fields(pairs):
     return {"u": pairs.u, "v": pairs.v, "step": pairs.step}
 
 
@@ -72,12 +72,12 @@ def naive_ascent(function, pairs, accept, factor=1.3):
                 moved.append((u.detach(), v.detach(), step / factor))
             else:
                 moved.append((new_u, new_v, step * factor if accept else step))
-    return Pairs.of(*(torch.stack(part) for part in zip(*moved, strict=True)))
+    return Pairs.of(*(torch.stack(column) for column in zip(*moved, strict=True)))
 
 
 def assert_close(pairs, expected, **tolerance):
-    for found, wanted in zip(parts(pairs).values(), parts(expected).values(), strict=True):
-        torch.testing.assert_close(found, wanted, **tolerance)
+    for actual, wanted in zip(fields(pairs).values(), fields(expected).values(), strict=True):
+        torch.testing.assert_close(actual, wanted, **tolerance)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -231,9 +231,9 @@ def test_gradients_are_those_of_finite_differences_also_close_together(measure, 
         shift[axis] = h
         moved = [Pairs.of(u.detach() + s, v, pairs.step) for s in (shift, -shift)]
         high, low = (measure(function, each) for each in moved)
-        found = (high - low) / (2 * h)
+        numeric = (high - low) / (2 * h)
         scale = float(slope.abs().max())
-        torch.testing.assert_close(slope[:, axis], found, rtol=1e-3, atol=2e-3 * scale)
+        torch.testing.assert_close(slope[:, axis], numeric, rtol=1e-3, atol=2e-3 * scale)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -260,8 +260,8 @@ def test_a_constant_function_has_quotient_and_gradient_0():
 def test_pairs_that_are_too_close_are_measured_as_if_apart():
     """The quotient of x ↦ 3x at half the least distance counts as half: never too large."""
     u = torch.zeros(1, 1, dtype=torch.float64)
-    found = quotients(lambda x: 3 * x, Pairs.of(u, u + LEAST / 2, torch.ones(1).double()))
-    assert float(found) == pytest.approx(1.5)
+    values = quotients(lambda x: 3 * x, Pairs.of(u, u + LEAST / 2, torch.ones(1).double()))
+    assert float(values) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -349,7 +349,7 @@ def test_a_stack_equals_its_members(form, accept):
             frozen = Net(skeleton, params).frozen
             function = frozen.stem if form == "stem" else frozen
             pairs, values = ascend(function, Pairs(total, difference, step), accept=accept)
-            return quotients(Net(skeleton, params), pairs).sum(), (*parts(pairs).values(), values)
+            return quotients(Net(skeleton, params), pairs).sum(), (*fields(pairs).values(), values)
 
         return torch.func.grad(objective, has_aux=True)(params)
 
@@ -357,20 +357,20 @@ def test_a_stack_equals_its_members(form, accept):
     weights = {
         name: torch.stack([n.params[name] for n, _ in members]) for name in members[0][0].params
     }
-    columns = [torch.stack([getattr(p, part) for _, p in members]) for part in FIELDS]
+    columns = [torch.stack([getattr(p, field) for _, p in members]) for field in FIELDS]
     slopes, stacked = torch.func.vmap(once)(weights, *columns)
-    for number, (own_slopes, own) in enumerate(alone):
-        for one, other in zip(stacked, own, strict=True):
-            torch.testing.assert_close(one[number], other, rtol=1e-10, atol=1e-12)
-        for name, slope in own_slopes.items():
+    for number, (wanted_slopes, wanted_rows) in enumerate(alone):
+        for actual, wanted in zip(stacked, wanted_rows, strict=True):
+            torch.testing.assert_close(actual[number], wanted, rtol=1e-10, atol=1e-12)
+        for name, slope in wanted_slopes.items():
             torch.testing.assert_close(slopes[name][number], slope, rtol=1e-9, atol=1e-11)
 
 
 def test_a_function_without_an_answer_is_not_taken_for_a_flat_one():
     """A quotient of NaN stays NaN: 0 would be a constant that nobody measured."""
     pairs = some_pairs()
-    found = quotients(lambda x: x.flatten(1) * math.nan, pairs)
-    assert found.isnan().all()
+    values = quotients(lambda x: x.flatten(1) * math.nan, pairs)
+    assert values.isnan().all()
 
 
 def test_behind_a_dense_layer_a_pair_without_an_answer_stays():
@@ -380,10 +380,10 @@ def test_behind_a_dense_layer_a_pair_without_an_answer_stays():
     moved, _ = ascend(stem, pairs, accept=True)
     assert torch.equal(moved.total[2], pairs.total[2])
     assert torch.equal(moved.difference[2], pairs.difference[2])
-    others = [0, 1, 3, 4, 5]
-    rest = Pairs(pairs.total[others], pairs.difference[others], pairs.step[others])
+    moving = [0, 1, 3, 4, 5]
+    rest = Pairs(pairs.total[moving], pairs.difference[moving], pairs.step[moving])
     expected, _ = ascend(plain(stem), rest, accept=True)
-    torch.testing.assert_close(moved.total[others], expected.total)
+    torch.testing.assert_close(moved.total[moving], expected.total)
 
 
 def test_climbing_in_sum_and_difference_is_climbing_in_u_and_v():
@@ -394,8 +394,8 @@ def test_climbing_in_sum_and_difference_is_climbing_in_u_and_v():
         squared_quotients(function, Pairs.of(u, v, pairs.step)).sum(), (u, v)
     )
     moved = climb(pairs, (slopes[0] + slopes[1]) / 2, (slopes[0] - slopes[1]) / 2)
-    for found, start, slope in zip((moved.u, moved.v), (u, v), slopes, strict=True):
-        torch.testing.assert_close(found, start.detach() + 0.05 / 2 * slope)
+    for end, start, slope in zip((moved.u, moved.v), (u, v), slopes, strict=True):
+        torch.testing.assert_close(end, start.detach() + 0.05 / 2 * slope)
 
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-0.1, 0.7), (0.1, 0.3)])

@@ -47,12 +47,12 @@ def test_rows_move_as_one_by_one(seed, share, large, scaled):
     values = drawn(seed, share=share)[: None if scaled else 4]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LARGE, large)
-        found = vmap(moved)(*values)
+        batched = vmap(moved)(*values)
         alone = [moved(*(value[n] for value in values)) for n in range(3)]
-    for n, one in enumerate(alone):
+    for n, single in enumerate(alone):
         expected = one_by_one(*(value[n] for value in values))
-        torch.testing.assert_close(found[n], expected, rtol=1e-13, atol=1e-14)
-        torch.testing.assert_close(one, expected, rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(batched[n], expected, rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(single, expected, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("axes", [(1, 0, 2, 0, None), (0, None, 0, None, 0)])
@@ -60,19 +60,19 @@ def test_networks_may_lie_along_any_axis_or_share_a_part(axes, monkeypatch):
     monkeypatch.setattr(LARGE, 0)
     values = drawn(1)
     given = [v[0] if a is None else v.movedim(0, a) for v, a in zip(values, axes, strict=True)]
-    found = vmap(moved, in_dims=axes)(*given)
+    batched = vmap(moved, in_dims=axes)(*given)
     for n in range(3):
-        own = [v[0] if a is None else v[n] for v, a in zip(values, axes, strict=True)]
-        torch.testing.assert_close(found[n], one_by_one(*own))
+        arguments = [v[0] if a is None else v[n] for v, a in zip(values, axes, strict=True)]
+        torch.testing.assert_close(batched[n], one_by_one(*arguments))
 
 
 @pytest.mark.parametrize("large", [0, 10**9])
 def test_values_may_lie_in_any_order_in_memory(large, monkeypatch):
     monkeypatch.setattr(LARGE, large)
-    values, *others = drawn(6)
+    values, *rest = drawn(6)
     turned = values.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     assert not turned.is_contiguous()
-    torch.testing.assert_close(vmap(moved)(turned, *others), vmap(moved)(values, *others))
+    torch.testing.assert_close(vmap(moved)(turned, *rest), vmap(moved)(values, *rest))
 
 
 @pytest.mark.parametrize("large", [0, 10**9])
@@ -82,8 +82,8 @@ def test_rows_that_stay_keep_their_bits_beside_rows_that_are_not_numbers(large, 
     along = along.masked_fill(~moves.unsqueeze(1), float("nan"))
     scale = scale.masked_fill(~moves, float("inf"))
     before = values.clone()
-    found = moved(values, moves, along, directions, scale)
-    assert torch.equal(found[~moves], values[~moves])
+    after = moved(values, moves, along, directions, scale)
+    assert torch.equal(after[~moves], values[~moves])
     assert torch.equal(values, before)
 
 
@@ -121,9 +121,9 @@ def test_a_program_overwrites_what_nobody_reads_afterwards(function, overwritten
     expected = mapped(*arguments)
     given = tuple(value.clone() for value in arguments)
     program = Traced(mapped, given)
-    found = program(*given)
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+    results = program(*given)
+    for actual, wanted in zip(results, expected, strict=True):
+        assert torch.equal(actual, wanted)
     changed = [not torch.equal(a, b) for a, b in zip(given, arguments, strict=True)]
     assert changed == [overwritten == 1, False, False, False, False]
 
@@ -131,14 +131,14 @@ def test_a_program_overwrites_what_nobody_reads_afterwards(function, overwritten
 def test_arguments_that_share_memory_are_parted(monkeypatch):
     monkeypatch.setattr(LARGE, 0)
 
-    def both(values, other, moves, along, directions):
-        return moved(values, moves, along, directions), other + 0.0
+    def both(values, untouched, moves, along, directions):
+        return moved(values, moves, along, directions), untouched + 0.0
 
     values, moves, along, directions, _ = drawn(4)
     program = Traced(vmap(both), (values.clone(), values.clone(), moves, along, directions))
-    found = program(values, values[:], moves, along, directions)
-    assert torch.equal(found[1], drawn(4)[0])
-    assert torch.equal(found[0], vmap(moved)(drawn(4)[0], moves, along, directions))
+    results = program(values, values[:], moves, along, directions)
+    assert torch.equal(results[1], drawn(4)[0])
+    assert torch.equal(results[0], vmap(moved)(drawn(4)[0], moves, along, directions))
 
 
 @pytest.mark.parametrize("accept", [True, False])
@@ -156,13 +156,13 @@ def test_pairs_climb_alike_whether_rows_that_stay_are_touched_or_not(accept, mon
 
         return grad_and_value(value, has_aux=True)(weight)[1][1]
 
-    found = []
+    runs = []
     for large in (0, 10**9):
         monkeypatch.setattr(LARGE, large)
-        found.append(vmap(climbed)(weight, u, v))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
-    assert not torch.equal(found[0][0], u)
+        runs.append(vmap(climbed)(weight, u, v))
+    for sparse, dense in zip(*runs, strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-13, atol=1e-14)
+    assert not torch.equal(runs[0][0], u)
 
 
 def test_a_trainer_ends_with_the_same_bits_if_rows_are_moved_in_place(monkeypatch):
@@ -174,9 +174,9 @@ def test_a_trainer_ends_with_the_same_bits_if_rows_are_moved_in_place(monkeypatc
         if not recorded:
             trainer.step._record = None
         trained.append(trainer.run(trainer.begin()))
-        recordings = [one for one, _ in trainer.step._recordings.values()]
-        assert all(one._overwritten for one in recordings)
+        recordings = [recording for recording, _ in trainer.step._recordings.values()]
+        assert all(recording._overwritten for recording in recordings)
         assert len(recordings) == 2 * recorded
-    for one, other in zip(*trained, strict=True):
-        assert one.history == other.history
-        assert same(one.checkpoints["last"].params, other.checkpoints["last"].params)
+    for eager, replayed in zip(*trained, strict=True):
+        assert eager.history == replayed.history
+        assert same(eager.checkpoints["last"].params, replayed.checkpoints["last"].params)
