@@ -63,7 +63,7 @@ class Bracket:
     upper: float
     """The smallest upper bound; infinite if there is none."""
     bounds: tuple[Computed, ...]
-    """What each bound found, in the order of computation; a search for an upper bound may prove a
+    """The values of all bounds, in the order computed; a search for an upper bound may prove a
     lower one beside it, which is called `name:incumbent`."""
     refused: Mapping[str, str]
     """Why each other installed bound has no value."""

@@ -65,7 +65,7 @@ OutputPairs = list[tuple[int, int]]
 
 
 def _by_multipliers(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
-    """Return what multipliers prove of each pair.
+    """Return the bound of each pair that multipliers prove.
 
     With P the matrix of ρ‖x‖² + Σ μ(ψ² - z²) and y = Fv, |c'Δy|² is at most ρ·c'FP⁻¹F'c·‖Δx‖² for
     any c. So for T near the inverse root of FP⁻¹F' one certificate of the outputs Ty, with these

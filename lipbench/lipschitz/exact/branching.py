@@ -27,7 +27,7 @@ SAME = EXACT_WITHIN / 2
 
 @dataclass(frozen=True, kw_only=True)
 class Explored:
-    """What a search found, and what it takes to check it."""
+    """Bounds from both sides after a search, and what it takes to check them."""
 
     lower: float
     """Norm of the matrix at `point`, rounded down; 0 if no region was decided."""
@@ -131,7 +131,7 @@ class _Search:
             self._raise(self.regions.least(region), point)
 
     def consider(self, region: Region, upper: float) -> None:
-        """Put a region into the queue, whose bound is at most that of what it is a part of."""
+        """Put a region into the queue; its bound is at most that of the region around it."""
         if isinstance(region.proof, Interior):
             # Parts of a region may share its proof.
             self.inside[id(region.proof)] = region.proof

@@ -49,11 +49,11 @@ class Dyadic:
 
     def times(self, other: "Dyadic") -> "Dyadic":
         """Return the matrix product."""
-        exponent, some = self.exponent + other.exponent, other.numerators != 0
-        if not len(some) or (some.sum(axis=0) > 1).any():
+        exponent, nonzero = self.exponent + other.exponent, other.numerators != 0
+        if not len(nonzero) or (nonzero.sum(axis=0) > 1).any():
             return Dyadic(self.numerators.dot(other.numerators), exponent)
         # Columns with one entry choose columns here: as many products as the result has entries.
-        chosen, entries = some.argmax(axis=0), other.numerators.sum(axis=0)
+        chosen, entries = nonzero.argmax(axis=0), other.numerators.sum(axis=0)
         return Dyadic(self.numerators[:, chosen] * entries, exponent)
 
     def plus(self, other: "Dyadic") -> "Dyadic":

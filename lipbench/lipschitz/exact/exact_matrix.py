@@ -26,14 +26,14 @@ class Carried(Matrix):
 
     @classmethod
     def exact(cls, values: Float[Tensor, "rows columns"]) -> "Carried":
-        """Return a matrix that is what it says."""
+        """Return a matrix whose float64 entries are exact."""
         return cls.held(values, torch.zeros_like(values))
 
     @classmethod
     def held(
         cls, values: Float[Tensor, "rows columns"], radius: Float[Tensor, "rows columns"]
     ) -> "Carried":
-        """Return a matrix that counts as a step holds it."""
+        """Return a matrix whose entries count as exact, as a step holds them."""
         return cls(values=values, radius=radius, dyadic=Dyadic.of(values))
 
     @property

@@ -39,7 +39,7 @@ _SLACK = 1 + 1e-12
 _SAMPLES = 256
 """Points whose Jacobians are looked at before the search."""
 _ENTRIES = 2**22
-"""Of derivatives that are looked at together."""
+"""Entries of Jacobians that are computed at once."""
 
 
 def switching_bound(
@@ -110,14 +110,14 @@ class _Node:
     duals: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     """Multipliers of its program; without any its bound is that of intervals."""
     empty: Empty | None = None
-    """Why it has no interior, all gates decided."""
+    """A proof that its region has no interior, all gates decided."""
 
     def mixed(self, gates: Gates) -> Mixed:
         """Return the sum that is to be bounded."""
         return Mixed(gates, self.number, self.path)
 
     def half(self, variable: int, right: bool) -> "_Node":
-        """Return what is left after one more decision."""
+        """Return the child node with one more decision."""
         return _Node(number=self.number, path=(*self.path, (variable, right)))
 
     def proved(self, gates: Gates, regions: Regions | None) -> float:

@@ -226,7 +226,7 @@ def transposed(matrix: Matrix) -> Matrix:
 
 
 def joined(matrices: Sequence[Matrix], width: int) -> Matrix:
-    """Return matrices below each other; they have this many columns."""
+    """Return matrices stacked below each other, each with `width` columns."""
     none = torch.zeros(0, width, dtype=torch.float64)
     return Matrix(
         values=torch.cat([none, *(matrix.values for matrix in matrices)]),
@@ -262,7 +262,7 @@ def _zeros(count: int) -> Interval:
 
 
 def _cut(interval: Interval, decided: Tensor) -> Interval:
-    """Return what of it has the decided signs, 0 for none; never nothing."""
+    """Return the part of an interval with the decided signs, 0 for undecided; never empty."""
     lo, hi = interval
     right, left = (decided > 0).unsqueeze(1), (decided < 0).unsqueeze(1)
     lo, hi = torch.where(right, lo.clamp_min(0), lo), torch.where(left, hi.clamp_max(0), hi)

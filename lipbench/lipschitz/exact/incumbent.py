@@ -16,7 +16,7 @@ from lipbench.networks.network import Network
 from lipbench.refused import Refused
 
 INCUMBENT = "incumbent"
-"""What such a bound is called, behind the name of the one that it comes from."""
+"""Name of such a bound, behind that of the bound that it comes from."""
 
 
 def incumbent(network: Network, value: Lipschitz) -> Lipschitz | None:

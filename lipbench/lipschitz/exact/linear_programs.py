@@ -49,7 +49,7 @@ class Program:
     """Rows of inequalities."""
     below_right: Float[Tensor, " inequalities"]
     box: Interval
-    """Where the variables lie, as columns."""
+    """Interval bounds of the variables, as columns."""
 
     def __len__(self) -> int:
         return len(self.equal_right.values) + len(self.below_right)

@@ -109,8 +109,8 @@ class Mixed:
     @property
     def _box(self) -> Interval:
         """Return interval bounds of the variables."""
-        bounds, some = self.bounds, self.undecided
-        high = bounds.reads.hi[some]
+        bounds, free = self.bounds, self.undecided
+        high = bounds.reads.hi[free]
         ends = [
             torch.full((self.gates.inputs, 1), end, dtype=torch.float64)
             for end in self.gates.domain
@@ -121,13 +121,13 @@ class Mixed:
             bounds.arrives,
             bounds.entries,
             Interval(torch.zeros_like(high), high),
-            Interval(bounds.arrives.lo[some].clamp_max(0), bounds.arrives.hi[some].clamp_min(0)),
+            Interval(bounds.arrives.lo[free].clamp_max(0), bounds.arrives.hi[free].clamp_min(0)),
             Interval(torch.zeros_like(high), torch.ones_like(high)),
         )
         return Interval(*(torch.cat(ends) for ends in zip(*intervals, strict=True)))
 
     def _equations(self) -> Matrix:
-        """Return what makes z, d and the entries what they are, each on the diagonal."""
+        """Return the equations that define z, d and the entries, each on the diagonal."""
         gates, passage = self.gates, self.bounds.passage
         neurons = slice(gates.inputs, gates.inputs + gates.neurons)
         return joined(
@@ -141,12 +141,12 @@ class Mixed:
 
     def _rows(self, name: str, weights: Matrix, straight: str, bent: str) -> Matrix:
         """Return v - Σ weights·s = ..., with s of what is left of a gate and what is bent by it."""
-        gates, some = self.gates, self.undecided
+        gates, free = self.gates, self.undecided
         slopes = torch.where(self.bounds.sides > 0, gates.right, gates.left).unsqueeze(1)
-        rise = (gates.right - gates.left)[some].unsqueeze(1)
-        blur = torch.where(gates.left[some] == 0, 0.0, UNIT)
+        rise = (gates.right - gates.left)[free].unsqueeze(1)
+        blur = torch.where(gates.left[free] == 0, 0.0, UNIT)
         plain = transposed(transposed(weights).scaled(slopes))
-        turned = transposed(transposed(columns(weights, some)).scaled(rise))
+        turned = transposed(transposed(columns(weights, free)).scaled(rise))
         shape = len(weights.values), self._width
         values, radius = torch.zeros(2, *shape, dtype=torch.float64)
         if name == "read":
@@ -161,7 +161,7 @@ class Mixed:
         return Matrix(values=values, radius=radius)
 
     def _inequalities(self) -> tuple[Tensor, Tensor]:
-        """Return what ties relu(z) to z, and products to d, by gates that are between 0 and 1."""
+        """Return the inequalities between relu(z) and z, products and d, for gates from 0 to 1."""
         count = len(self.undecided)
         numbers, zero = torch.arange(count), torch.zeros(count, dtype=torch.float64)
         bend, product, gate = (

@@ -151,7 +151,7 @@ class _Search:
             self._raise(self.regions.least(region), point)
 
     def run(self) -> None:
-        """Search until nothing is left that is larger than what was found."""
+        """Search until no norm that is left exceeds the lower bound, or the nodes are spent."""
         root = SignChoice(self.regions, self.regions.root())
         self._meet_samples(root)
         self._learn(root)
@@ -172,8 +172,8 @@ class _Search:
         rng = torch.Generator().manual_seed(0)
         hits = 0
         while hits < _HITS and self.left > 0 and len(root.codes):
-            some = torch.randint(len(root.codes), (_TRIES,), generator=rng)
-            code = next((c for c in root.codes[some].tolist() if c not in root.known), None)
+            drawn = torch.randint(len(root.codes), (_TRIES,), generator=rng)
+            code = next((c for c in root.codes[drawn].tolist() if c not in root.known), None)
             if code is None:
                 return
             proof = self._looked_at(root, code)

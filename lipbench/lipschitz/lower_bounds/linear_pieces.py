@@ -26,7 +26,7 @@ _PARALLEL = 1e-12
 _CHUNK = 2**22
 _FARTHEST = 1.0
 _BEYOND = 1e-3
-"""How far behind a face the next piece is looked for, as a share of what surrounds the place."""
+"""Step behind a face, as a share of the ball around it; gap to the box, as a share of its width."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -218,8 +218,8 @@ class _Ways:
     def __init__(self, piece: Piece, domain: Box | None) -> None:
         faces = piece.faces
         lengths = torch.linalg.vector_norm(faces[:, :-1], dim=1)
-        self._some = (lengths > 0).nonzero().squeeze(1)
-        self._rows = faces[self._some] / lengths[self._some].unsqueeze(1)
+        self._neurons = (lengths > 0).nonzero().squeeze(1)
+        self._rows = faces[self._neurons] / lengths[self._neurons].unsqueeze(1)
         self._box = domain
         self._basis: Tensor | None = None
         if domain is None:
@@ -231,7 +231,7 @@ class _Ways:
 
     def through(self, neurons: Tensor) -> Tensor | None:
         """Return a point right behind the face at which these change; None if there is none."""
-        crossed = torch.isin(self._some, neurons)
+        crossed = torch.isin(self._neurons, neurons)
         line = self._rows[int(crossed.int().argmax())]
         rows, rest = self._rows[:, :-1], ~crossed
         if self._basis is not None:

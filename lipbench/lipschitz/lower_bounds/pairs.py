@@ -103,8 +103,8 @@ def quotients(function: Function, pairs: Pairs) -> Float[Tensor, " pairs"]:
     """Return ‖f(u) - f(v)‖ / ‖u - v‖ in Euclidean norms, with gradient 0 where it is 0."""
     squares = squared_quotients(function, pairs)
     # Not `squares > 0`, which would turn NaN into 0.
-    some = squares != 0
-    return torch.where(some, torch.where(some, squares, 1.0).sqrt(), 0.0)
+    nonzero = squares != 0
+    return torch.where(nonzero, torch.where(nonzero, squares, 1.0).sqrt(), 0.0)
 
 
 def ascend(
