@@ -75,12 +75,12 @@ def _closed_form(network: NeuronBlocks) -> tuple[Tensor, float]:
     before: Tensor | None = None
     multipliers = []
     for number, block in enumerate(network.blocks):
-        if set(block.reads.parts) != {number}:
+        if set(block.reads.matrices) != {number}:
             raise Refused(f"step {block.name!r} reads more than the neurons before it.")
         if bool((block.lo * block.hi < 0).any()):
             raise Refused(f"step {block.name!r} has slopes of both signs.")
         middle, half = (block.lo + block.hi) / 2, (block.hi - block.lo) / 2
-        gram = _gram(middle.unsqueeze(1) * block.reads.parts[number].values, before)
+        gram = _gram(middle.unsqueeze(1) * block.reads.matrices[number].values, before)
         top = float(torch.linalg.eigvalsh(gram)[-1])
         if not top > 0:
             raise Refused(f"step {block.name!r} reads nothing: the network is constant.")
@@ -89,9 +89,9 @@ def _closed_form(network: NeuronBlocks) -> tuple[Tensor, float]:
         weight = 1 / (2 * top)
         before = weight * torch.eye(len(block), dtype=gram.dtype) - weight**2 * gram
         multipliers.append(weight * half.square())
-    if set(network.output.parts) != {len(network.blocks)}:
+    if set(network.output.matrices) != {len(network.blocks)}:
         raise Refused("the output reads more than the neurons of the last layer.")
-    last = _gram(network.output.parts[len(network.blocks)].values, before)
+    last = _gram(network.output.matrices[len(network.blocks)].values, before)
     square = float(torch.linalg.eigvalsh(last)[-1])
     empty = last.new_empty(0)
     return torch.cat([empty, *(square * layer for layer in multipliers)]), square

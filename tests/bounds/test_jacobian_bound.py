@@ -140,9 +140,9 @@ def formal(network, slopes, norm):
         known = [torch.eye(network.inputs, dtype=torch.float64)]
         by_block = chosen.split([len(block) for block in network.blocks])
         for block, local in zip(network.blocks, by_block, strict=True):
-            reads = sum(m.values @ known[s] for s, m in block.reads.parts.items())
+            reads = sum(m.values @ known[s] for s, m in block.reads.matrices.items())
             known.append(local.unsqueeze(1) * reads)
-        whole = sum(m.values @ known[s] for s, m in network.output.parts.items())
+        whole = sum(m.values @ known[s] for s, m in network.output.matrices.items())
         best = max(best, float(torch.linalg.matrix_norm(whole, float(norm))))
     return best
 

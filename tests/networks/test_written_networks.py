@@ -73,7 +73,7 @@ def test_copies_of_entries_have_a_constant(forward, copies):
         assert product == pytest.approx(copies ** (1 / p), rel=1e-11)
     unrolled = as_neuron_blocks(network)
     x = torch.randn(3, *shape, dtype=torch.float64)
-    matrix = unrolled.output.parts[0].values
+    matrix = unrolled.output.matrices[0].values
     torch.testing.assert_close(x.flatten(1) @ matrix.T, forward(x).flatten(1))
 
 

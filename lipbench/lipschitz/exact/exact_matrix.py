@@ -85,14 +85,14 @@ class Carried(Matrix):
         )
         return self._with(super().rows(chosen), known)
 
-    def among(self, places: Int[Tensor, " rows"], count: int) -> "Carried":
-        """Return the matrix with its rows at these places among `count`, zero elsewhere."""
+    def among(self, indices: Int[Tensor, " rows"], count: int) -> "Carried":
+        """Return the matrix with its rows at these indices among `count`, zero elsewhere."""
         known = self.dyadic
         if known:
             whole = np.zeros((count, known.numerators.shape[1]), dtype=object)
-            whole[places.numpy()] = known.numerators
+            whole[indices.numpy()] = known.numerators
             known = replace(known, numerators=whole)
-        return self._with(super().among(places, count), known)
+        return self._with(super().among(indices, count), known)
 
     def _with(self, rounded: Matrix, dyadic: Dyadic | None) -> "Carried":
         return Carried(values=rounded.values, radius=rounded.radius, dyadic=dyadic)

@@ -249,7 +249,7 @@ def _stacked(numbers: Sequence[Affine], inputs: int, ends: Sequence[int]) -> Mat
     rows = []
     for affine in numbers:
         whole = Matrix.exact(torch.zeros(len(affine), width, dtype=torch.float64))
-        for source, matrix in affine.parts.items():
+        for source, matrix in affine.matrices.items():
             span = slice(*spans[source])
             whole.values[:, span], whole.radius[:, span] = matrix.values, matrix.radius
         rows.append(whole)

@@ -360,7 +360,7 @@ def _exact(affine: Affine, name: str) -> _Reads:
             raise Refused(f"{name!r} is known up to rounding only: layers had to be multiplied.")
         return dyadic
 
-    matrices = {source: known(matrix) for source, matrix in affine.parts.items()}
+    matrices = {source: known(matrix) for source, matrix in affine.matrices.items()}
     return matrices, known(affine.offset)
 
 

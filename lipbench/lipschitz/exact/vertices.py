@@ -146,9 +146,9 @@ def _last(
     output: Affine, known: Mapping[int, Tensor], reads: Tensor, rows: Tensor, absolute: bool
 ) -> Float[Tensor, "corners outputs inputs"]:
     # One product for all slopes of the last block, which are most of the corners.
-    before = {source: matrix for source, matrix in output.parts.items() if source in known}
-    total = _combined(replace(output, parts=before), known, absolute)
-    last = next((matrix for source, matrix in output.parts.items() if source not in known), None)
+    before = {source: matrix for source, matrix in output.matrices.items() if source in known}
+    total = _combined(replace(output, matrices=before), known, absolute)
+    last = next((matrix for source, matrix in output.matrices.items() if source not in known), None)
     if last is None:
         return total.repeat_interleave(len(reads) * len(rows) // len(total), dim=0)
     weights = _weights(last, absolute)
@@ -161,7 +161,7 @@ def _combined(
     value: Affine, known: Mapping[int, Tensor], absolute: bool
 ) -> Float[Tensor, "corners numbers inputs"]:
     total = torch.zeros(1, len(value), known[0].shape[2], dtype=torch.float64)
-    for source, matrix in value.parts.items():
+    for source, matrix in value.matrices.items():
         total = total + _weights(matrix, absolute) @ known[source]
     return total
 

@@ -151,12 +151,12 @@ class Pieces:
     def _pull(self, slopes: Sequence[Tensor]) -> Tensor:
         outputs = len(self.network.output)
         pulls = [torch.zeros(outputs, size, dtype=torch.float64) for size in self._sizes]
-        for source, matrix in self.network.output.parts.items():
+        for source, matrix in self.network.output.matrices.items():
             if source:
                 pulls[source - 1] += matrix.values
         for number in reversed(range(len(slopes))):
             through = pulls[number] * slopes[number]
-            for source, matrix in self.network.blocks[number].reads.parts.items():
+            for source, matrix in self.network.blocks[number].reads.matrices.items():
                 if source:
                     pulls[source - 1] += through @ matrix.values
         return torch.cat([torch.zeros(outputs, 0, dtype=torch.float64), *pulls], dim=1)
@@ -288,7 +288,7 @@ def _read(affine: Affine, values: Sequence[Tensor]) -> Tensor:
     """Return an affine map of known affine functions of the input."""
     total = torch.zeros(len(affine), values[0].shape[1], dtype=torch.float64)
     total[:, -1] = affine.offset.values[:, 0]
-    for source, matrix in affine.parts.items():
+    for source, matrix in affine.matrices.items():
         total = total + matrix.values @ values[source]
     return total
 

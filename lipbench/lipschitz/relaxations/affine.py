@@ -119,7 +119,7 @@ class Matrix:
 class Affine:
     """Numbers that are affine in the input (source 0) and in the neurons of blocks (1, 2, ...)."""
 
-    parts: Mapping[int, Matrix]
+    matrices: Mapping[int, Matrix]
     """One matrix for each source that is read."""
     offset: Matrix
     """One column."""
@@ -130,7 +130,7 @@ class Affine:
     def __call__(self, values: Sequence[Tensor]) -> Float[Tensor, "batch numbers"]:
         """Return the numbers for samples of all sources, in their order."""
         total = self.offset.values.T
-        for source, matrix in self.parts.items():
+        for source, matrix in self.matrices.items():
             total = total + values[source] @ matrix.values.T
         return total
 
@@ -141,15 +141,15 @@ class Affine:
 
     def each(self, function: Callable[[Matrix], Matrix]) -> "Affine":
         """Return the same with every matrix replaced: a linear map of all numbers."""
-        matrices = {source: function(matrix) for source, matrix in self.parts.items()}
-        return Affine(parts=matrices, offset=function(self.offset))
+        matrices = {source: function(matrix) for source, matrix in self.matrices.items()}
+        return Affine(matrices=matrices, offset=function(self.offset))
 
     def plus(self, other: "Affine") -> "Affine":
         """Return the sum, number by number."""
-        matrices = dict(self.parts)
-        for source, matrix in other.parts.items():
+        matrices = dict(self.matrices)
+        for source, matrix in other.matrices.items():
             matrices[source] = matrices[source].plus(matrix) if source in matrices else matrix
-        return Affine(parts=matrices, offset=self.offset.plus(other.offset))
+        return Affine(matrices=matrices, offset=self.offset.plus(other.offset))
 
     def rows(self, chosen: Tensor) -> "Affine":
         """Return some of the numbers."""

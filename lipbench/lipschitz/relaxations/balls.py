@@ -94,8 +94,8 @@ class Balls:
         unit = torch.eye(network.inputs, dtype=torch.float64)
         known = [Interval(unit, unit)]
         for block in network.blocks:
-            at = combined(block.reads.parts, values, block.reads.offset)
-            slopes = combined(block.reads.parts, known)
+            at = combined(block.reads.matrices, values, block.reads.offset)
+            slopes = combined(block.reads.matrices, known)
             reach = radius * _columns(self._stem.lengths(slopes)) * (1 + 4 * UNIT)
             lo, hi = at.lo - reach, at.hi + reach
             slack = UNIT * (lo.abs() + hi.abs())
@@ -115,7 +115,7 @@ class Balls:
             derivatives = [_of(entries, rows) for entries in known]
             others = [j for j in range(outputs) if j != label]
             pairs = [(label, j) for j in others]
-            matrices = self._network.differences(pairs).output.parts if pairs else {}
+            matrices = self._network.differences(pairs).output.matrices if pairs else {}
             if matrices:
                 lengths = self._stem.lengths(combined(matrices, derivatives))
                 constants[rows.unsqueeze(1), torch.tensor(others)] = lengths.expand(len(rows), -1)
@@ -181,7 +181,7 @@ class _Stem:
         if network is None:
             return cls(norm=norm)
         output = as_neuron_blocks(network).output
-        return cls(norm=norm, matrix=output.parts[0], offset=output.offset)
+        return cls(norm=norm, matrix=output.matrices[0], offset=output.offset)
 
     @property
     def width(self) -> int:

@@ -146,8 +146,8 @@ class _Local:
         unit = torch.eye(network.inputs, dtype=torch.float64).expand(len(subboxes), -1, -1)
         known, middle = [Interval(unit, unit)], [Interval(unit, unit)]
         for block in network.blocks:
-            at = combined(block.reads.parts, values, block.reads.offset)
-            slopes = combined(block.reads.parts, known)
+            at = combined(block.reads.matrices, values, block.reads.offset)
+            slopes = combined(block.reads.matrices, known)
             moves = (slopes.largest @ reach.unsqueeze(2)).squeeze(2).T
             moves = moves * (1 + (network.inputs + 4) * UNIT)
             lo, hi = at.lo - moves, at.hi + moves
@@ -158,9 +158,9 @@ class _Local:
             values.append(values_between(block, at))
             known.append(slopes.times(Interval(least.T.unsqueeze(2), most.T.unsqueeze(2))))
             mean = torch.stack(local_slopes(block, at)).mean(dim=0).T.unsqueeze(2)
-            middle.append(combined(block.reads.parts, middle).times(Interval(mean, mean)))
-        centre = combined(network.output.parts, middle).largest
-        return self._norms(combined(network.output.parts, known)), self._norm_of(centre)
+            middle.append(combined(block.reads.matrices, middle).times(Interval(mean, mean)))
+        centre = combined(network.output.matrices, middle).largest
+        return self._norms(combined(network.output.matrices, known)), self._norm_of(centre)
 
     def _boxes(self, subboxes: Sequence[Subbox]) -> tuple[Tensor, Tensor]:
         """Return centres, and at least half the lengths, subboxes × inputs."""

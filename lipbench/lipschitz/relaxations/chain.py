@@ -45,15 +45,15 @@ class Chain:
             Refused: If a layer reads another than the one before, or slopes are not bounded.
         """
         for number, block in enumerate(network.blocks):
-            if set(block.reads.parts) != {number}:
+            if set(block.reads.matrices) != {number}:
                 raise Refused(f"step {block.name!r} reads more than the neurons before it.")
             if not bool((block.lo.isfinite() & block.hi.isfinite()).all()):
                 raise Refused(f"step {block.name!r} has slopes that are not bounded.")
-        if set(network.output.parts) != {len(network.blocks)}:
+        if set(network.output.matrices) != {len(network.blocks)}:
             raise Refused("the output reads more than the neurons of the last layer.")
         reads = [*(block.reads for block in network.blocks), network.output]
         return cls(
-            weights=tuple(affine.parts[number] for number, affine in enumerate(reads)),
+            weights=tuple(affine.matrices[number] for number, affine in enumerate(reads)),
             slopes=tuple(slopes(network, domain)),
         )
 

@@ -77,7 +77,7 @@ def slopes(network: NeuronBlocks, domain: Box | None) -> SlopeBounds:
     known = [Interval(*(torch.full(shape, end, dtype=torch.float64) for end in domain))]
     bounds = []
     for block in network.blocks:
-        reads = combined(block.reads.parts, known, block.reads.offset)
+        reads = combined(block.reads.matrices, known, block.reads.offset)
         local, values = between(block, reads)
         bounds.append(local)
         known.append(values)
@@ -116,9 +116,9 @@ def derivatives(
     for block, (lo, hi) in zip(network.blocks, local, strict=True):
         if not bool((lo.isfinite() & hi.isfinite()).all()):
             raise Refused(f"step {block.name!r} has slopes that are not bounded.")
-        reads = combined(block.reads.parts, known)
+        reads = combined(block.reads.matrices, known)
         known.append(reads.times(Interval(lo.unsqueeze(1), hi.unsqueeze(1))))
-    return combined(network.output.parts, known)
+    return combined(network.output.matrices, known)
 
 
 def combined(

@@ -166,7 +166,7 @@ class Jacobians:
         for number in range(count, 0, -1):
             if number < count:
                 moved = effects[number - 1] * slopes[number - 1].largest
-            for source, matrix in self._maps[number - 1].parts.items():
+            for source, matrix in self._maps[number - 1].matrices.items():
                 if source:
                     effects[source - 1] = effects[source - 1] + matrix.values.abs().T @ moved
         costs = [
@@ -202,7 +202,7 @@ def _by_row(norm: Norm, inputs: int, outputs: int) -> bool:
 
 
 def _linear(affine: Affine) -> Affine:
-    return Affine(parts=affine.parts, offset=_nothing(len(affine)))
+    return Affine(matrices=affine.matrices, offset=_nothing(len(affine)))
 
 
 def _backwards(maps: Sequence[Affine], sizes: Sequence[int]) -> list[Affine]:
@@ -212,9 +212,9 @@ def _backwards(maps: Sequence[Affine], sizes: Sequence[int]) -> list[Affine]:
         matrices = {
             last - reader: Matrix(values=matrix.values.T, radius=matrix.radius.T)
             for reader in range(source + 1, last + 1)
-            if (matrix := maps[reader - 1].parts.get(source)) is not None
+            if (matrix := maps[reader - 1].matrices.get(source)) is not None
         }
-        adjoints.append(Affine(parts=matrices, offset=_nothing(sizes[source])))
+        adjoints.append(Affine(matrices=matrices, offset=_nothing(sizes[source])))
     return adjoints
 
 

@@ -103,7 +103,7 @@ class Relaxation:
                 at all. Lines are followed for these alone, where intervals leave the side open;
                 None stands for lines for everything.
         """
-        interval = combined(affine.parts, self._known, affine.offset)
+        interval = combined(affine.matrices, self._known, affine.offset)
         wanted = torch.ones_like(interval.lo, dtype=torch.bool)
         if bent is not None:
             wanted = bent & (interval.lo < 0) & (interval.hi > 0)
@@ -200,9 +200,9 @@ class _Block:
         # and what is not known of that row.
         error = 4 * UNIT * reads.largest + terms * affine.offset.values.abs()
         error = error + affine.offset.radius
-        for source, matrix in affine.parts.items():
+        for source, matrix in affine.matrices.items():
             error = error + (terms * matrix.values.abs() + matrix.radius) @ known[source].largest
-        self._matrices, offset = dict(affine.parts), affine.offset.values
+        self._matrices, offset = dict(affine.matrices), affine.offset.values
         if 0 in self._matrices and torch.equal(known[0].lo, known[0].hi):
             offset = offset + self._matrices.pop(0).values @ known[0].lo
         self._error = _cases_first(error)

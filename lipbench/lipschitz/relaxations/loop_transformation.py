@@ -157,7 +157,7 @@ def _multiplied(affine: Affine, known: Sequence[Matrix]) -> Matrix:
     """Return the rows of numbers that are affine in what is known already."""
     shape = len(affine), known[0].values.shape[1]
     total = Matrix.exact(torch.zeros(shape, dtype=torch.float64))
-    for source, matrix in affine.parts.items():
+    for source, matrix in affine.matrices.items():
         product = known[source].times(matrix.values)
         spread = matrix.radius @ (known[source].values.abs() + known[source].radius)
         total = total.plus(Matrix(values=product.values, radius=product.radius + spread))

@@ -109,7 +109,7 @@ def as_neuron_blocks(
     size = network.input_size
     unroller = _Unroller(largest, kind)
     identity = Affine(
-        parts={0: kind.exact(torch.eye(size, dtype=torch.float64))},
+        matrices={0: kind.exact(torch.eye(size, dtype=torch.float64))},
         offset=kind.exact(torch.zeros(size, 1, dtype=torch.float64)),
     )
     values = [identity]
@@ -117,7 +117,7 @@ def as_neuron_blocks(
         for step in network.steps:
             read = [values[i] for i in step.inputs]
             columns = sum(
-                matrix.values.shape[1] for value in read for matrix in value.parts.values()
+                matrix.values.shape[1] for value in read for matrix in value.matrices.values()
             )
             unroller.reserve(math.prod(step.output_shape) * columns, step.name)
             values.append(_unrolled(step, unroller, *read))
@@ -212,7 +212,7 @@ class _Unroller:
         )
         count = len(reads)
         return Affine(
-            parts={len(self.blocks): self.kind.exact(torch.eye(count, dtype=torch.float64))},
+            matrices={len(self.blocks): self.kind.exact(torch.eye(count, dtype=torch.float64))},
             offset=self.kind.exact(torch.zeros(count, 1, dtype=torch.float64)),
         )
 

@@ -63,7 +63,7 @@ def recursive_derivatives(network: NeuronBlocks, domain: Box | None) -> Interval
     entries = derivatives(network, domain)
     forward = _Flow(
         width=network.inputs,
-        reads=(*(block.reads.parts for block in network.blocks), network.output.parts),
+        reads=(*(block.reads.matrices for block in network.blocks), network.output.matrices),
         sizes=(*map(len, network.blocks), len(network.output)),
         slopes=tuple(
             Interval(lo.unsqueeze(1), hi.unsqueeze(1)) for lo, hi in slopes(network, domain)

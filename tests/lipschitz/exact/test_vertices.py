@@ -18,8 +18,8 @@ from lipbench.norm import Norm
 
 def naive(network, slopes, p):
     # Multiplies out a chain of layers for each choice of ends.
-    weights = [block.reads.parts[n].values for n, block in enumerate(network.blocks)]
-    last = network.output.parts[len(weights)].values
+    weights = [block.reads.matrices[n].values for n, block in enumerate(network.blocks)]
+    last = network.output.matrices[len(weights)].values
     ends = [list(zip(lo.tolist(), hi.tolist(), strict=True)) for lo, hi in slopes]
     best = 0.0
     for corner in itertools.product(*[pair for block in ends for pair in block]):

@@ -232,7 +232,7 @@ def test_lines_know_what_intervals_forget():
 
 def exactly(affine, values):
     # In fractions.
-    (matrix,) = affine.parts.values()
+    (matrix,) = affine.matrices.values()
     return [
         sum((Fraction(w) * x for w, x in zip(row, values, strict=True)), Fraction(offset))
         for row, offset in zip(
@@ -275,7 +275,7 @@ def test_rounding_is_never_cut_off(lo, seed):
 def test_what_is_not_known_of_weights_counts(start):
     """Twice a weight in [1 - 1/4, 1 + 1/4], and an offset of up to 1/8."""
     known = Affine(
-        parts={0: Matrix(values=column(1), radius=column(0.25))},
+        matrices={0: Matrix(values=column(1), radius=column(0.25))},
         offset=Matrix(values=column(0), radius=column(0.125)),
     )
     relaxation = Relaxation(Interval(*map(column, start)))
@@ -284,7 +284,7 @@ def test_what_is_not_known_of_weights_counts(start):
     unit, flat = column(1), column(0)
     lines = Lines(below=Line(unit, flat), above=Line(unit, flat))
     relaxation.add(known, reads, lines, reads)
-    again = replace(known, parts={1: known.parts[0]})
+    again = replace(known, matrices={1: known.matrices[0]})
     assert float(relaxation.reads(again).hi) == pytest.approx(1.375 * 1.25 + 0.125)
 
 

@@ -41,10 +41,10 @@ def test_a_plain_network_is_read_without_rounding():
     network = as_network(*CASES["dense"]())
     blocks = as_neuron_blocks(network)
     first, second = (layer.weight for layer in network.layers)
-    assert torch.equal(blocks.blocks[0].reads.parts[0].values, first)
-    assert torch.equal(blocks.output.parts[1].values, second)
+    assert torch.equal(blocks.blocks[0].reads.matrices[0].values, first)
+    assert torch.equal(blocks.output.matrices[1].values, second)
     for affine in (blocks.blocks[0].reads, blocks.output):
-        assert all(not matrix.radius.any() for matrix in affine.parts.values())
+        assert all(not matrix.radius.any() for matrix in affine.matrices.values())
 
 
 def fractions(matrix):
@@ -78,7 +78,7 @@ def test_merged_layers_stay_within_their_radius(seed):
     torch.manual_seed(seed)
     for layer in model[:2]:
         nn.init.normal_(layer.weight)
-    matrix = as_neuron_blocks(as_network(model, (3,))).blocks[0].reads.parts[0]
+    matrix = as_neuron_blocks(as_network(model, (3,))).blocks[0].reads.matrices[0]
     first, second = (fractions(layer.weight) for layer in model[:2])
     for i in range(2):
         for j in range(3):

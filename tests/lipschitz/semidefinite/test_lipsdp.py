@@ -84,9 +84,9 @@ def formal_constant(network):
         known = [torch.eye(blocks.inputs, dtype=torch.float64)]
         for block in blocks.blocks:
             chosen = slopes[start : start + len(block)].unsqueeze(1)
-            known.append(chosen * sum(m.values @ known[s] for s, m in block.reads.parts.items()))
+            known.append(chosen * sum(m.values @ known[s] for s, m in block.reads.matrices.items()))
             start += len(block)
-        whole = sum(m.values @ known[s] for s, m in blocks.output.parts.items())
+        whole = sum(m.values @ known[s] for s, m in blocks.output.matrices.items())
         best = max(best, float(torch.linalg.matrix_norm(whole, 2)))
     return best
 
