@@ -15,7 +15,7 @@ from lipbench.config.entries import (
     plugin,
     selection,
 )
-from lipbench.config.problems import ConfigError, Invalid, Place, attempt
+from lipbench.config.problems import ConfigError, Invalid, Location, attempt
 from lipbench.config.settings import Benchmark, Config, EvaluationSettings, Heading, NoiseEntry
 from lipbench.config.strict import construct, convert, structure
 from lipbench.dataset import Dataset
@@ -25,7 +25,7 @@ from lipbench.training.settings import MethodEntry, TrainingSettings
 
 T = TypeVar("T")
 
-_PARTS = ("dataset", "model", "training", "selection", "evaluation", "method")
+_TABLES = ("dataset", "model", "training", "selection", "evaluation", "method")
 
 
 def read(path: Path | str) -> Config:
@@ -45,8 +45,8 @@ def read(path: Path | str) -> Config:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        found = re.search(r"at line (\d+)", str(error))
-        line = int(found.group(1)) if found else len(text.splitlines())
+        match = re.search(r"at line (\d+)", str(error))
+        line = int(match.group(1)) if match else len(text.splitlines())
         raise ConfigError([f"{path}:{line}: cannot be read as TOML: {error}"]) from error
     return parse(table, str(path), text)
 
@@ -63,33 +63,33 @@ def parse(table: Mapping[str, Any], source: str = "configuration", text: str = "
         ConfigError: With all mistakes.
     """
     lines = tuple(text.splitlines())
-    place = Place(source=source, lines=lines, span=range(len(lines)))
+    location = Location(source=source, lines=lines, span=range(len(lines)))
     settings = {key: value for key, value in table.items() if key != "benchmark"}
-    head = attempt(structure, Config, settings, place, {"benchmarks": ()}, ["benchmark"])
+    head = attempt(structure, Config, settings, location, {"benchmarks": ()}, ["benchmark"])
     seeds = head.seeds if head else (0,)
-    benchmarks = _list(table, "benchmark", place, lambda raw, at: _benchmark(raw, at, seeds))
+    benchmarks = _list(table, "benchmark", location, lambda raw, at: _benchmark(raw, at, seeds))
     taken: set[str] = set()
     for benchmark in benchmarks:
         if benchmark.name in taken:
-            place.report(f"benchmark {benchmark.name!r} is there twice: give each its own name")
+            location.report(f"benchmark {benchmark.name!r} is there twice: give each its own name")
         taken.add(benchmark.name)
     if not table.get("benchmark"):
-        place.report("there is no [[benchmark]]")
-    if place.problems or head is None:
-        raise ConfigError(place.problems)
+        location.report("there is no [[benchmark]]")
+    if location.problems or head is None:
+        raise ConfigError(location.problems)
     return Config(benchmarks=benchmarks, schema=head.schema, seeds=head.seeds, device=head.device)
 
 
-def _benchmark(table: Mapping[str, Any], place: Place, seeds: tuple[int, ...]) -> Benchmark:
-    own = {"seeds": list(seeds)} | {key: table[key] for key in table if key not in _PARTS}
-    heading = attempt(structure, Heading, own, place, {}, _PARTS)
-    dataset = attempt(_part, "lipbench.datasets", Dataset, "dataset", table, place)
-    model = attempt(_part, "lipbench.models", Model, "model", table, place)
-    training = attempt(_training, table, place)
-    chosen = attempt(selection, table.get("selection", "last"), place.at("selection"))
-    evaluation = attempt(_evaluation, table.get("evaluation", {}), place.at("evaluation"))
-    methods = attempt(_methods, table, place, training)
-    parts = {
+def _benchmark(table: Mapping[str, Any], location: Location, seeds: tuple[int, ...]) -> Benchmark:
+    fields = {"seeds": list(seeds)} | {key: table[key] for key in table if key not in _TABLES}
+    heading = attempt(structure, Heading, fields, location, {}, _TABLES)
+    dataset = attempt(_required_plugin, "lipbench.datasets", Dataset, "dataset", table, location)
+    model = attempt(_required_plugin, "lipbench.models", Model, "model", table, location)
+    training = attempt(_training, table, location)
+    chosen = attempt(selection, table.get("selection", "last"), location.at("selection"))
+    evaluation = attempt(_evaluation, table.get("evaluation", {}), location.at("evaluation"))
+    methods = attempt(_methods, table, location, training)
+    tables = {
         "dataset": dataset,
         "model": model,
         "training": training,
@@ -97,80 +97,87 @@ def _benchmark(table: Mapping[str, Any], place: Place, seeds: tuple[int, ...]) -
         "evaluation": evaluation,
         "methods": methods,
     }
-    if heading is None or None in parts.values():
+    if heading is None or None in tables.values():
         raise Invalid
     names = {f"{part}_name": _name(table[part]) for part in ("dataset", "model")}
-    own = {"name": heading.name, "seeds": heading.seeds}
-    return construct(Benchmark, {**own, **names, **parts}, place)
+    fields = {"name": heading.name, "seeds": heading.seeds}
+    return construct(Benchmark, {**fields, **names, **tables}, location)
 
 
-def _part(group: str, base: type[T], key: str, table: Mapping[str, Any], place: Place) -> T:
+def _required_plugin(
+    group: str, base: type[T], key: str, table: Mapping[str, Any], location: Location
+) -> T:
     if key not in table:
-        raise place.report(f"missing key {key!r}")
-    inside = place.at(key)
+        raise location.report(f"missing key {key!r}")
+    inside = location.at(key)
     return plugin(group, base, named(table[key], key, inside), inside)
 
 
-def _training(table: Mapping[str, Any], place: Place) -> TrainingSettings:
+def _training(table: Mapping[str, Any], location: Location) -> TrainingSettings:
     if "training" not in table:
-        raise place.report("missing key 'training'")
-    settings: TrainingSettings = convert(TrainingSettings, table["training"], "training", place)
+        raise location.report("missing key 'training'")
+    settings: TrainingSettings = convert(TrainingSettings, table["training"], "training", location)
     return settings
 
 
-def _evaluation(raw: Any, place: Place) -> EvaluationSettings:
+def _evaluation(raw: Any, location: Location) -> EvaluationSettings:
     if not isinstance(raw, dict):
-        raise place.report(f"evaluation must be a table, got {raw!r}")
+        raise location.report(f"evaluation must be a table, got {raw!r}")
     lists = {
-        "noise": _list(raw, "noise", place, lambda one, at: structure(NoiseEntry, one, at)),
-        "attack": _list(raw, "attack", place, attack_entry),
-        "bound": _list(raw, "bound", place, bound_entry),
-        "certificate": _list(raw, "certificate", place, certificate_entry),
+        "noise": _list(raw, "noise", location, lambda entry, at: structure(NoiseEntry, entry, at)),
+        "attack": _list(raw, "attack", location, attack_entry),
+        "bound": _list(raw, "bound", location, bound_entry),
+        "certificate": _list(raw, "certificate", location, certificate_entry),
     }
-    own = {key: value for key, value in raw.items() if key not in lists}
-    return structure(EvaluationSettings, own, place, lists, lists)
+    fields = {key: value for key, value in raw.items() if key not in lists}
+    return structure(EvaluationSettings, fields, location, lists, lists)
 
 
 def _methods(
-    table: Mapping[str, Any], place: Place, training: TrainingSettings | None
+    table: Mapping[str, Any], location: Location, training: TrainingSettings | None
 ) -> tuple[MethodEntry, ...]:
     if not table.get("method"):
-        raise place.report("there is no [[benchmark.method]]")
-    return _list(table, "method", place, lambda raw, at: method_entry(raw, at, training))
+        raise location.report("there is no [[benchmark.method]]")
+    return _list(table, "method", location, lambda raw, at: method_entry(raw, at, training))
 
 
 def _list(
-    table: Mapping[str, Any], key: str, place: Place, make: Callable[[dict[str, Any], Place], T]
+    table: Mapping[str, Any],
+    key: str,
+    location: Location,
+    make: Callable[[dict[str, Any], Location], T],
 ) -> tuple[T, ...]:
     """Return what `make` makes of each table of a list, without those it finds invalid."""
     raws = table.get(key, [])
     if not isinstance(raws, list):
-        place.report(f"{key} must be a list of tables, got {raws!r}", key)
+        location.report(f"{key} must be a list of tables, got {raws!r}", key)
         return ()
-    spans = _spans(place, key)
-    made: list[T] = []
+    spans = _spans(location, key)
+    entries: list[T] = []
     valid: dict[int, T] = {}
     for number, raw in enumerate(raws, 1):
         span = spans[number - 1] if len(spans) == len(raws) else None
-        inside = place.at(_label(key, number, raw), span)
-        known = len(place.problems)
-        one = attempt(_entry, key, raw, inside, make)
-        if one is not None:
-            made.append(one)
-        if one is not None and len(place.problems) == known:
-            twins = [earlier for earlier, other in valid.items() if other == one]
+        inside = location.at(_label(key, number, raw), span)
+        known = len(location.problems)
+        entry = attempt(_entry, key, raw, inside, make)
+        if entry is not None:
+            entries.append(entry)
+        if entry is not None and len(location.problems) == known:
+            twins = [earlier for earlier, twin in valid.items() if twin == entry]
             if twins:
                 inside.report(f"is the same as {key} {twins[0]}: leave one out")
-            valid[number] = one
-    return tuple(made)
+            valid[number] = entry
+    return tuple(entries)
 
 
-def _entry(key: str, raw: Any, place: Place, make: Callable[[dict[str, Any], Place], T]) -> T:
+def _entry(
+    key: str, raw: Any, location: Location, make: Callable[[dict[str, Any], Location], T]
+) -> T:
     if key in ("method", "attack", "bound", "certificate"):
-        raw = named(raw, key, place)
+        raw = named(raw, key, location)
     elif not isinstance(raw, dict):
-        raise place.report(f"{key} must be a table, got {raw!r}")
-    return make(raw, place)
+        raise location.report(f"{key} must be a table, got {raw!r}")
+    return make(raw, location)
 
 
 def _label(key: str, number: int, raw: Any) -> str:
@@ -185,11 +192,11 @@ def _name(raw: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _spans(place: Place, key: str) -> list[range]:
+def _spans(location: Location, key: str) -> list[range]:
     """Return the lines of the tables whose headers end with `key`, or of its inline list."""
     header = re.compile(rf"^\s*\[\[(\s*benchmark\s*\.)?\s*{key}\s*\]\]")
-    starts = [number for number in place.span if header.search(place.lines[number])]
+    starts = [number for number in location.span if header.search(location.lines[number])]
     if not starts:
-        return place.entries(key)
-    stops = [*starts[1:], place.span.stop][: len(starts)]
+        return location.entries(key)
+    stops = [*starts[1:], location.span.stop][: len(starts)]
     return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]

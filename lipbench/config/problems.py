@@ -14,7 +14,7 @@ _TOKENS = re.compile(r"""\n|#[^\n]*|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|[][{},]|[^][{}
 
 
 class ConfigError(Exception):
-    """A configuration is not valid; `problems` are all its mistakes, each with its place."""
+    """A configuration is not valid; `problems` are all its mistakes, each with its location."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -26,8 +26,8 @@ class Invalid(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """A table of a configuration file; problems of all tables go to one list."""
+class Location:
+    """Where a table stands in a configuration file; problems of all tables go to one list."""
 
     source: str
     """Name of the file."""
@@ -39,11 +39,11 @@ class Place:
     """How a person calls the table, from the outside in."""
     problems: list[str] = field(default_factory=list)
 
-    def at(self, label: str, span: range | None = None) -> "Place":
+    def at(self, label: str, span: range | None = None) -> "Location":
         """Return a table inside this one; without `span` it is looked for by its label."""
-        found = self._find(label) if span is None else None
+        first = self._find(label) if span is None else None
         if span is None:
-            span = self.span if found is None else range(found, self.span.stop)
+            span = self.span if first is None else range(first, self.span.stop)
         return replace(self, labels=(*self.labels, label), span=span)
 
     def entries(self, key: str) -> list[range]:
@@ -60,8 +60,8 @@ class Place:
         if line is None and self.span:
             line = self.span.start
         source = self.source if line is None else f"{self.source}:{line + 1}"
-        parts = (source, ", ".join(self.labels), problem.rstrip("."))
-        self.problems.append(": ".join(part for part in parts if part))
+        pieces = (source, ", ".join(self.labels), problem.rstrip("."))
+        self.problems.append(": ".join(piece for piece in pieces if piece))
         return Invalid(problem)
 
     def _find(self, key: str) -> int | None:

@@ -31,12 +31,12 @@ def plugin_json(name: str, plugin: Any) -> dict[str, Any]:
 
 def method_json(entry: MethodEntry) -> dict[str, Any]:
     """Return a method's entry: its fields, its target or path, and how it is trained."""
-    own = {
+    entry_fields = {
         "target_accuracy": entry.target_accuracy,
         "path": plain(entry.path),
         "discrepancy": plain(entry.discrepancy),
     }
-    return {**plugin_json(entry.name, entry.method), **own, **fields_json(entry.training)}
+    return {**plugin_json(entry.name, entry.method), **entry_fields, **fields_json(entry.training)}
 
 
 def _benchmark(benchmark: Benchmark) -> dict[str, Any]:
@@ -66,6 +66,8 @@ def _benchmark(benchmark: Benchmark) -> dict[str, Any]:
 def _entry(entry: Any, role: str, name_key: str) -> dict[str, Any]:
     """Return an entry that applies a plugin: the plugin's fields beside the entry's own."""
     used = plugin_json(entry.name, getattr(entry, role))
-    own = {name: value for name, value in fields_json(entry).items() if name not in (role, "name")}
+    entry_fields = {
+        name: value for name, value in fields_json(entry).items() if name not in (role, "name")
+    }
     del used["name"]
-    return {name_key: entry.name, **own, **used}
+    return {name_key: entry.name, **entry_fields, **used}

@@ -14,7 +14,7 @@ def radius_rule(epsilon: float) -> Rule:
 
 def norm_rule(what: str, norm: Norm, norms: frozenset[Norm]) -> Rule:
     """Return the rule that `what` works on a norm, out of those it is made for."""
-    listed = " or ".join(str(one) for one in sorted(norms))
+    listed = " or ".join(str(allowed) for allowed in sorted(norms))
     return norm in norms, f"norm of {what} must be {listed}, got {norm}"
 
 
@@ -37,7 +37,9 @@ def split_rules(dataset: Dataset) -> tuple[Rule, ...]:
         "split_seed": (0, dataset.split_seed),
     }
     kept, known = list(dataset.classes), range(dataset.published_outputs)
-    parts = [size or 0 for size in (dataset.train_size, dataset.pair_size, dataset.validation_size)]
+    split_sizes = [
+        size or 0 for size in (dataset.train_size, dataset.pair_size, dataset.validation_size)
+    ]
     # How many samples are of some classes only the data know, and a sampler has no end of them.
     is_known = not kept and not dataset.pair_sampler
     return (
@@ -46,9 +48,9 @@ def split_rules(dataset: Dataset) -> tuple[Rule, ...]:
             for key, (least, value) in sizes.items()
         ),
         (
-            not is_known or sum(parts) <= dataset.published_size,
+            not is_known or sum(split_sizes) <= dataset.published_size,
             "dataset: train_size, pair_size and validation_size add up to "
-            f"{sum(parts)}, and there are {dataset.published_size} training samples",
+            f"{sum(split_sizes)}, and there are {dataset.published_size} training samples",
         ),
         (
             not kept or (len(set(kept)) == len(kept) > 1 and set(kept) <= set(known)),

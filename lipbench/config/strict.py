@@ -5,7 +5,7 @@ import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lipbench.config.problems import Invalid, Place
+from lipbench.config.problems import Invalid, Location
 from lipbench.fields import keys
 from lipbench.registry import did_you_mean
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 def structure(
     cls: type[T],
     table: Mapping[str, Any],
-    place: Place,
+    location: Location,
     fixed: Mapping[str, Any] | None = None,
     besides: Collection[str] = (),
 ) -> T:
@@ -27,27 +27,27 @@ def structure(
     Args:
         cls: The dataclass; its fields are the keys, without trailing underscores.
         table: Keys and values.
-        place: Where the table stands.
+        location: Where the table stands.
         fixed: Fields that are known already and that the table may not set.
         besides: Keys that are read elsewhere; they only serve to correct a misspelt one.
 
     Raises:
         Invalid: If the table cannot make the dataclass even so.
     """
-    values = read_fields(cls, table, place, fixed or {}, besides) | dict(fixed or {})
+    values = read_fields(cls, table, location, fixed or {}, besides) | dict(fixed or {})
     needed = [key for key, name in keys(cls).items() if _required(cls, name)]
     for key in needed:
         if key not in table and keys(cls)[key] not in values:
-            place.report(f"missing key {key!r}")
+            location.report(f"missing key {key!r}")
     if any(keys(cls)[key] not in values for key in needed):
         raise Invalid
-    return construct(cls, values, place)
+    return construct(cls, values, location)
 
 
 def read_fields(
     cls: type,
     table: Mapping[str, Any],
-    place: Place,
+    location: Location,
     fixed: Collection[str] = (),
     besides: Collection[str] = (),
 ) -> dict[str, Any]:
@@ -59,16 +59,16 @@ def read_fields(
         if key not in by_key:
             hint = did_you_mean(key, [*by_key, *besides])
             listed = hint or f"; known keys: {', '.join(sorted([*by_key, *besides])) or 'none'}"
-            place.report(f"unknown key {key!r}{listed}", key)
+            location.report(f"unknown key {key!r}{listed}", key)
             continue
         try:
-            values[by_key[key]] = convert(hints[by_key[key]], value, key, place)
+            values[by_key[key]] = convert(hints[by_key[key]], value, key, location)
         except Invalid:
             continue
     return values
 
 
-def construct(make: Callable[..., T], values: Mapping[str, Any], place: Place) -> T:
+def construct(make: Callable[..., T], values: Mapping[str, Any], location: Location) -> T:
     """Return `make(**values)`; what its own checks find is reported, a line for each problem.
 
     Raises:
@@ -79,29 +79,29 @@ def construct(make: Callable[..., T], values: Mapping[str, Any], place: Place) -
     except Exception as error:  # a plugin may raise anything
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         for line in text.splitlines() or [repr(error)]:
-            place.report(line, key=line.split(maxsplit=1)[0].rstrip(":"))
+            location.report(line, key=line.split(maxsplit=1)[0].rstrip(":"))
         raise Invalid from error
 
 
-def convert(kind: Any, value: Any, key: str, place: Place) -> Any:
+def convert(kind: Any, value: Any, key: str, location: Location) -> Any:
     """Return a value of the type `kind`, which the key `key` of a table has been set to.
 
     A value of another type is reported and raises `Invalid`; nothing is converted but an int
     where a float is due.
     """
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        inner = place.at(key)
+        inner = location.at(key)
         if isinstance(value, str) and "name" in keys(kind):
             value = {"name": value}
         if not isinstance(value, dict):
-            raise place.report(f"{key} must be a table, got {value!r}", key)
+            raise location.report(f"{key} must be a table, got {value!r}", key)
         return structure(kind, value, inner)
     try:
         return _plain(kind, value)
     except _Mismatch as error:
-        raise place.report(f"{key} must be {error}, got {_shown(value)}", key) from None
+        raise location.report(f"{key} must be {error}, got {_shown(value)}", key) from None
     except ValueError as error:  # of a number of a special kind, such as Norm
-        raise place.report(str(error), key) from None
+        raise location.report(str(error), key) from None
 
 
 def _required(cls: Any, name: str) -> bool:
@@ -118,7 +118,7 @@ def _plain(kind: Any, value: Any) -> Any:
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):
-        return _one_of(kind, arguments, value)
+        return _union(kind, arguments, value)
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in arguments):
             return value
@@ -145,7 +145,7 @@ def _scalar(kind: Any, value: Any) -> Any:
     raise _Mismatch(_called(kind))
 
 
-def _one_of(kind: Any, choices: tuple[Any, ...], value: Any) -> Any:
+def _union(kind: Any, choices: tuple[Any, ...], value: Any) -> Any:
     for choice in choices:
         try:
             return _plain(choice, value)
@@ -161,7 +161,9 @@ def _tuple(kind: Any, entries: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     if len(kinds) != len(value):
         raise _Mismatch(_called(kind))
     try:
-        return tuple(_plain(one, entry) for one, entry in zip(kinds, value, strict=True))
+        return tuple(
+            _plain(inner_kind, entry) for inner_kind, entry in zip(kinds, value, strict=True)
+        )
     except _Mismatch:
         raise _Mismatch(_called(kind)) from None
 
