@@ -147,26 +147,26 @@ def audit(
     inputs = None if data is None else data.inputs
     network, measured = None, None
     try:
-        found = bracket(model, input_shape, kind, domain, time_limit, inputs)
+        enclosure = bracket(model, input_shape, kind, domain, time_limit, inputs)
         network = as_network(model, tuple(input_shape))
     except Refused as refusal:
         measured = _measured(refusal, model, tuple(input_shape), kind, domain, inputs, seed)
-        found = _asked(measured, refusal, kind, domain)
+        enclosure = _asked(measured, refusal, kind, domain)
     claim = None
     if claims is not None:
         claim = Claim(norm=kind, constant=float(claims), domain=domain, tolerance=float(tolerance))
-    verdict = None if claim is None else _verdict(found, claim, MARGIN if measured else 0.0)
+    verdict = None if claim is None else _verdict(enclosure, claim, MARGIN if measured else 0.0)
     accuracy = None
     if data is not None:
         radii = [float(e) for e in (EPSILONS[kind] if epsilons is None else epsilons)]
-        accuracy = _accuracy(model, network, data, kind, domain, radii, found, seed)
+        accuracy = _accuracy(model, network, data, kind, domain, radii, enclosure, seed)
     return Audit(
         norm=kind,
         domain=domain,
-        bracket=found,
+        bracket=enclosure,
         claim=claim,
         verdict=verdict,
-        witness=_witness(found, claim) if claim and verdict == "refuted" else None,
+        witness=_witness(enclosure, claim) if claim and verdict == "refuted" else None,
         accuracy=accuracy,
         measured=measured,
     )
@@ -212,19 +212,23 @@ def _asked(measured: Measured, refusal: Refused, norm: Norm, domain: Box | None)
     )
 
 
-def _verdict(found: Bracket, claim: Claim, margin: float) -> Verdict:
+def _verdict(enclosure: Bracket, claim: Claim, margin: float) -> Verdict:
     allowed = claim.constant * (1 + claim.tolerance)
-    if found.lower > allowed * (1 + margin):
+    if enclosure.lower > allowed * (1 + margin):
         return "refuted"
-    return "proved" if found.upper <= allowed else "open"
+    return "proved" if enclosure.upper <= allowed else "open"
 
 
-def _witness(found: Bracket, claim: Claim) -> Witness | None:
+def _witness(enclosure: Bracket, claim: Claim) -> Witness | None:
     """Return the pair that expands most, if it expands by more than is claimed."""
-    pairs = [one for one in found.bounds if one.side == "lower" and {"u", "v"} <= set(one.proof)]
+    pairs = [
+        bound
+        for bound in enclosure.bounds
+        if bound.side == "lower" and {"u", "v"} <= set(bound.proof)
+    ]
     if not pairs:
         return None
-    best = max(pairs, key=lambda one: one.value)
+    best = max(pairs, key=lambda bound: bound.value)
     if not best.value > claim.constant * (1 + claim.tolerance):
         return None
     return Witness(u=best.proof["u"], v=best.proof["v"], quotient=best.value, found_by=best.name)
@@ -237,7 +241,7 @@ def _accuracy(
     norm: Norm,
     domain: Box | None,
     epsilons: Sequence[float],
-    found: Bracket,
+    enclosure: Bracket,
     seed: int,
 ) -> Accuracy:
     with torch.no_grad():
@@ -246,16 +250,16 @@ def _accuracy(
             raise ValueError(
                 f"the network has {outputs} outputs and {data.name} {classes} classes."
             )
-        parts = zip(data.inputs.split(BATCH_SIZE), data.labels.split(BATCH_SIZE), strict=True)
-        correct = torch.cat([Batch(x, y).correct(model(x)) for x, y in parts])
+        batches = zip(data.inputs.split(BATCH_SIZE), data.labels.split(BATCH_SIZE), strict=True)
+        correct = torch.cat([Batch(x, y).correct(model(x)) for x, y in batches])
     remarks: list[str] = []
     radius = None
     if domain is not None:
         remarks.append("certified accuracy needs bounds on all of space: leave the domain out.")
     elif network is None:
         remarks.append("certified accuracy needs an upper bound, and there is none.")
-    elif math.isfinite(found.upper):
-        radius = _radius(network, data, norm, epsilons, found)
+    elif math.isfinite(enclosure.upper):
+        radius = _radius(network, data, norm, epsilons, enclosure)
     attacked: list[float | None] = [None] * len(epsilons)
     attack: Any = load("lipbench.attacks", "pgd", Attack)
     if norm not in attack.norms:
@@ -279,14 +283,14 @@ def _accuracy(
 
 
 def _radius(
-    network: Network, data: Labelled, norm: Norm, epsilons: Sequence[float], found: Bracket
+    network: Network, data: Labelled, norm: Norm, epsilons: Sequence[float], enclosure: Bracket
 ) -> Tensor:
     """Return for each sample the largest radius that an upper bound or its own ball certifies."""
-    own = gaps(network, data.inputs, data.labels)
-    uppers = [one.lipschitz for one in found.bounds if one.side in ("upper", "exact")]
-    radii = [certified_radius(own, data.labels, network, upper) for upper in uppers]
+    logit_gaps = gaps(network, data.inputs, data.labels)
+    uppers = [bound.lipschitz for bound in enclosure.bounds if bound.side in ("upper", "exact")]
+    radii = [certified_radius(logit_gaps, data.labels, network, upper) for upper in uppers]
     with suppress(Refused):  # too large for it: then one constant for all has to do
-        radii.append(local_radius(network, norm, data.inputs, data.labels, own, epsilons))
+        radii.append(local_radius(network, norm, data.inputs, data.labels, logit_gaps, epsilons))
     return torch.stack(radii).amax(dim=0)
 
 
@@ -314,7 +318,7 @@ def _attacked(
         assert network is not None
         broken = broken_certificates(network, *sample[:2], result.inputs, radius, norm)
         if broken:
-            raise Unsound(" ".join(one.message for one in broken))
+            raise Unsound(" ".join(violation.message for violation in broken))
     return [float((~result.success).double().mean()) for result in results]
 
 

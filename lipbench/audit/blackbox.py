@@ -102,8 +102,8 @@ def measure(
     if asked.has_gradients(data[:1]):
         pairs = _climbed(asked, pairs, norm, float(norm.length(data).mean()))
     ends = zip(*_candidates(pairs, norm, domain), strict=True)
-    found = [_measured(asked, u, v, norm) for u, v in ends]
-    return replace(_steepest(asked, found, norm), seconds=time.perf_counter() - begin)
+    candidates = [_measured(asked, u, v, norm) for u, v in ends]
+    return replace(_steepest(asked, candidates, norm), seconds=time.perf_counter() - begin)
 
 
 class _BlackBox:
@@ -115,14 +115,16 @@ class _BlackBox:
             single = copy.deepcopy(model).to("cpu", torch.float32)
         except Exception as error:
             raise Unmeasurable(f"it cannot be copied: {error}") from error
-        self._double, self._single = (one.eval().requires_grad_(False) for one in (double, single))
+        self._double, self._single = (
+            network.eval().requires_grad_(False) for network in (double, single)
+        )
         self._rng = rng
 
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Shaped[Tensor, "batch outputs"]:
         """Return the answers of the copy in float64."""
         # Copies, which a network may write to.
-        parts = [self._double(part.clone()).flatten(1) for part in inputs.split(_BATCH)]
-        return torch.cat(parts)
+        outputs = [self._double(batch.clone()).flatten(1) for batch in inputs.split(_BATCH)]
+        return torch.cat(outputs)
 
     def check(self, points: Float[Tensor, "batch *shape"]) -> None:
         """Ask about some points, in several ways.
@@ -132,15 +134,15 @@ class _BlackBox:
         """
         with torch.no_grad():
             try:
-                first, again, one = self(points), self(points), self(points[:1])
+                first, again, alone = self(points), self(points), self(points[:1])
             except Exception as error:
                 raise Unmeasurable(f"it cannot be evaluated in float64: {error}") from error
             if first.dtype != torch.float64 or not first.isfinite().all():
                 raise Unmeasurable(f"it gives {first.dtype}, or numbers that are not finite.")
             if not torch.equal(first, again):
                 raise Unmeasurable("it answers the same inputs differently when asked again.")
-            apart = float((first[:1] - one).abs().max())
-            if apart > _BATCHED * (1 + float(one.abs().max())):
+            apart = float((first[:1] - alone).abs().max())
+            if apart > _BATCHED * (1 + float(alone.abs().max())):
                 raise Unmeasurable("its answer to an input depends on others in the batch.")
 
     def has_gradients(self, points: Float[Tensor, "batch *shape"]) -> bool:
@@ -155,8 +157,8 @@ class _BlackBox:
             alone = self(point.unsqueeze(0))
             batched = self(torch.cat([point.unsqueeze(0), near]))
             single = self._single(point.to(torch.float32).unsqueeze(0)).flatten(1)
-        others = torch.cat([batched, single.to(torch.float64)])
-        off = float(norm.length(others - alone).max().nan_to_num(torch.inf))
+        variants = torch.cat([batched, single.to(torch.float64)])
+        off = float(norm.length(variants - alone).max().nan_to_num(torch.inf))
         return alone[0], off + _ROUNDING * float(norm.length(alone))
 
     def _neighbours(self, point: Tensor, norm: Norm) -> Tensor:
@@ -174,10 +176,10 @@ def _first_pairs(
     if domain is not None:
         near = near.clamp(*domain)
     u, v = torch.cat([data, data]), torch.cat([near, data.roll(1, dims=0)])
-    found = quotients(asked, u, v, norm)
-    best = found.topk(min(_PAIRS, len(u))).indices
+    ratios = quotients(asked, u, v, norm)
+    best = ratios.topk(min(_PAIRS, len(u))).indices
     apart = norm.length(u - v)[best]
-    step = 0.1 * (apart / found[best].clamp_min(1e-12)) ** 2
+    step = 0.1 * (apart / ratios[best].clamp_min(1e-12)) ** 2
     return engine.Pairs.of(u[best], v[best], step, domain)
 
 
@@ -196,11 +198,11 @@ def _candidates(pairs: engine.Pairs, norm: Norm, domain: Box | None) -> tuple[Te
     middle, axes = (u + v) / 2, [1] * (u.ndim - 1)
     run = norm.length(u - v).clamp_min(1e-12)
     direction = (u - v) / run.reshape(-1, *axes)
-    found: list[tuple[Tensor, Tensor]] = [(u, v)]
+    candidates: list[tuple[Tensor, Tensor]] = [(u, v)]
     for share in _APART:
         reach = (share / 2 * (1 + norm.length(middle))).reshape(-1, *axes)
-        found.append((middle + reach * direction, middle - reach * direction))
-    first, second = (torch.cat(ends) for ends in zip(*found, strict=True))
+        candidates.append((middle + reach * direction, middle - reach * direction))
+    first, second = (torch.cat(ends) for ends in zip(*candidates, strict=True))
     return _in_float32(first, domain), _in_float32(second, domain)
 
 
@@ -219,13 +221,13 @@ def _in_float32(points: Tensor, domain: Box | None) -> Tensor:
 def _measured(asked: _BlackBox, u: Tensor, v: Tensor, norm: Norm) -> Measured:
     """Return a pair with its quotient, before it is looked for jumps."""
     run = float(norm.length((u - v).unsqueeze(0)))
-    (one, own), (other, others) = (asked.answer(point, norm) for point in (u, v))
-    error = _DOUBT * (own + others)
+    (f_u, error_u), (f_v, error_v) = (asked.answer(point, norm) for point in (u, v))
+    error = _DOUBT * (error_u + error_v)
     # At half the least distance: the ends were rounded, and held by the domain.
     least = _APART[0] / 2 * (1 + float(norm.length(u.unsqueeze(0))))
     quotient = 0.0
     if run >= least:
-        rise = (one - other)[_largest_changes(one - other)]
+        rise = (f_u - f_v)[_largest_changes(f_u - f_v)]
         quotient = max(0.0, float(norm.length(rise.unsqueeze(0))) - error) / run
     return Measured(u=u, v=v, quotient=quotient, error=error, seconds=0.0)
 
@@ -235,10 +237,10 @@ def _largest_changes(rise: Float[Tensor, " outputs"]) -> Tensor:
     return rise.abs().topk(min(_OUTPUTS, len(rise))).indices
 
 
-def _steepest(asked: _BlackBox, found: Sequence[Measured], norm: Norm) -> Measured:
+def _steepest(asked: _BlackBox, candidates: Sequence[Measured], norm: Norm) -> Measured:
     """Return the pair of the largest quotient, what its outputs jump by taken off."""
     best: Measured | None = None
-    for pair in sorted(found, key=lambda pair: -pair.quotient):
+    for pair in sorted(candidates, key=lambda pair: -pair.quotient):
         if best is not None and pair.quotient <= best.quotient:
             break
         smooth = _without_jumps(asked, pair, norm)
@@ -261,15 +263,15 @@ def _jumps(asked: _BlackBox, u: Tensor, v: Tensor) -> Tensor:
 
     It is followed to the place where it changes most, by halves.
     """
-    one, other = asked(u.unsqueeze(0))[0], asked(v.unsqueeze(0))[0]
-    chosen = _largest_changes(one - other)
-    first, last = one[chosen], other[chosen]
+    f_u, f_v = asked(u.unsqueeze(0))[0], asked(v.unsqueeze(0))[0]
+    chosen = _largest_changes(f_u - f_v)
+    first, last = f_u[chosen], f_v[chosen]
     lo, hi = torch.zeros(len(chosen)).double(), torch.ones(len(chosen)).double()
     for _ in range(_HALVINGS):
         middle = (lo + hi) / 2
         share = middle.reshape(-1, *[1] * u.ndim)
-        found = asked(u + share * (v - u)).gather(1, chosen.unsqueeze(1))[:, 0]
-        before = (found - first).abs() > (last - found).abs()
+        values = asked(u + share * (v - u)).gather(1, chosen.unsqueeze(1))[:, 0]
+        before = (values - first).abs() > (last - values).abs()
         lo, hi = torch.where(before, lo, middle), torch.where(before, middle, hi)
-        first, last = torch.where(before, first, found), torch.where(before, found, last)
+        first, last = torch.where(before, first, values), torch.where(before, values, last)
     return last - first

@@ -43,16 +43,18 @@ def load(target: str, weights: Path | None = None) -> nn.Module:
     Raises:
         NotLoaded: If anything of that cannot be had.
     """
-    place, colon, name = target.partition(":")
-    if not (place and colon and name):
+    source, colon, name = target.partition(":")
+    if not (source and colon and name):
         raise NotLoaded(f"a network is named as package.module:make_net, got {target!r}.")
-    found: Any = _imported(place)
-    for part in name.split("."):
-        if not hasattr(found, part):
-            hint = did_you_mean(part, [one for one in dir(found) if not one.startswith("_")])
-            raise NotLoaded(f"{place} has no {name!r}{hint or '.'}")
-        found = getattr(found, part)
-    model = found if isinstance(found, nn.Module) else _made(target, found)
+    value: Any = _imported(source)
+    for attribute in name.split("."):
+        if not hasattr(value, attribute):
+            hint = did_you_mean(
+                attribute, [candidate for candidate in dir(value) if not candidate.startswith("_")]
+            )
+            raise NotLoaded(f"{source} has no {name!r}{hint or '.'}")
+        value = getattr(value, attribute)
+    model = value if isinstance(value, nn.Module) else _made(target, value)
     if weights is not None:
         _fill(model, weights)
     if any(tensor.is_meta for tensor in model.state_dict().values()):
@@ -98,22 +100,22 @@ def title(facts: Mapping[str, Any]) -> str:
     return f"{facts['code']}{source}, input {shape}, {facts['parameters']:,} parameters"
 
 
-def _imported(place: str) -> Any:
+def _imported(source: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        if place.endswith(".py"):
-            return _from_file(Path(place))
-        return importlib.import_module(place)
+        if source.endswith(".py"):
+            return _from_file(Path(source))
+        return importlib.import_module(source)
     except ModuleNotFoundError as error:
         raise NotLoaded(
-            f"{place} cannot be imported: {error}. Give the name of an installed package, of a "
+            f"{source} cannot be imported: {error}. Give the name of an installed package, of a "
             f"module in {here}, or the path of a file that ends in .py."
         ) from error
     except Exception as error:
         raise NotLoaded(
-            f"{place} raised {type(error).__name__} on import: {error} (-v shows where)."
+            f"{source} raised {type(error).__name__} on import: {error} (-v shows where)."
         ) from error
 
 
@@ -195,7 +197,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             raise NotLoaded(f"{path} is no whole safetensors file: {error}.") from error
     try:
         with torch.serialization.safe_globals(_HARMLESS):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise NotLoaded(
             f"{path} holds more than tensors, and what it holds could run code: save "
@@ -205,7 +207,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise NotLoaded(
             f"{path} cannot be read as weights: {type(error).__name__}: {error}."
         ) from error
-    state = stored.state_in(found)
+    state = stored.state_in(content)
     if state is None:
         raise NotLoaded(f"{path} holds no state_dict, or several: save model.state_dict().")
     return state

@@ -16,20 +16,26 @@ def text(audit: Audit, subject: str) -> str:
     """Return the findings about `subject`, the number of each side named."""
     from tabulate import tabulate
 
-    found = audit.bracket
-    bounds = [
-        (one.name, one.side, f"{one.value:.6g}", f"{one.seconds:.2f}", ", ".join(one.flags))
-        for one in sorted(found.bounds, key=lambda one: one.value)
+    bracket = audit.bracket
+    rows = [
+        (
+            bound.name,
+            bound.side,
+            f"{bound.value:.6g}",
+            f"{bound.seconds:.2f}",
+            ", ".join(bound.flags),
+        )
+        for bound in sorted(bracket.bounds, key=lambda bound: bound.value)
     ]
     heads = ("bound", "side", "value", "seconds", "remarks")
-    parts = [
+    sections = [
         f"{subject}\n{_bracket(audit)}",
-        tabulate(bounds, headers=heads, disable_numparse=True) if bounds else "",
-        "\n".join(f"{name} refused: {reason}" for name, reason in found.refused.items()),
+        tabulate(rows, headers=heads, disable_numparse=True) if rows else "",
+        "\n".join(f"{name} refused: {reason}" for name, reason in bracket.refused.items()),
         _claim(audit),
         "" if audit.accuracy is None else _accuracy(audit.accuracy, _NORMS[audit.norm]),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(section for section in sections if section)
 
 
 def report(audit: Audit, network: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,24 +45,24 @@ def report(audit: Audit, network: Mapping[str, Any]) -> dict[str, Any]:
         audit: What was found.
         network: Where the network comes from, taken over as it is.
     """
-    found = audit.bracket
+    bracket = audit.bracket
     return {
         "network": dict(network),
         "norm": str(audit.norm),
         "domain": None if audit.domain is None else list(audit.domain),
-        "lipschitz_lower": found.lower,
-        "lipschitz_upper": _finite(found.upper),
+        "lipschitz_lower": bracket.lower,
+        "lipschitz_upper": _finite(bracket.upper),
         "bounds": [
             {
-                "name": one.name,
-                "side": one.side,
-                "value": _finite(one.value),
-                "seconds": one.seconds,
-                "flags": list(one.flags),
+                "name": bound.name,
+                "side": bound.side,
+                "value": _finite(bound.value),
+                "seconds": bound.seconds,
+                "flags": list(bound.flags),
             }
-            for one in found.bounds
+            for bound in bracket.bounds
         ],
-        "refused": dict(found.refused),
+        "refused": dict(bracket.refused),
         "measured": _measured_report(audit),
         "claim": _claim_report(audit),
         "accuracy": None if audit.accuracy is None else _accuracy_report(audit.accuracy),
@@ -64,25 +70,25 @@ def report(audit: Audit, network: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def proofs(audit: Audit) -> dict[str, Tensor]:
-    """Return the witnesses and certificates of all bounds, named bound/part."""
+    """Return the witnesses and certificates of all bounds, named bound/key."""
     return {
-        f"{one.name}/{part}": tensor
-        for one in audit.bracket.bounds
-        for part, tensor in one.proof.items()
+        f"{bound.name}/{key}": tensor
+        for bound in audit.bracket.bounds
+        for key, tensor in bound.proof.items()
     }
 
 
 def _bracket(audit: Audit) -> str:
-    found = audit.bracket
+    bracket = audit.bracket
     where = "all of space" if audit.domain is None else "[{:g}, {:g}]".format(*audit.domain)
     line = (
         f"Lipschitz constant in norm {audit.norm} on {where}: "
-        f"at least {found.lower:.6g}, at most {found.upper:.6g}"
+        f"at least {bracket.lower:.6g}, at most {bracket.upper:.6g}"
     )
     if audit.measured is not None:
         return f"{line}\n{_how(audit.measured)}"
-    tight = found.lower > 0 and math.isfinite(found.upper)
-    return f"{line} (ratio {found.upper / found.lower:.3g})" if tight else line
+    tight = bracket.lower > 0 and math.isfinite(bracket.upper)
+    return f"{line} (ratio {bracket.upper / bracket.lower:.3g})" if tight else line
 
 
 def _claim(audit: Audit) -> str:
@@ -131,7 +137,8 @@ def _accuracy(accuracy: Accuracy, norm: str) -> str:
         return "" if share is None else f"{100 * share:.2f}"
 
     rows = [
-        (f"{one.epsilon:g}", percent(one.certified), percent(one.attacked)) for one in accuracy.at
+        (f"{robustness.epsilon:g}", percent(robustness.certified), percent(robustness.attacked))
+        for robustness in accuracy.at
     ]
     heads = (f"{norm} radius", "certified %", "attacked %")
     lines = [
@@ -147,20 +154,20 @@ def _claim_report(audit: Audit) -> dict[str, Any] | None:
     claim, witness = audit.claim, audit.witness
     if claim is None:
         return None
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "constant": claim.constant,
         "tolerance": claim.tolerance,
         "verdict": audit.verdict,
         "witness": None,
     }
     if witness is not None:
-        found["witness"] = {
+        values["witness"] = {
             "found_by": witness.found_by,
             "quotient": witness.quotient,
             "u": witness.u.tolist(),
             "v": witness.v.tolist(),
         }
-    return found
+    return values
 
 
 def _accuracy_report(accuracy: Accuracy) -> dict[str, Any]:
@@ -170,11 +177,11 @@ def _accuracy_report(accuracy: Accuracy) -> dict[str, Any]:
         "clean_accuracy": accuracy.clean,
         "at": [
             {
-                "epsilon": one.epsilon,
-                "robust_accuracy": one.attacked,
-                "certified_accuracy": one.certified,
+                "epsilon": robustness.epsilon,
+                "robust_accuracy": robustness.attacked,
+                "certified_accuracy": robustness.certified,
             }
-            for one in accuracy.at
+            for robustness in accuracy.at
         ],
         "remarks": list(accuracy.remarks),
     }

@@ -18,16 +18,16 @@ _OLDER = (
 """Ends of names of parametrised weights, and those that torch gave the same tensors before."""
 
 
-def state_in(found: Any) -> dict[str, Tensor] | None:
+def state_in(content: Any) -> dict[str, Tensor] | None:
     """Return the state_dict that a file is or holds, None if there is none, or no telling which."""
-    if _is_state(found):
-        return dict(found)
-    if not isinstance(found, Mapping):
+    if _is_state(content):
+        return dict(content)
+    if not isinstance(content, Mapping):
         return None
-    parts = {name: part for name, part in found.items() if _is_state(part)}
-    usual = [name for name in _USUAL if name in parts]
-    names = usual[:1] or list(parts)
-    return dict(parts[names[0]]) if len(names) == 1 else None
+    states = {name: value for name, value in content.items() if _is_state(value)}
+    usual = [name for name in _USUAL if name in states]
+    names = usual[:1] or list(states)
+    return dict(states[names[0]]) if len(names) == 1 else None
 
 
 def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,45 +43,45 @@ def fitted(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[st
     """
     rest = dict(state)
     while True:
-        found = _completed(_renamed(rest, wanted), wanted)
-        if found.keys() == wanted.keys():
-            return found
+        matched = _completed(_renamed(rest, wanted), wanted)
+        if matched.keys() == wanted.keys():
+            return matched
         firsts = {name.partition(".")[0] for name in rest}
         if len(firsts) != 1 or not all("." in name for name in rest):
             return _completed(_renamed(state, wanted), wanted)
         rest = {name.partition(".")[2]: value for name, value in rest.items()}
 
 
-def _is_state(found: Any) -> bool:
+def _is_state(content: Any) -> bool:
     return (
-        isinstance(found, Mapping)
-        and bool(found)
-        and all(isinstance(name, str) for name in found)
-        and all(isinstance(value, Tensor) for value in found.values())
+        isinstance(content, Mapping)
+        and bool(content)
+        and all(isinstance(name, str) for name in content)
+        and all(isinstance(value, Tensor) for value in content.values())
     )
 
 
 def _renamed(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = dict(state)
+    renamed = dict(state)
     for name in wanted.keys() - state.keys():
         for newer, older in _OLDER:
             former = name.removesuffix(newer) + older
-            if name.endswith(newer) and former in found:
-                found[name] = found.pop(former)
-    return found
+            if name.endswith(newer) and former in renamed:
+                renamed[name] = renamed.pop(former)
+    return renamed
 
 
 def _completed(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = dict(state)
-    places = {_place(wanted[name]): name for name in state.keys() & wanted.keys()}
+    completed = dict(state)
+    names_by_identity = {_identity(wanted[name]): name for name in state.keys() & wanted.keys()}
     for name in wanted.keys() - state.keys():
-        same = places.get(_place(wanted[name]))
+        same = names_by_identity.get(_identity(wanted[name]))
         if re.search(r"(^|\.)num_batches_tracked$", name):
-            found[name] = wanted[name]
+            completed[name] = wanted[name]
         elif same is not None and wanted[name].data_ptr():
-            found[name] = state[same]
-    return found
+            completed[name] = state[same]
+    return completed
 
 
-def _place(tensor: Tensor) -> tuple[int, object, object]:
+def _identity(tensor: Tensor) -> tuple[int, object, object]:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
