@@ -81,19 +81,19 @@ class Ascent(NamedTuple):
     points: Float[Tensor, "batch *shape"]
     """The first misclassified point that was visited, else the last point."""
     margins: Float[Tensor, " batch"]
-    """The largest wrong logit minus the own one there, positive or NaN; else the largest of all
-    points that were visited."""
+    """The largest wrong logit minus that of the label there, positive or NaN; else the largest of
+    all points that were visited."""
 
     @property
     def survivors(self) -> Int[Tensor, " left"]:
         """Return the indices of the samples that are still classified correctly."""
         return (self.margins <= 0).nonzero().squeeze(1)
 
-    def keep(self, rows: Int[Tensor, " some"], found: "Ascent") -> None:
-        """Take over, in place, what was found for the samples `rows` if its margin is larger."""
-        worse = ~(found.margins <= self.margins[rows])
-        self.points[rows[worse]] = found.points[worse]
-        self.margins[rows[worse]] = found.margins[worse]
+    def keep(self, rows: Int[Tensor, " some"], update: "Ascent") -> None:
+        """Take over, in place, an update of the samples `rows` where its margin is larger."""
+        worse = ~(update.margins <= self.margins[rows])
+        self.points[rows[worse]] = update.points[worse]
+        self.margins[rows[worse]] = update.margins[worse]
 
 
 _FULL = 0.9
@@ -133,26 +133,26 @@ def ascend(
         lengths: Length of each step.
         relative: Whether the lengths are in units of each sample's epsilon, or of a pixel.
     """
-    found = Ascent(start.clone(), torch.full_like(start.flatten(1)[:, 0], -torch.inf))
+    worst = Ascent(start.clone(), torch.full_like(start.flatten(1)[:, 0], -torch.inf))
     active = torch.arange(len(start), device=start.device)
     followed = torch.ones_like(active, dtype=torch.bool)
     points, corners = start, threat.corners(centre)
     for number in range(len(lengths) + 1):
         last = number == len(lengths)
         margins, gradient = _evaluate(model, points, labels, active, None if last else objective)
-        largest = found.margins[active]
+        largest = worst.margins[active]
         largest = torch.where(followed & ~(margins <= largest), margins, largest)
-        found.margins[active] = largest
+        worst.margins[active] = largest
         alive = followed & (margins <= 0)
         done = (followed if last else followed & ~alive).nonzero().squeeze(1)
-        found.points[active[done]] = points[done]
+        worst.points[active[done]] = points[done]
         left = alive.nonzero().squeeze(1)
         if last or not len(left):
             break
         followed = alive
         if len(left) < _FULL * len(active):
             points, centre, labels, gradient = (
-                part[left] for part in (points, centre, labels, gradient)
+                tensor[left] for tensor in (points, centre, labels, gradient)
             )
             active, threat, model = active[left], threat.only(left), on_rows(model, left)
             corners = None if corners is None else (corners[0][left], corners[1][left])
@@ -169,10 +169,10 @@ def ascend(
                 # In a corner that every coordinate is pushed into, shorter steps lead nowhere.
                 settled = (points == before).flatten(1).all(dim=1) & followed
                 rows = settled.nonzero().squeeze(1)
-                found.points[active[rows]] = points[rows]
+                worst.points[active[rows]] = points[rows]
                 followed = followed & ~settled
                 model = charged_to(model, followed)
-    return found
+    return worst
 
 
 def _moved(inputs: Tensor, direction: Tensor, length: Tensor | float | int) -> Tensor:

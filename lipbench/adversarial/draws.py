@@ -16,7 +16,7 @@ _KEPT = 2**25
 class Draws:
     """Random tensors for the samples of a data set.
 
-    What a sample gets depends on the generator, the number of the draw and the sample's place in
+    What a sample gets depends on the generator, the number of the draw and the sample's index in
     the data set alone: not on the other samples of its batch, nor on which of them are left. So
     an attack on many networks at once starts where the attack on each of them would.
     """
@@ -28,18 +28,18 @@ class Draws:
         self._kept: dict[tuple[Kind, int, tuple[int, ...]], Tensor] = {}
 
     def take(
-        self, kind: Kind, number: int, shape: tuple[int, ...], places: Int[Tensor, " some"]
+        self, kind: Kind, number: int, shape: tuple[int, ...], index: Int[Tensor, " some"]
     ) -> Float[Tensor, "some *shape"]:
-        """Return the draw with this number for the samples at `places`, on the CPU.
+        """Return the draw with this number for the samples with these indices, on the CPU.
 
         Standard normal, or uniform on [0, 1).
         """
         key = (kind, number, shape)
         drawn = self._kept.get(key)
         if drawn is None:
-            own = stream(self._seed, "attack", kind, str(number))
+            rng = stream(self._seed, "attack", kind, str(number))
             draw = torch.randn if kind == "normal" else torch.rand
-            drawn = draw(self.samples, *shape, generator=own)
+            drawn = draw(self.samples, *shape, generator=rng)
             if sum(kept.numel() for kept in self._kept.values()) + drawn.numel() <= _KEPT:
                 self._kept[key] = drawn
-        return drawn[places]
+        return drawn[index]

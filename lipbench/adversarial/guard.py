@@ -67,5 +67,5 @@ def _private_randomness(rng: torch.Generator, device: torch.device) -> Iterator[
             np.random.set_state(numpy)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num())
+def _same(tensor: Tensor, value: Tensor) -> bool:
+    return torch.equal(tensor, value) or torch.equal(tensor.nan_to_num(), value.nan_to_num())

@@ -98,8 +98,8 @@ def judge_networks(
         group = range(start, min(start + together, len(networks)))
         lot = _lot(len(group), len(inputs), [rngs[number] for number in group])
         problem = _joint(networks, group, inputs, labels, _no_room(norm, domain, inputs), lot)
-        found = _widen(attack, problem, epsilons, rngs[start], batch_size)
-        results += _by_network(found, len(group), len(inputs))
+        outcomes = _widen(attack, problem, epsilons, rngs[start], batch_size)
+        results += _by_network(outcomes, len(group), len(inputs))
     return results
 
 
@@ -124,7 +124,7 @@ def _refuse(attack: Attack, inputs: Tensor, threat: Threat) -> None:
 def _lot(networks: int, samples: int, rngs: Sequence[torch.Generator]) -> Lot:
     return Lot(
         owner=torch.arange(networks).repeat_interleave(samples),
-        place=torch.arange(samples).repeat(networks),
+        index=torch.arange(samples).repeat(networks),
         draws=[Draws(rng, samples) for rng in rngs],
     )
 
@@ -153,8 +153,8 @@ def _by_network(
     results: Sequence[AttackResult], networks: int, samples: int
 ) -> list[list[AttackResult]]:
     return [
-        [sliced(result, slice(place * samples, (place + 1) * samples)) for result in results]
-        for place in range(networks)
+        [sliced(result, slice(network * samples, (network + 1) * samples)) for result in results]
+        for network in range(networks)
     ]
 
 
@@ -170,15 +170,15 @@ def _widen(
     if order:
         _refuse(attack, problem.inputs, problem.within(_radii(epsilons)).threat)
     results: dict[int, AttackResult] = {}
-    found = unattacked(problem.model, problem.inputs, problem.labels, batch_size)
+    outcome = unattacked(problem.model, problem.inputs, problem.labels, batch_size)
     while order:
-        left = survivors(found)
+        left = survivors(outcome)
         room = max(batch_size // max(len(left), 1), 1) if attack.samplewise else 1
         group, order = order[:room], order[room:]
         radii = [epsilons[number] for number in group]
         tried = _try(attack, problem, left, radii, rng, batch_size)
-        for number, part in zip(group, tried, strict=True):
-            found = results[number] = extended(found, left, part)
+        for number, result in zip(group, tried, strict=True):
+            outcome = results[number] = extended(outcome, left, result)
     return [results[number] for number in range(len(epsilons))]
 
 
@@ -193,9 +193,9 @@ def _try(
     """Return the outcome for the samples that are left, for each epsilon, tried all at once."""
     count = len(epsilons)
     # The radii of a sample side by side, so that samples stay in the order of their networks.
-    part = problem.only(left.repeat_interleave(count)).within(_radii(epsilons).repeat(len(left)))
-    tried = attacked(attack, part, rng, batch_size)
-    return [sliced(tried, slice(place, None, count)) for place in range(count)]
+    widened = problem.only(left.repeat_interleave(count)).within(_radii(epsilons).repeat(len(left)))
+    tried = attacked(attack, widened, rng, batch_size)
+    return [sliced(tried, slice(start, None, count)) for start in range(count)]
 
 
 def _radii(epsilons: Sequence[float | int]) -> Tensor:

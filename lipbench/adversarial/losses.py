@@ -12,9 +12,9 @@ from torch import Tensor
 def margin(
     logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
-    """Return the largest wrong logit minus the own one: positive where misclassified."""
-    own, wrong = _split(logits, labels)
-    return wrong.amax(dim=1) - own
+    """Return the largest wrong logit minus that of the label: positive where misclassified."""
+    label_logit, wrong = _split(logits, labels)
+    return wrong.amax(dim=1) - label_logit
 
 
 def error_odds(
@@ -25,8 +25,8 @@ def error_odds(
     Cross entropy is log(1 + exp(this)): both have the same order and parallel gradients, but
     this one does not underflow where the network is sure.
     """
-    own, wrong = _split(logits, labels)
-    return wrong.logsumexp(dim=1) - own
+    label_logit, wrong = _split(logits, labels)
+    return wrong.logsumexp(dim=1) - label_logit
 
 
 def scale_free_error_odds(
@@ -46,7 +46,7 @@ def lead(
     labels: Int[Tensor, " batch"],
     rivals: Int[Tensor, " batch"],
 ) -> Float[Tensor, " batch"]:
-    """Return the logit of one wrong class each, `rivals`, minus the own one."""
+    """Return the logit of one wrong class each, `rivals`, minus that of the label."""
     pair = logits.take_along_dim(torch.stack([rivals, labels], dim=1), dim=1)
     return pair[:, 0] - pair[:, 1]
 
@@ -63,6 +63,6 @@ def divergence(
 
 
 def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    is_own = torch.arange(logits.shape[1], device=logits.device) == labels.unsqueeze(1)
-    own = logits.take_along_dim(labels.unsqueeze(1), dim=1).squeeze(1)
-    return own, logits.masked_fill(is_own, -torch.inf)
+    is_label = torch.arange(logits.shape[1], device=logits.device) == labels.unsqueeze(1)
+    label_logit = logits.take_along_dim(labels.unsqueeze(1), dim=1).squeeze(1)
+    return label_logit, logits.masked_fill(is_label, -torch.inf)

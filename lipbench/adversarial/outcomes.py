@@ -56,7 +56,9 @@ def survivors(result: AttackResult) -> Int[Tensor, " left"]:
     return (~result.success).nonzero().squeeze(1)
 
 
-def extended(result: AttackResult, rows: Int[Tensor, " some"], part: AttackResult) -> AttackResult:
+def extended(
+    result: AttackResult, rows: Int[Tensor, " some"], update: AttackResult
+) -> AttackResult:
     """Return what is known after the samples `rows` were attacked.
 
     A sample that was broken already stays as it was, and what it was asked since is not counted:
@@ -69,11 +71,11 @@ def extended(result: AttackResult, rows: Int[Tensor, " some"], part: AttackResul
         queries=result.queries.clone(),
     )
     open_ = ~result.success[rows]
-    extended.queries[rows.cpu()] += part.queries * open_.cpu()
-    new = part.success & open_
-    extended.inputs[rows[new]] = part.inputs[new]
+    extended.queries[rows.cpu()] += update.queries * open_.cpu()
+    new = update.success & open_
+    extended.inputs[rows[new]] = update.inputs[new]
     extended.success[rows[new]] = True
-    extended.distance[rows[new]] = part.distance[new]
+    extended.distance[rows[new]] = update.distance[new]
     return extended
 
 

@@ -16,14 +16,14 @@ class Lot:
     """Whose the samples of a batch are: of which network, and which of its samples."""
 
     owner: Int[Tensor, " samples"]
-    place: Int[Tensor, " samples"]
+    index: Int[Tensor, " samples"]
     draws: Sequence[Draws]
     """The random numbers of each network."""
 
     def only(self, rows: Tensor) -> "Lot":
         """Return the lot of the samples that `rows`, on any device, selects."""
         rows = rows.cpu()
-        return Lot(owner=self.owner[rows], place=self.place[rows], draws=self.draws)
+        return Lot(owner=self.owner[rows], index=self.index[rows], draws=self.draws)
 
 
 class Counted(nn.Module):
@@ -62,13 +62,13 @@ class OfSamples:
 
     def draw(self, kind: Kind, shape: tuple[int, ...]) -> Float[Tensor, "samples *shape"]:
         """Return one tensor of this shape for each sample, on the CPU."""
-        owner, place = self.lot.owner.cpu(), self.lot.place.cpu()
+        owner, index = self.lot.owner.cpu(), self.lot.index.cpu()
         if len(self.lot.draws) == 1:
-            return self.lot.draws[0].take(kind, self.number, shape, place)
-        drawn = torch.empty(len(place), *shape)
+            return self.lot.draws[0].take(kind, self.number, shape, index)
+        drawn = torch.empty(len(index), *shape)
         for number in owner.unique().tolist():
-            own = owner == number
-            drawn[own] = self.lot.draws[number].take(kind, self.number, shape, place[own])
+            rows = owner == number
+            drawn[rows] = self.lot.draws[number].take(kind, self.number, shape, index[rows])
         return drawn
 
 
@@ -78,11 +78,11 @@ def on_rows(model: Classifier, rows: Tensor) -> Classifier:
     A model to which all samples are alike is returned as it is.
     """
     if isinstance(model, Counted):
-        part = Counted(on_rows(model.model, rows), 0)
-        part.spent, part.rows = model.spent, model.rows[rows.cpu()]
-        part.charged = part.rows
-        part.lot = None if model.lot is None else model.lot.only(rows)
-        return part
+        counted = Counted(on_rows(model.model, rows), 0)
+        counted.spent, counted.rows = model.spent, model.rows[rows.cpu()]
+        counted.charged = counted.rows
+        counted.lot = None if model.lot is None else model.lot.only(rows)
+        return counted
     select = getattr(model, "on_rows", None)
     return model if select is None else select(rows)
 
@@ -94,10 +94,10 @@ def charged_to(model: Classifier, followed: Bool[Tensor, " samples"]) -> Classif
     """
     if not isinstance(model, Counted):
         return model
-    part = Counted(model.model, 0, model.lot)
-    part.spent, part.rows = model.spent, model.rows
-    part.charged = model.rows[followed.cpu()]
-    return part
+    counted = Counted(model.model, 0, model.lot)
+    counted.spent, counted.rows = model.spent, model.rows
+    counted.charged = model.rows[followed.cpu()]
+    return counted
 
 
 def numbers(model: Classifier, rng: torch.Generator, number: int) -> torch.Generator | OfSamples:

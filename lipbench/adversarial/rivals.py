@@ -35,8 +35,8 @@ def nearest_rivals(
     with torch.enable_grad():
         points = inputs.detach().requires_grad_()
         logits = model(points)
-        own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
-        order = logits.detach().masked_fill(own, -torch.inf).argsort(dim=1, descending=True)
+        is_label = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+        order = logits.detach().masked_fill(is_label, -torch.inf).argsort(dim=1, descending=True)
         order = order[:, : min(candidates, logits.shape[1] - 1)]
         distances = []
         for rivals in order.unbind(1):

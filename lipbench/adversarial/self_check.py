@@ -52,8 +52,8 @@ def check_networks(
         AttackInvalid: If it fails for one, or as `judge`.
     """
     inputs, labels = inputs[:_SAMPLES], labels[:_SAMPLES]
-    found = judge_networks(attack, networks, inputs, labels, norm, [0.0], domain, rngs)
-    for number, (attacked,) in enumerate(found):
+    results = judge_networks(attack, networks, inputs, labels, norm, [0.0], domain, rngs)
+    for number, (attacked,) in enumerate(results):
         _compare(attack, networks.alone(number), inputs, labels, attacked)
 
 

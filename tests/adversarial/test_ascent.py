@@ -94,10 +94,10 @@ def test_ascent_equals_its_naive_twin(norm):
     net, inputs, labels, threat = situation(norm, epsilon={2: 0.3, math.inf: 0.03}[norm])
     net, inputs = net.double(), inputs.double()  # the sign of a gradient is a matter of rounding
     lengths = [0.5, 0.4, 0.3, 0.2, 0.1]
-    found = climb(net, inputs, labels, threat, lengths)
-    assert 0 < len(found.survivors) < len(inputs)
+    ascent = climb(net, inputs, labels, threat, lengths)
+    assert 0 < len(ascent.survivors) < len(inputs)
     for row in range(len(inputs)):
-        x, y, own = inputs[row : row + 1], labels[row : row + 1], threat.only(torch.tensor([row]))
+        x, y, ball = inputs[row : row + 1], labels[row : row + 1], threat.only(torch.tensor([row]))
         point, visited = x, []
         for length in [*lengths, None]:
             visited.append((margin(net(point), y).item(), point))
@@ -105,9 +105,9 @@ def test_ascent_equals_its_naive_twin(norm):
                 break
             slope = torch.func.grad(lambda p, y=y: error_odds(net(p), y).sum())(point)
             step = slope.sign() if norm == math.inf else slope / slope.norm()
-            point = own.project(point + length * own.epsilon * step, x)
-        assert found.margins[row].item() == pytest.approx(max(m for m, _ in visited), abs=1e-9)
-        torch.testing.assert_close(found.points[row], visited[-1][1][0], rtol=0, atol=1e-9)
+            point = ball.project(point + length * ball.epsilon * step, x)
+        assert ascent.margins[row].item() == pytest.approx(max(m for m, _ in visited), abs=1e-9)
+        torch.testing.assert_close(ascent.points[row], visited[-1][1][0], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -160,15 +160,15 @@ def test_samples_at_rest_in_a_corner_are_asked_no_more():
         counted = Counted(lambda x: x @ weight.T + bias, 50)
         return climb(counted, inputs, labels, threat, lengths), counted.queries
 
-    found, queries = climbed([0.5] * 40)
-    assert len(found.survivors) > 10
+    ascent, queries = climbed([0.5] * 40)
+    assert len(ascent.survivors) > 10
     assert queries.max() <= 9
     growing, queries = climbed([0.5 + 0.01 * step for step in range(38)])
     assert queries.max() == 39
-    rows = found.survivors
+    rows = ascent.survivors
     assert torch.equal(rows, growing.survivors)
-    assert torch.equal(found.points[rows], growing.points[rows])
-    torch.testing.assert_close(found.margins[rows], growing.margins[rows])
+    assert torch.equal(ascent.points[rows], growing.points[rows])
+    torch.testing.assert_close(ascent.margins[rows], growing.margins[rows])
 
 
 def test_parameters_receive_no_gradients():
@@ -185,9 +185,9 @@ def test_logits_that_are_not_a_number_count_as_broken():
         logits = torch.stack([1 - x.sum(1), x.sum(1) - 9], dim=1)
         return torch.where((x != inputs[: len(x)]).any(1, keepdim=True), torch.nan, logits)
 
-    found = climb(model, inputs, labels, threat, [0.5, 0.5])
-    assert len(found.survivors) == 0
-    assert found.points.isfinite().all()
+    ascent = climb(model, inputs, labels, threat, [0.5, 0.5])
+    assert len(ascent.survivors) == 0
+    assert ascent.points.isfinite().all()
 
 
 @pytest.mark.parametrize("norm", NORMS)

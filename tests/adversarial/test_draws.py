@@ -12,8 +12,8 @@ def generator(seed=0):
 @pytest.mark.parametrize("kind", ["normal", "uniform"])
 def test_a_sample_gets_the_same_whoever_is_beside_it(kind):
     whole = Draws(generator(), 5).take(kind, 0, (3,), torch.arange(5))
-    part = Draws(generator(), 5).take(kind, 0, (3,), torch.tensor([4, 1]))
-    assert torch.equal(part, whole[[4, 1]])
+    some = Draws(generator(), 5).take(kind, 0, (3,), torch.tensor([4, 1]))
+    assert torch.equal(some, whole[[4, 1]])
 
 
 def test_another_number_kind_or_generator_is_another_draw():
@@ -36,7 +36,7 @@ def test_what_is_not_kept_is_drawn_again_alike():
 
 def test_the_samples_of_a_model_have_numbers_of_their_networks():
     draws = [Draws(generator(seed), 3) for seed in (0, 1)]
-    lot = Lot(owner=torch.tensor([0, 0, 1, 1]), place=torch.tensor([0, 2, 0, 2]), draws=draws)
+    lot = Lot(owner=torch.tensor([0, 0, 1, 1]), index=torch.tensor([0, 2, 0, 2]), draws=draws)
     counted = Counted(lambda x: x, 4, lot)
     source = numbers(on_rows(counted, torch.tensor([3, 1])), generator(9), 5)
     assert isinstance(source, OfSamples)

@@ -87,9 +87,9 @@ def test_clean_mistake_is_a_success_at_distance_zero_and_not_attacked():
 
 
 def test_batches_do_not_matter_to_an_attack_without_randomness():
-    whole, parts = judge_line(up), judge_line(up, batch_size=2)
-    assert torch.equal(whole.inputs, parts.inputs)
-    assert torch.equal(whole.distance, parts.distance)
+    whole, batched = judge_line(up), judge_line(up, batch_size=2)
+    assert torch.equal(whole.inputs, batched.inputs)
+    assert torch.equal(whole.distance, batched.distance)
 
 
 def test_queries_count_the_passes_of_the_attack_alone():
@@ -209,8 +209,8 @@ def test_global_generators_are_left_alone_and_follow_the_seed(problem):
 
     drawn, state, numpy = [], torch.get_rng_state(), np.random.get_state()[1].copy()
     for seed in (0, 0, 1):
-        part = net, inputs, labels, threat([0.1] * 50), generator(seed)
-        judge(Scripted(act=careless), *part)
+        arguments = net, inputs, labels, threat([0.1] * 50), generator(seed)
+        judge(Scripted(act=careless), *arguments)
     assert torch.equal(state, torch.get_rng_state())
     assert (numpy == np.random.get_state()[1]).all()
     assert drawn[0] == drawn[1]
@@ -335,9 +335,9 @@ def test_in_a_shared_batch_what_a_smaller_epsilon_broke_stays_as_it_was():
 
 
 def test_every_epsilon_is_checked():
-    part = LINE, ZEROS, INF, (0.1, float("inf")), None, generator()
+    arguments = LINE, ZEROS, INF, (0.1, float("inf")), None, generator()
     with pytest.raises(ValueError, match="finite and at least 0"):
-        judge_epsilons(Scripted(act=up), threshold, *part)
+        judge_epsilons(Scripted(act=up), threshold, *arguments)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(12, [12, 6]), (17, [12, 6]), (18, [18])])
@@ -351,10 +351,10 @@ def test_as_many_networks_are_attacked_together_as_a_batch_has_room_for(batch_si
         seen.append(len(inputs))
         return inputs
 
-    part = inputs, labels, INF, [0.1], None, [generator() for _ in nets]
+    arguments = inputs, labels, INF, [0.1], None, [generator() for _ in nets]
     for attack, expected in ((Mixing(act=watch), sizes), (Scripted(act=watch), [6] * 3)):
         seen.clear()
-        judge_networks(attack, Networks.of(nets), *part, batch_size=batch_size)
+        judge_networks(attack, Networks.of(nets), *arguments, batch_size=batch_size)
         assert seen == expected
 
 
@@ -369,9 +369,9 @@ def test_changing_networks_that_are_attacked_together_is_noticed_and_undone():
         return inputs
 
     before = {name: value.clone() for name, value in networks.params.items()}
-    part = inputs, labels, INF, [0.1], None, [generator(), generator()]
+    arguments = inputs, labels, INF, [0.1], None, [generator(), generator()]
     with pytest.raises(AttackInvalid, match="changed the network"):
-        judge_networks(Mixing(act=tamper), networks, *part)
+        judge_networks(Mixing(act=tamper), networks, *arguments)
     assert all(torch.equal(value, before[name]) for name, value in networks.params.items())
 
 

@@ -18,16 +18,16 @@ def answers(draw):
 
 def gradient(loss, logits, labels):
     logits = logits.clone().requires_grad_()
-    (found,) = torch.autograd.grad(loss(logits, labels).sum(), logits)
-    return found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
+    (slopes,) = torch.autograd.grad(loss(logits, labels).sum(), logits)
+    return slopes / torch.linalg.vector_norm(slopes, dim=1, keepdim=True)
 
 
 @given(answers())
-def test_margin_is_the_best_wrong_logit_minus_the_own_one(answer):
+def test_margin_is_the_best_wrong_logit_minus_that_of_the_label(answer):
     logits, labels = answer
     naive = [
-        max(value for k, value in enumerate(row) if k != own) - row[own]
-        for row, own in zip(logits.tolist(), labels.tolist(), strict=True)
+        max(value for k, value in enumerate(row) if k != label) - row[label]
+        for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
     ]
     assert naive == margin(logits, labels).tolist()
 

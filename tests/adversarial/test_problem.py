@@ -25,24 +25,24 @@ def problem(**fields):
 def test_a_part_has_what_belongs_to_its_samples_in_their_order():
     lot = Lot(
         owner=torch.tensor([0, 0, 1]),
-        place=torch.tensor([0, 1, 0]),
+        index=torch.tensor([0, 1, 0]),
         draws=[Draws(torch.Generator(), 2)],
     )
-    part = problem(lot=lot).only(torch.tensor([2, 0, 2]))
-    assert len(part) == 3
-    assert part.inputs.tolist() == [[4, 5], [0, 1], [4, 5]]
-    assert part.labels.tolist() == [9, 7, 9]
-    assert torch.equal(part.threat.epsilon, torch.tensor([0.3, 0.1, 0.3]))
-    assert part.threat.domain is None
-    assert part.lot.owner.tolist() == [1, 0, 1]
-    assert part.lot.place.tolist() == [0, 0, 0]
-    assert part.lot.draws == lot.draws
+    subset = problem(lot=lot).only(torch.tensor([2, 0, 2]))
+    assert len(subset) == 3
+    assert subset.inputs.tolist() == [[4, 5], [0, 1], [4, 5]]
+    assert subset.labels.tolist() == [9, 7, 9]
+    assert torch.equal(subset.threat.epsilon, torch.tensor([0.3, 0.1, 0.3]))
+    assert subset.threat.domain is None
+    assert subset.lot.owner.tolist() == [1, 0, 1]
+    assert subset.lot.index.tolist() == [0, 0, 0]
+    assert subset.lot.draws == lot.draws
 
 
 def test_the_model_of_a_part_charges_its_samples():
     counted = Counted(lambda x: x, 3)
-    part = problem(model=counted).only(torch.tensor([2, 0]))
-    part.model(part.inputs)
+    subset = problem(model=counted).only(torch.tensor([2, 0]))
+    subset.model(subset.inputs)
     assert counted.queries.tolist() == [1, 0, 1]
 
 

@@ -39,7 +39,7 @@ def a_case(seed=0, count=5, box=(0.0, 1.0)):
     return a_net(module, SHAPE), Batch(inputs, targets, box=box), rng
 
 
-def found(net, batch, norm, epsilon, rng, steps=4, rel_step=0.4):
+def ascent_of(net, batch, norm, epsilon, rng, steps=4, rel_step=0.4):
     threat = around(batch, norm, torch.tensor(epsilon, dtype=torch.float64))
     first = placed(batch, unit_offsets(batch.inputs, norm, rng), threat)
     inputs = batch.inputs
@@ -49,7 +49,7 @@ def found(net, batch, norm, epsilon, rng, steps=4, rel_step=0.4):
 @pytest.mark.parametrize("norm", NORMS, ids=str)
 def test_it_is_the_ascent_on_cross_entropy_sample_by_sample_in_evaluation_mode(norm):
     net, batch, rng = a_case()
-    first, points = found(net, batch, norm, 0.3, rng)
+    first, points = ascent_of(net, batch, norm, 0.3, rng)
     module = net.module()
 
     def height(point, row):
@@ -63,24 +63,24 @@ def test_it_is_the_ascent_on_cross_entropy_sample_by_sample_in_evaluation_mode(n
 @given(seed=st.integers(0, 10**6), epsilon=st.floats(0, 2), norm=st.sampled_from(NORMS))
 def test_points_stay_in_ball_and_box(seed, epsilon, norm):
     net, batch, rng = a_case(seed)
-    first, points = found(net, batch, norm, epsilon, rng)
-    for place in (first, points):
-        assert float(norm.length(place - batch.inputs).max()) <= epsilon * (1 + 1e-6) + 1e-12
-        assert float(place.min()) >= 0
-        assert float(place.max()) <= 1
+    first, points = ascent_of(net, batch, norm, epsilon, rng)
+    for moved in (first, points):
+        assert float(norm.length(moved - batch.inputs).max()) <= epsilon * (1 + 1e-6) + 1e-12
+        assert float(moved.min()) >= 0
+        assert float(moved.max()) <= 1
     if epsilon == 0:
         assert torch.equal(points, batch.inputs)
 
 
 def test_the_loss_grows():
     net, batch, rng = a_case(count=40)
-    first, points = found(net, batch, Norm(2), 0.2, rng)
+    first, points = ascent_of(net, batch, Norm(2), 0.2, rng)
     assert float(batch.loss(net(points))) > float(batch.loss(net(first))) + 0.1
 
 
 def test_without_a_box_points_may_leave_it():
     net, batch, rng = a_case(box=None)
-    _, points = found(net, batch, Norm(torch.inf), 0.5, rng)
+    _, points = ascent_of(net, batch, Norm(torch.inf), 0.5, rng)
     assert float(points.min()) < 0
     assert float(points.max()) > 1
 
@@ -101,7 +101,7 @@ def test_a_network_that_is_sure_does_not_stop_the_ascent():
 def test_squared_errors_are_climbed_where_the_task_is_regression():
     net, batch, rng = a_case()
     batch = Batch(batch.inputs, torch.zeros(5, 3, dtype=torch.float64), "regression")
-    first, points = found(net, batch, Norm(2), 0.3, rng)
+    first, points = ascent_of(net, batch, Norm(2), 0.3, rng)
     assert float(batch.loss(net(points))) > float(batch.loss(net(first)))
 
 

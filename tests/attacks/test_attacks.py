@@ -26,7 +26,7 @@ def installed():
             known = variants(GROUP, name, plugin) if is_family(plugin) else None
         except PluginError:
             continue
-        yield from [name] if known is None else [f"{name}:{one}" for one in known]
+        yield from [name] if known is None else [f"{name}:{variant}" for variant in known]
 
 
 def generator(seed=0):
@@ -92,11 +92,11 @@ def test_same_seed_gives_the_same_result(attack, problem):
     net, inputs, labels = problem
     threat = the_threat(attack, 0.1, 30)
     torch.manual_seed(0)
-    one = judge(attack, net, inputs, labels, threat, generator())
+    first = judge(attack, net, inputs, labels, threat, generator())
     torch.manual_seed(1)
-    two = judge(attack, net, inputs, labels, threat, generator())
-    assert torch.equal(one.inputs, two.inputs)
-    assert torch.equal(one.queries, two.queries)
+    second = judge(attack, net, inputs, labels, threat, generator())
+    assert torch.equal(first.inputs, second.inputs)
+    assert torch.equal(first.queries, second.queries)
 
 
 def test_attack_leaves_no_trace(attack, problem):
@@ -134,7 +134,7 @@ def test_pgd_finds_the_exact_robust_accuracy_of_linear_classifiers(
         # Between two samples: on a sample's own radius the verdict would be a matter of rounding.
         epsilon = torch.quantile(radius, quantile, interpolation="midpoint").item()
         exact = (radius > epsilon).double().mean().item()
-        found = accuracy(
+        attacked = accuracy(
             make("pgd"),
             lambda x: scale * (x @ weight.T + bias),
             inputs,
@@ -143,7 +143,7 @@ def test_pgd_finds_the_exact_robust_accuracy_of_linear_classifiers(
             epsilon,
             None,
         )
-        assert exact <= found <= exact + 0.005
+        assert exact <= attacked <= exact + 0.005
 
 
 @pytest.mark.parametrize("scale", [1, 100])
@@ -154,7 +154,7 @@ def test_pgd_finds_the_exact_robust_accuracy_in_the_box(classes, scale):
     labels = (inputs @ weight.T + bias).argmax(dim=1)
     for epsilon in (0.03, 0.1, 0.25):
         exact = exact_box_correct(weight, bias, inputs, labels, epsilon).double().mean().item()
-        found = accuracy(
+        attacked = accuracy(
             make("pgd"),
             lambda x: scale * (x @ weight.T + bias),
             inputs,
@@ -163,7 +163,7 @@ def test_pgd_finds_the_exact_robust_accuracy_in_the_box(classes, scale):
             epsilon,
             (0.0, 1.0),
         )
-        assert exact <= found <= exact + 0.005
+        assert exact <= attacked <= exact + 0.005
 
 
 @pytest.mark.parametrize("loss", ["margin", "cross_entropy"])
@@ -172,12 +172,12 @@ def test_scale_of_the_logits_does_not_change_pgd(norm, loss):
     net, attack = network().eval().double(), make("pgd", losses=(loss,))
     inputs = torch.rand(100, 64, generator=generator(), dtype=torch.float64)
     labels, epsilon = net(inputs).argmax(dim=1), {2: 0.25, math.inf: 0.04}[norm]
-    one, scaled = (
+    plain, scaled = (
         accuracy(attack, lambda x, c=c: c * net(x), inputs, labels, norm, epsilon, (0.0, 1.0))
         for c in (1, 100)
     )
-    assert 0 < one < 1
-    assert one == scaled
+    assert 0 < plain < 1
+    assert plain == scaled
 
 
 def test_scale_of_the_logits_does_not_stop_pgd_l2_sign():
@@ -249,13 +249,13 @@ def test_sign_attack_equals_equation_14():
     x, visited = inputs, []
     for _ in range(6):
         logits = net(x)
-        own = logits.gather(1, labels[:, None])
+        label_logit = logits.gather(1, labels[:, None])
         wrong = logits.scatter(1, labels[:, None], -math.inf).max(dim=1, keepdim=True).values
-        visited.append((wrong - own, x))
+        visited.append((wrong - label_logit, x))
         gradient = torch.func.grad(lambda p: cross_entropy(net(p), labels))(x)
         offset = x + alpha * gradient.sign() - inputs
         x = inputs + offset * (epsilon / offset.norm(dim=1, keepdim=True)).clamp(max=1)
-    margins = torch.cat([one for one, _ in visited], dim=1)
+    margins = torch.cat([margin for margin, _ in visited], dim=1)
     safe = (margins <= 0).all(dim=1)
     assert safe.sum() > 10
     torch.testing.assert_close(proposed[safe], visited[-1][1][safe])
@@ -311,13 +311,13 @@ def test_a_samplewise_attack_does_to_many_networks_what_it_does_to_each(name, no
     def rngs():
         return [generator(seed) for seed in range(3)]
 
-    part = inputs, labels, norm, epsilons, None
-    together = judge_networks(attack, Networks.of(nets), *part, rngs(), batch_size=150)
-    few = judge_networks(attack, Networks.of(nets), *part, rngs(), batch_size=7)
-    for net, rng, *found in zip(nets, rngs(), together, few, strict=True):
-        alone = judge_epsilons(attack, net, *part, rng)
+    arguments = inputs, labels, norm, epsilons, None
+    together = judge_networks(attack, Networks.of(nets), *arguments, rngs(), batch_size=150)
+    few = judge_networks(attack, Networks.of(nets), *arguments, rngs(), batch_size=7)
+    for net, rng, *stacked in zip(nets, rngs(), together, few, strict=True):
+        alone = judge_epsilons(attack, net, *arguments, rng)
         assert 0 < sum(result.accuracy for result in alone) < 3
-        for results in found:
+        for results in stacked:
             for result, expected in zip(results, alone, strict=True):
                 assert torch.equal(result.success, expected.success)
                 torch.testing.assert_close(result.inputs, expected.inputs)
