@@ -68,30 +68,32 @@ def choose(rows: Sequence[Row]) -> tuple[Column, ...]:
     the one that chose the checkpoints is taken if its rows say so, else the first; a column that
     nothing was measured for is left out.
     """
-    found = [*_accuracies(rows), *_attack(rows, 2.0), *_strengths(rows)]
-    found += [*_attack(rows, float("inf")), *_certified(rows), *_radius(rows)]
-    return (*found, *lipschitz_columns(rows), *_gap(rows))
+    columns = [*_accuracies(rows), *_attack(rows, 2.0), *_strengths(rows)]
+    columns += [*_attack(rows, float("inf")), *_certified(rows), *_radius(rows)]
+    return (*columns, *lipschitz_columns(rows), *_gap(rows))
 
 
 def _accuracies(rows: Sequence[Row]) -> list[Column]:
-    found = []
+    columns = []
     metrics = list(dict.fromkeys(row.metric for row in rows))
     if "train_accuracy" in metrics:
-        found.append(
+        columns.append(
             Column(heading="Train", metric="train_accuracy", percent=True, printed="train")
         )
     if "test_accuracy" in metrics:
-        found.append(
+        columns.append(
             Column(
                 heading="Test", metric="test_accuracy", percent=True, compared=True, printed="test"
             )
         )
     for split in dict.fromkeys(row.split for row in rows if row.metric == "mse"):
-        found.append(Column(heading=f"{split} mse".strip().capitalize(), metric="mse", split=split))
+        columns.append(
+            Column(heading=f"{split} mse".strip().capitalize(), metric="mse", split=split)
+        )
     for metric in metrics:
         if match := re.fullmatch(r"noise_accuracy\[(.*)\]", metric):
-            note = ", ".join(part.replace("=", " = ") for part in match[1].split(","))
-            found.append(
+            note = ", ".join(setting.replace("=", " = ") for setting in match[1].split(","))
+            columns.append(
                 Column(
                     heading="Noise",
                     metric=metric,
@@ -102,7 +104,7 @@ def _accuracies(rows: Sequence[Row]) -> list[Column]:
                 )
             )
             break
-    return found
+    return columns
 
 
 def _attack(rows: Sequence[Row], norm: float) -> list[Column]:

@@ -53,7 +53,7 @@ def _separated(best: Entry, second: Entry, source: Source) -> bool:
 def _image_variance(pairs: Sequence[tuple[Row, Row]], source: Source) -> float:
     outcomes = [(source.outcomes(a), source.outcomes(b)) for a, b in pairs]
     paired = [a - b for a, b in outcomes if a is not None and b is not None and a.shape == b.shape]
-    if len(paired) == len(pairs) and len({part.shape for part in paired}) == 1:
+    if len(paired) == len(pairs) and len({difference.shape for difference in paired}) == 1:
         return paired_image_variance(np.stack(paired))
     images = [row.n for pair in pairs for row in pair if row.n]
     if not images:

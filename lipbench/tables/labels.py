@@ -31,11 +31,11 @@ def display_name(name: str) -> str:
 
     Another first word of up to four letters is taken for an acronym.
     """
-    first, *others = name.replace("_", " ").replace(":", " ").split() or [name]
+    first, *rest = name.replace("_", " ").replace(":", " ").split() or [name]
     if first not in _SPELT:
         is_acronym = len(first) <= 4 and first.islower()
         first = first.upper() if is_acronym else first[:1].upper() + first[1:]
-    return " ".join(_SPELT.get(word, word) for word in (first, *others))
+    return " ".join(_SPELT.get(word, word) for word in (first, *rest))
 
 
 def labels(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -79,12 +79,12 @@ def parse(text: str) -> dict[str, Any]:
     return table if isinstance(table, dict) else {"name": table}
 
 
-def _telling(own: Mapping[str, Any], twins: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    keys = sorted({key for table in (own, *twins) for key in table})
-    varying = [key for key in keys if any(table.get(key) != own.get(key) for table in twins)]
+def _telling(params: Mapping[str, Any], twins: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    keys = sorted({key for table in (params, *twins) for key in table})
+    varying = [key for key in keys if any(table.get(key) != params.get(key) for table in twins)]
     for size in range(min(len(varying), 3) + 1):
         for chosen in combinations(varying, size):
-            if all(any(table.get(k) != own.get(k) for k in chosen) for table in twins):
+            if all(any(table.get(k) != params.get(k) for k in chosen) for table in twins):
                 return chosen
     return tuple(varying)
 

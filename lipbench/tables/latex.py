@@ -85,9 +85,9 @@ def _escape_character(character: str) -> str:
         name = {"lamda": "lambda"}.get(name, name)
         if name in _GREEK_NAMES:
             return rf"\ensuremath{{\{_command(name)}}}"
-    parts = unicodedata.normalize("NFD", character)
-    if len(parts) == 2 and parts[0].isascii() and parts[1] in _ACCENTS:
-        return f"{_ACCENTS[parts[1]]}{{{parts[0]}}}"
+    decomposed = unicodedata.normalize("NFD", character)
+    if len(decomposed) == 2 and decomposed[0].isascii() and decomposed[1] in _ACCENTS:
+        return f"{_ACCENTS[decomposed[1]]}{{{decomposed[0]}}}"
     return f"[U+{ord(character):04X}]"
 
 
@@ -104,18 +104,18 @@ def _strings(block: Block) -> dict[str, object]:
 
 
 def _heading(column: Column) -> list[str]:
-    return [_heading_part(part) for part in heading(column)]
+    return [_heading_word(word) for word in heading(column)]
 
 
-def _heading_part(part: str) -> str:
-    name, comma = part.removesuffix(","), part.endswith(",") * ","
+def _heading_word(word: str) -> str:
+    name, comma = word.removesuffix(","), word.endswith(",") * ","
     if name in _GREEK_NAMES:
         return rf"$\{_command(name)}${comma}"
-    if match := re.fullmatch(r"l(inf|\d)", part):
+    if match := re.fullmatch(r"l(inf|\d)", word):
         return r"$\ell_\infty$" if match[1] == "inf" else rf"$\ell_{match[1]}$"
-    if match := re.fullmatch(r"(eps|sigma) = ([0-9.]+)", part):
+    if match := re.fullmatch(r"(eps|sigma) = ([0-9.]+)", word):
         return rf"$\{match[1].replace('eps', 'varepsilon')} = {match[2]}$"
-    return escape(part)
+    return escape(word)
 
 
 def _cells(line: Line, columns: Sequence[Column]) -> list[str]:

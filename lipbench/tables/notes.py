@@ -15,32 +15,32 @@ _SAME = 1e-6
 
 def warnings(line: Line, columns: Sequence[Column]) -> list[str]:
     """Return what a reader must know about one method: failed seeds, flags, a blind bound."""
-    found = []
+    notes = []
     if line.failed:
         states = ", ".join(f"seed {seed} ({state})" for seed, state in line.failed)
-        found.append(f"{line.label}: {line.done}/{line.seeds} seeds; without a number: {states}.")
+        notes.append(f"{line.label}: {line.done}/{line.seeds} seeds; without a number: {states}.")
     flags: dict[str, set[int]] = {}
     for entry in line.entries:
         for row in entry.rows:
             for flag in row.flags:
                 flags.setdefault(flag, set()).add(row.seed)
-    found += [
+    notes += [
         f"{line.label}: {flag} for {len(seeds)} of {line.seeds} seeds."
         for flag, seeds in flags.items()
         if flag != SELECTION
     ]
-    found += [
+    notes += [
         f"{line.label}: for {count} of {line.seeds} seeds {text.rstrip('.')}."
         for text, count in line.missing
     ]
     ratio = _gap(line, columns)
     if ratio > _BLIND:
         times = f"{ratio:.2g} times" if isfinite(ratio) else "infinitely many times"
-        found.append(
+        notes.append(
             f"{line.label}: the upper Lipschitz bound is {times} the lower one: "
             "the lower bound may be blind (saturated units)."
         )
-    return found
+    return notes
 
 
 def _gap(line: Line, columns: Sequence[Column]) -> float:
@@ -63,37 +63,39 @@ def legend(block: Block) -> list[str]:
     """Return how the numbers of `block` are to be read."""
     entries = [entry for line in block.lines for entry in line.entries]
     metrics = {column.metric for column in block.columns}
-    found = [f"Checkpoint: {block.checkpoint}. Mean ± standard deviation over seeds."]
+    sentences = [f"Checkpoint: {block.checkpoint}. Mean ± standard deviation over seeds."]
     if any(column.percent for column in block.columns):
-        found.append("Accuracies in percent; epsilon and sigma in pixel units.")
-    found += _units(block)
+        sentences.append("Accuracies in percent; epsilon and sigma in pixel units.")
+    sentences += _units(block)
     if "robust_accuracy" in metrics:
-        found.append("Accuracy under attack is an upper bound on robust accuracy.")
+        sentences.append("Accuracy under attack is an upper bound on robust accuracy.")
     if "certified_accuracy" in metrics:
-        found.append("Certified accuracy is a lower bound on robust accuracy.")
+        sentences.append("Certified accuracy is a lower bound on robust accuracy.")
     if MEDIAN_RADIUS in metrics:
-        found.append("Radius: within it half of the test samples are certified; negative if not.")
+        sentences.append(
+            "Radius: within it half of the test samples are certified; negative if not."
+        )
     if GAP in metrics:
-        found.append("Ratio: upper over lower Lipschitz bound; 1 if the constant is known.")
+        sentences.append("Ratio: upper over lower Lipschitz bound; 1 if the constant is known.")
     if any(line.failed for line in block.lines):
-        found.append("k/n: k of n seeds have finished; the others enter no mean.")
+        sentences.append("k/n: k of n seeds have finished; the others enter no mean.")
     if any(entry.best for entry in entries):
-        found.append(
+        sentences.append(
             "Bold: better than the second best, by a 95 % interval paired over seeds and images."
         )
     if any(entry.printed is not None for entry in entries):
-        found.append(f"In brackets: {CITATION}.")
-        found.append(
+        sentences.append(f"In brackets: {CITATION}.")
+        sentences.append(
             "The paper states neither the input scale of its noise and attack nor the loss that "
             "its strengths weigh: compare the order of rows, not the numbers."
         )
-    return found
+    return sentences
 
 
 def _units(block: Block) -> list[str]:
     """Return how pixel units are converted to those behind a normalisation, if there is one."""
     of_line = {
-        line.label: tuple(one for one in scales if abs(one - 1) > _SAME)
+        line.label: tuple(scale for scale in scales if abs(scale - 1) > _SAME)
         for line, scales in zip(block.lines, block.input_scales, strict=False)
     }
     labels = [label for label, scales in of_line.items() if scales]
@@ -101,7 +103,7 @@ def _units(block: Block) -> list[str]:
         return []
     measured = [line.label for line in block.lines if any(entry.rows for entry in line.entries)]
     who = "Its networks" if set(labels) >= set(measured) else f"The networks of {', '.join(labels)}"
-    scales = sorted(one for label in labels for one in of_line[label])
+    scales = sorted(scale for label in labels for scale in of_line[label])
     least, most = f"{scales[0]:.4g}", f"{scales[-1]:.4g}"
     if least == most:
         how, example = f"the smallest standard deviation is s = {least}", _example(block, scales[0])

@@ -16,7 +16,7 @@ def gap_rows(rows: Sequence[Row]) -> list[Row]:
     sides = {column.side: column for column in lipschitz_columns(rows)}
     if not {"lower", "upper"} <= set(sides):
         return []
-    found = []
+    ratios = []
     for seed in sorted({row.seed for row in rows}):
         taken = {
             side: [row for row in rows if row.seed == seed and column.takes(row)]
@@ -27,5 +27,5 @@ def gap_rows(rows: Sequence[Row]) -> list[Row]:
         lower, upper = (sides[side].best(taken[side]) for side in ("lower", "upper"))
         if lower.value and upper.value is not None and lower.domain == upper.domain:
             ratio = upper.value / lower.value
-            found.append(replace(upper, metric=GAP, side="upper", value=ratio, estimator=""))
-    return found
+            ratios.append(replace(upper, metric=GAP, side="upper", value=ratio, estimator=""))
+    return ratios

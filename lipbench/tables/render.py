@@ -58,7 +58,7 @@ def markdown(blocks: Sequence[Block]) -> str:
     """Return one Markdown table per block, with notes beneath it."""
     from tabulate import tabulate
 
-    parts = []
+    sections = []
     for block in blocks:
         head = ["Method", "Seeds", *(" ".join(heading(column)) for column in block.columns)]
         body = [[line.label, seeds(line), *_marked(line, block.columns)] for line in block.lines]
@@ -70,8 +70,8 @@ def markdown(blocks: Sequence[Block]) -> str:
             colalign=("left", *["right"] * (len(head) - 1)),
         )
         notes = [*legend(block), *(f"Note: {text}" for text in block.warnings)]
-        parts.append(f"### {block.title}\n\n{table}\n\n" + "\n".join(f"- {n}" for n in notes))
-    return "\n\n".join(parts) + "\n"
+        sections.append(f"### {block.title}\n\n{table}\n\n" + "\n".join(f"- {n}" for n in notes))
+    return "\n\n".join(sections) + "\n"
 
 
 def csv_text(blocks: Sequence[Block]) -> str:
@@ -95,8 +95,8 @@ def heading(column: Column) -> list[str]:
     """Return the words of a column's name, then what its numbers mean: norm, epsilon, settings."""
     norm = "" if column.norm is None else f"l{_short(column.norm)}"
     epsilon = "" if column.epsilon is None else f"eps = {_short(column.epsilon)}"
-    notes = (part.strip() for part in column.note.split(","))
-    return [*column.heading.split(), *(part for part in (norm, epsilon, *notes) if part)]
+    notes = (text.strip() for text in column.note.split(","))
+    return [*column.heading.split(), *(text for text in (norm, epsilon, *notes) if text)]
 
 
 def seeds(line: Line) -> str:

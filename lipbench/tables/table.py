@@ -54,14 +54,14 @@ def blocks(path: Path, checkpoint: str = "chosen", paper: bool = False) -> list[
     if checkpoint != "chosen" and checkpoint not in there:
         known = ", ".join(sorted(there)) or "none"
         raise ValueError(f"{path} has no checkpoint {checkpoint!r}; it has: {known}.")
-    found = []
+    titled = []
     for source in sources:
         prefix = f"{source.name}: " if len(sources) > 1 else ""
         for block in build(source, checkpoint, paper=paper):
-            found.append(replace(block, title=prefix + block.title))
-    if not found:
+            titled.append(replace(block, title=prefix + block.title))
+    if not titled:
         raise ValueError(f"{path} has no results yet: none of its cells was begun.")
-    return found
+    return titled
 
 
 def build(source: Source, checkpoint: str = "chosen", paper: bool = False) -> list[Block]:
@@ -83,8 +83,11 @@ def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Blo
         checkpoint = "last"
     usable = [row for row in rows if row.checkpoint == checkpoint and _is_number(row)]
     of_method = _by_method(rows)
-    usable_of = {method: [*own, *gap_rows(own)] for method, own in _by_method(usable).items()}
-    columns = choose([row for own in usable_of.values() for row in own])
+    usable_of = {
+        method: [*method_rows, *gap_rows(method_rows)]
+        for method, method_rows in _by_method(usable).items()
+    }
+    columns = choose([row for method_rows in usable_of.values() for row in method_rows])
     methods = list(of_method)
     lines = [
         _line(label, of_method[method], checkpoint, usable_of.get(method, []), columns, paper)
@@ -92,7 +95,7 @@ def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Blo
     ]
     lines = with_best(lines, columns, source)
     dataset, model = parse(rows[0].dataset).get("name"), parse(rows[0].model).get("name")
-    about = ", ".join(str(part) for part in (dataset, model) if part)
+    about = ", ".join(str(name) for name in (dataset, model) if name)
     return Block(
         title=rows[0].benchmark + (f" ({about})" if about else ""),
         benchmark=rows[0].benchmark,
@@ -105,10 +108,10 @@ def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Blo
 
 
 def _by_method(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    found: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.method, row.params), []).append(row)
-    return found
+        groups.setdefault((row.method, row.params), []).append(row)
+    return groups
 
 
 def _is_number(row: Row) -> bool:
@@ -116,8 +119,8 @@ def _is_number(row: Row) -> bool:
 
 
 def _input_scales(rows: Sequence[Row]) -> tuple[float, ...]:
-    found = (row.value for row in rows if row.metric == "input_scale")
-    return tuple(sorted({value for value in found if value is not None}))
+    values = (row.value for row in rows if row.metric == "input_scale")
+    return tuple(sorted({value for value in values if value is not None}))
 
 
 def _missing(rows: Sequence[Row], checkpoint: str) -> tuple[tuple[str, int], ...]:
@@ -141,7 +144,9 @@ def _line(
 ) -> Line:
     name, first = rows[0].method, rows[0]
     failed = {row.seed: " ".join(row.flags) or "failed" for row in rows if row.metric == "cell"}
-    own = printed_row(str(parse(first.dataset).get("name")), name, target(parse(first.params)))
+    paper_row = printed_row(
+        str(parse(first.dataset).get("name")), name, target(parse(first.params))
+    )
     entries = []
     for column in columns:
         taken: dict[int, list[Row]] = {}
@@ -149,8 +154,8 @@ def _line(
             if column.takes(row):
                 taken.setdefault(row.seed, []).append(row)
         entry = Entry(rows=tuple(column.best(taken[seed]) for seed in sorted(taken)))
-        if paper and own and column.printed and (entry.rows or column.printed != "strength"):
-            entry = replace(entry, printed=getattr(own, column.printed))
+        if paper and paper_row and column.printed and (entry.rows or column.printed != "strength"):
+            entry = replace(entry, printed=getattr(paper_row, column.printed))
         entries.append(entry)
     return Line(
         label=label,
