@@ -19,8 +19,8 @@ def accuracy_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measu
     A data set with a grid has the curve of the network on it among the samples.
     """
     measured = Measured()
-    for name, part in (("train", subject.data.train), ("test", subject.test)):
-        _add_part(subject, name, part, blank, measured)
+    for name, split in (("train", subject.data.train), ("test", subject.test)):
+        _add_split(subject, name, split, blank, measured)
     if subject.is_classifier:
         _add_largest_class(subject, blank, measured)
     for metric, value in subject.facts.items():
@@ -34,11 +34,11 @@ def accuracy_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measu
     return measured
 
 
-def _add_part(subject: Subject, name: str, part: Split, blank: Row, measured: Measured) -> None:
-    """Add loss and accuracy on one part of the data; a regression has its loss as mse, too."""
-    row = replace(blank, split=name, n=len(part), side="exact", domain="")
-    outputs = _outputs(subject.module, part.inputs)
-    batch = Batch(outputs, part.targets, subject.data.task)
+def _add_split(subject: Subject, name: str, split: Split, blank: Row, measured: Measured) -> None:
+    """Add loss and accuracy on one split of the data; a regression has its loss as mse, too."""
+    row = replace(blank, split=name, n=len(split), side="exact", domain="")
+    outputs = _outputs(subject.module, split.inputs)
+    batch = Batch(outputs, split.targets, subject.data.task)
     loss = float(batch.losses(outputs).double().mean())
     measured.add(replace(row, metric="loss", value=loss))
     if subject.is_classifier:
@@ -68,4 +68,4 @@ def _add_curve(subject: Subject, measured: Measured) -> None:
 
 def _outputs(module: nn.Module, inputs: Tensor, chunk: int = 8192) -> Tensor:
     with torch.no_grad():
-        return torch.cat([module(part) for part in torch.split(inputs, chunk)])
+        return torch.cat([module(batch) for batch in torch.split(inputs, chunk)])

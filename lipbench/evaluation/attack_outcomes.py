@@ -37,8 +37,10 @@ class Attacked:
     def __init__(self, targets: Sequence[Target], data: Data) -> None:
         """Take all checkpoints of a stack, which share settings and architecture."""
         self.targets, self.data = list(targets), data
-        self._places = {(t.cell.key, t.checkpoint): place for place, t in enumerate(targets)}
-        self._found: dict[tuple[int, int], tuple[list[AttackResult], float]] = {}
+        self._positions = {
+            (t.cell.key, t.checkpoint): position for position, t in enumerate(targets)
+        }
+        self._outcomes: dict[tuple[int, int], tuple[list[AttackResult], float]] = {}
         self._spoilt: set[tuple[int, int]] = set()
 
     def outcome(self, cell: Cell, checkpoint: str, index: int) -> tuple[list[AttackResult], float]:
@@ -52,28 +54,28 @@ class Attacked:
             NonFiniteLogits: If the network answers clean inputs with infinities or NaN.
             Exception: Whatever the attack raises.
         """
-        place = self._places[cell.key, checkpoint]
-        if (index, place) not in self._found:
-            group = self._group(cell.benchmark.evaluation.attack[index], place)
+        position = self._positions[cell.key, checkpoint]
+        if (index, position) not in self._outcomes:
+            group = self._group(cell.benchmark.evaluation.attack[index], position)
             if (index, group[0]) in self._spoilt:
-                group = [place]
+                group = [position]
             try:
                 self._attack(index, group)
             except Exception:
                 if len(group) == 1:
                     raise
                 self._spoilt.add((index, group[0]))
-            if (index, place) not in self._found:
+            if (index, position) not in self._outcomes:
                 # One network may have spoilt it for all: each gets its chance alone, after the
                 # exception has let go of what the others needed.
-                self._attack(index, [place])
-        return self._found.pop((index, place))
+                self._attack(index, [position])
+        return self._outcomes.pop((index, position))
 
-    def _group(self, entry: AttackEntry, place: int) -> list[int]:
+    def _group(self, entry: AttackEntry, position: int) -> list[int]:
         together = max(1, self._batch_size(entry) // max(self._size(entry), 1))
         if not entry.attack.samplewise:
             together = 1
-        first = place // together * together
+        first = position // together * together
         return list(range(first, min(first + together, len(self.targets))))
 
     def _batch_size(self, entry: AttackEntry) -> int:
@@ -88,22 +90,22 @@ class Attacked:
 
     def _attack(self, index: int, group: Sequence[int]) -> None:
         began = time.perf_counter()
-        targets = [self.targets[place] for place in group]
+        targets = [self.targets[position] for position in group]
         benchmark = targets[0].cell.benchmark
         entry, box = benchmark.evaluation.attack[index], self.data.box
         size = self._size(entry)
         inputs, labels = self.data.test.inputs[:size], self.data.test.targets[:size]
         networks = Networks.of([target.module for target in targets])
-        part = entry.attack, networks, inputs, labels, entry.norm
+        arguments = entry.attack, networks, inputs, labels, entry.norm
 
         def rngs(*labels: str) -> list[torch.Generator]:
             roles = (entry.name, str(entry.norm), *labels)
             return [stream(target.cell.seed, "attack", *roles) for target in targets]
 
-        check_networks(*part, box, rngs("check"))
+        check_networks(*arguments, box, rngs("check"))
         outcomes = judge_networks(
-            *part, entry.epsilon, box, rngs(), batch_size=self._batch_size(entry)
+            *arguments, entry.epsilon, box, rngs(), batch_size=self._batch_size(entry)
         )
         share = (time.perf_counter() - began) / len(group)
-        for place, outcome in zip(group, outcomes, strict=True):
-            self._found[index, place] = outcome, share
+        for position, outcome in zip(group, outcomes, strict=True):
+            self._outcomes[index, position] = outcome, share

@@ -65,11 +65,11 @@ def _add_result(
 ) -> None:
     """Add robust accuracy, and per sample the distance of a proven mistake."""
     robust = ~result.success
-    found = replace(row, value=float(robust.double().mean()))
-    measured.add(found, robust)
+    accuracy_row = replace(row, value=float(robust.double().mean()))
+    measured.add(accuracy_row, robust)
     if isinstance(subject.network, Network):
         distance = _distances(subject, subject.network, entry, result)
-        measured.samples[f"{outcome_name(found)}/distance"] = distance
+        measured.samples[f"{outcome_name(accuracy_row)}/distance"] = distance
 
 
 def _distances(

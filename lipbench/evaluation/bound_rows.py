@@ -5,7 +5,7 @@ from dataclasses import replace
 from lipbench.bound import Lipschitz
 from lipbench.config.settings import BoundEntry
 from lipbench.evaluation.measurement import Measured, Subject, flag, refused
-from lipbench.evaluation.radius_rows import add_radius, radius_place
+from lipbench.evaluation.radius_rows import add_radius, radius_prefix
 from lipbench.lipschitz.certified_radius import certified_radius, gaps
 from lipbench.lipschitz.exact.incumbent import INCUMBENT, incumbent
 from lipbench.lipschitz.proof_check import recheck
@@ -64,8 +64,8 @@ def _add(
     """Add what a bound found, and what it certifies, if its proof holds."""
     subject.known.append(value)
     row = replace(row, value=value.value, side=value.side, flags=(*row.flags, *value.flags))
-    place = f"{subject.checkpoint}/{row.estimator}/{entry.norm}"
-    measured.proofs |= {f"{place}/{name}": tensor for name, tensor in value.proof.items()}
+    prefix = f"{subject.checkpoint}/{row.estimator}/{entry.norm}"
+    measured.proofs |= {f"{prefix}/{name}": tensor for name, tensor in value.proof.items()}
     lies = _lies(subject.readable, entry, value)
     if lies:
         flags = (*row.flags, flag("; ".join(lies)))
@@ -89,7 +89,7 @@ def _lies(network: Network, entry: BoundEntry, value: Lipschitz) -> list[str]:
 def _certify(subject: Subject, value: Lipschitz, row: Row, measured: Measured) -> None:
     """Add certified accuracy at the radii of the attacks, and quantiles of the radius."""
     test, network = subject.test, subject.readable
-    own = gaps(network, test.inputs.cpu(), test.targets.cpu())
-    radius = certified_radius(own, test.targets, network, value)
+    logit_gaps = gaps(network, test.inputs.cpu(), test.targets.cpu())
+    radius = certified_radius(logit_gaps, test.targets, network, value)
     add_radius(subject, radius, row, measured)
-    measured.samples[f"{radius_place(subject, row)}/margin"] = own.amin(dim=1)
+    measured.samples[f"{radius_prefix(subject, row)}/margin"] = logit_gaps.amin(dim=1)

@@ -28,24 +28,24 @@ def contradictions(cell: Cell, folder: CellFolder, read: Read = read_rows) -> li
     samples = {
         (key, name): tensor for key in there for name, tensor in read_samples(folder, key).items()
     }
-    found = []
+    messages = []
     for checkpoint in dict.fromkeys(row.checkpoint for row in rows):
-        own = [row for row in rows if row.checkpoint == checkpoint]
-        found += [f"{checkpoint}: {message}" for message in _untenable(own)]
-        found += _broken(checkpoint, own, samples)
-    return found
+        checkpoint_rows = [row for row in rows if row.checkpoint == checkpoint]
+        messages += [f"{checkpoint}: {message}" for message in _untenable(checkpoint_rows)]
+        messages += _broken(checkpoint, checkpoint_rows, samples)
+    return messages
 
 
 def _untenable(rows: list[Row]) -> list[str]:
     """Return what the constants of one checkpoint say that cannot be true."""
     bounds = [row for row in rows if row.metric == "lipschitz" and row.value is not None]
     lies = [row for row in bounds if row.status == "invalid"]
-    found = [f"{row.estimator}: {row.flags[-1]}" for row in lies]
-    found += [violation.message for violation in crossings(map(_value, bounds))]
+    messages = [f"{row.estimator}: {row.flags[-1]}" for row in lies]
+    messages += [violation.message for violation in crossings(map(_value, bounds))]
     proved = [_value(row) for row in bounds if row.status == "done"]
     for claim in (claim_in(row) for row in rows if row.metric == CLAIMED):
-        found += refutations(claim, proved)
-    return found
+        messages += refutations(claim, proved)
+    return messages
 
 
 def _value(row: Row) -> Lipschitz:
@@ -57,7 +57,7 @@ def _value(row: Row) -> Lipschitz:
 
 def _broken(checkpoint: str, rows: list[Row], samples: dict[tuple[str, str], Tensor]) -> list[str]:
     """Return each sample of a checkpoint that is certified further than it was broken."""
-    found = []
+    messages = []
     for (_, name), radius in samples.items():
         if not (name.startswith(f"{checkpoint}/certified/") and name.endswith("/radius")):
             continue
@@ -68,9 +68,9 @@ def _broken(checkpoint: str, rows: list[Row], samples: dict[tuple[str, str], Ten
                 continue
             both = min(len(radius), len(distance))
             wrong = (radius[:both] > distance[:both]).nonzero().flatten().tolist()
-            found += [
+            messages += [
                 f"{checkpoint}: sample {n} is certified within {float(radius[n]):.9g} ({name}), "
                 f"and {row.estimator} broke it at distance {float(distance[n]):.9g}"
                 for n in wrong
             ]
-    return found
+    return messages

@@ -210,11 +210,11 @@ def _measure(subjects: Sequence[Subject], evaluation: Evaluation) -> Measured:
     measured = Measured()
     for subject in subjects:
         began = time.perf_counter()
-        part = measure(subject, evaluation)
-        seconds = time.perf_counter() - began + part.elsewhere
-        measured.rows += [replace(row, seconds=seconds) for row in part.rows]
-        measured.samples |= part.samples
-        measured.proofs |= part.proofs
+        result = measure(subject, evaluation)
+        seconds = time.perf_counter() - began + result.elsewhere
+        measured.rows += [replace(row, seconds=seconds) for row in result.rows]
+        measured.samples |= result.samples
+        measured.proofs |= result.proofs
     return measured
 
 

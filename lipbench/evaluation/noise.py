@@ -53,6 +53,6 @@ def noise_accuracy(
 def _accuracy(model: Classifier, inputs: Tensor, labels: Tensor, batch_size: int) -> float:
     correct = 0.0
     for rows in torch.split(torch.arange(len(inputs), device=inputs.device), batch_size):
-        part = Batch(inputs[rows], labels[rows])
-        correct += part.correct(model(part.inputs)).sum().item()
+        batch = Batch(inputs[rows], labels[rows])
+        correct += batch.correct(model(batch.inputs)).sum().item()
     return correct / len(inputs)

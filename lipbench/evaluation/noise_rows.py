@@ -32,7 +32,7 @@ def noise_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured
 def _accuracies(subject: Subject, entry: NoiseEntry, name: str) -> Tensor:
     """Return one accuracy for each draw, in float64."""
     benchmark, test = subject.cell.benchmark, subject.test
-    found = noise_accuracy(
+    accuracies = noise_accuracy(
         subject.module,
         test.inputs,
         test.targets,
@@ -42,4 +42,4 @@ def _accuracies(subject: Subject, entry: NoiseEntry, name: str) -> Tensor:
         stream(subject.cell.seed, "noise", name),
         benchmark.evaluation.batch_size or benchmark.anatomy.samples_at_once(test.inputs.device),
     )
-    return torch.tensor(found, dtype=torch.float64)
+    return torch.tensor(accuracies, dtype=torch.float64)

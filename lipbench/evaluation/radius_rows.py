@@ -27,15 +27,15 @@ def add_radius(subject: Subject, radius: Tensor, row: Row, measured: Measured) -
     row = replace(row, split="test", n=len(radius), side="lower", value=None)
     for epsilon in certified_epsilons(subject.cell.benchmark, norm):
         share = certified_accuracy(radius, epsilon)
-        found = replace(row, metric="certified_accuracy", epsilon=epsilon, value=share)
-        measured.add(found, radius > epsilon)
+        accuracy_row = replace(row, metric="certified_accuracy", epsilon=epsilon, value=share)
+        measured.add(accuracy_row, radius > epsilon)
     for level, quantile in zip(QUANTILES, radius_quantiles(radius, QUANTILES), strict=True):
         metric = f"certified_radius_quantile[{level:g}]"
         measured.add(replace(row, metric=metric, value=quantile))
-    measured.samples[f"{radius_place(subject, row)}/radius"] = radius
+    measured.samples[f"{radius_prefix(subject, row)}/radius"] = radius
 
 
-def radius_place(subject: Subject, row: Row) -> str:
-    """Return where, among the samples, the certificates of a row's estimator and norm are."""
+def radius_prefix(subject: Subject, row: Row) -> str:
+    """Return the prefix, among the samples, of the certificates of a row's estimator and norm."""
     assert row.norm is not None
     return f"{subject.checkpoint}/certified/{row.estimator}/{Norm(row.norm)}"

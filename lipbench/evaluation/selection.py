@@ -15,10 +15,10 @@ def selection_score(benchmark: Benchmark, data: Data) -> Score | None:
 
     None if the last network is taken, as always in regression.
     """
-    selection, part = benchmark.selection, data.validation
+    selection, split = benchmark.selection, data.validation
     if selection == "last" or data.task == "regression":
         return None
-    inputs, targets = part.inputs[: selection.size], part.targets[: selection.size]
+    inputs, targets = split.inputs[: selection.size], split.targets[: selection.size]
     batch_size = benchmark.anatomy.samples_at_once(inputs.device)
 
     def score(networks: Networks, seeds: Sequence[int]) -> list[float]:
