@@ -27,7 +27,7 @@ class _Numbers(click.ParamType[Any]):
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the numbers of an option such as 1,28,28."""
         try:
-            return tuple(type(self).kind(part) for part in value.split(","))
+            return tuple(type(self).kind(number) for number in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is no list of {self.what} such as 1,28,28.", param, ctx)
 
@@ -41,10 +41,10 @@ class _Shape(_Numbers):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the lengths, all at least 1."""
-        found = super().convert(value, param, ctx)
-        if min(found) < 1:
+        lengths = super().convert(value, param, ctx)
+        if min(lengths) < 1:
             self.fail(f"every length is at least 1, got {value}.", param, ctx)
-        return found
+        return lengths
 
 
 class _Interval(_Numbers):
@@ -54,10 +54,10 @@ class _Interval(_Numbers):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the pair."""
-        found = super().convert(value, param, ctx)
-        if not (len(found) == 2 and found[0] < found[1]):
+        interval = super().convert(value, param, ctx)
+        if not (len(interval) == 2 and interval[0] < interval[1]):
             self.fail(f"{value} is no pair LO,HI with LO < HI.", param, ctx)
-        return found
+        return interval
 
 
 @click.command(
@@ -170,17 +170,17 @@ def audit(
         "seed": seed,
     }
     model = _foreign(network, weights, mean, std)
-    found = _audited(model, input_shape, dataset, size, settings)
+    result = _audited(model, input_shape, dataset, size, settings)
     subject = foreign.describe(model, network, weights, input_shape)
-    made = findings.report(found, subject)
-    write_json(out, made)
-    write_tensors(proofs, findings.proofs(found), {"audit": out.name})
+    report = findings.report(result, subject)
+    write_json(out, report)
+    write_tensors(proofs, findings.proofs(result), {"audit": out.name})
     if as_json:
-        click.echo(json.dumps(made))
+        click.echo(json.dumps(report))
     else:
-        click.echo(findings.text(found, foreign.title(subject)))
+        click.echo(findings.text(result, foreign.title(subject)))
         click.echo(f"\nreport: {out}, proofs: {proofs}")
-    sys.exit(ExitCode.UNSOUND if found.verdict == "refuted" else ExitCode.DONE)
+    sys.exit(ExitCode.UNSOUND if result.verdict == "refuted" else ExitCode.DONE)
 
 
 def _beside(out: Path, weights: Path | None) -> Path:
@@ -190,7 +190,7 @@ def _beside(out: Path, weights: Path | None) -> Path:
         Quit: If it would be.
     """
     proofs = out.with_suffix(".safetensors")
-    if proofs.resolve() in [one.resolve() for one in (out, weights) if one is not None]:
+    if proofs.resolve() in [path.resolve() for path in (out, weights) if path is not None]:
         raise Quit(f"the proofs would go to {proofs}: choose another -o.")
     return proofs
 

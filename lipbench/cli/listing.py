@@ -41,9 +41,9 @@ def listing(kind: str) -> list[Listed]:
     """Return the plugins of a kind (a key of `KINDS`), sorted by name, a family by variants."""
     group = f"lipbench.{kind}"
     module, _, base = KINDS[kind].partition(":")
-    points = sorted(published(group), key=lambda one: (one.name, one.value))
+    points = sorted(published(group), key=lambda point: (point.name, point.value))
     cls = getattr(import_module(module), base)
-    return [line for one in points for line in _lines(group, one, cls)]
+    return [line for point in points for line in _lines(group, point, cls)]
 
 
 def priced(plugins: list[Listed], device: str = "cpu") -> list[Listed]:
@@ -55,7 +55,9 @@ def priced(plugins: list[Listed], device: str = "cpu") -> list[Listed]:
         cls, fixed = resolve("lipbench.methods", name, Method)
         return price(partial(cls, **fixed), device=device)
 
-    return [one if one.broken else replace(one, cost=cost(one.name)) for one in plugins]
+    return [
+        plugin if plugin.broken else replace(plugin, cost=cost(plugin.name)) for plugin in plugins
+    ]
 
 
 def text(plugins: list[Listed]) -> str:
@@ -63,12 +65,13 @@ def text(plugins: list[Listed]) -> str:
     from tabulate import tabulate
 
     body = [
-        (one.name, one.distribution, one.version, _cut(one.summary, one.broken)) for one in plugins
+        (plugin.name, plugin.distribution, plugin.version, _cut(plugin.summary, plugin.broken))
+        for plugin in plugins
     ]
     headers: tuple[str, ...] = ("name", "distribution", "version", "")
-    if any(one.cost for one in plugins):
+    if any(plugin.cost for plugin in plugins):
         headers = ("name", "cost per step", "lowest to highest", "")
-        body = [(one.name, *_cost(one.cost), _note(one)) for one in plugins]
+        body = [(plugin.name, *_cost(plugin.cost), _note(plugin)) for plugin in plugins]
     return tabulate(body, headers=headers, disable_numparse=True)
 
 
@@ -78,15 +81,15 @@ def _cost(cost: "Price | None") -> tuple[str, str]:
     return f"{cost.ratio:.2f}", f"{cost.lowest:.2f} to {cost.highest:.2f}"
 
 
-def _note(one: Listed) -> str:
-    if one.cost is not None and one.cost.reason is not None:
-        return f"not measured: {one.cost.reason}"
-    return _cut("", one.broken)
+def _note(plugin: Listed) -> str:
+    if plugin.cost is not None and plugin.cost.reason is not None:
+        return f"not measured: {plugin.cost.reason}"
+    return _cut("", plugin.broken)
 
 
 def _lines(group: str, point: EntryPoint, base: type[Any]) -> Iterator[Listed]:
     dist, name = point.dist, point.name
-    one = Listed(
+    listed = Listed(
         name=name,
         distribution=dist.name if dist else "unknown",
         version=dist.version if dist else "",
@@ -95,12 +98,12 @@ def _lines(group: str, point: EntryPoint, base: type[Any]) -> Iterator[Listed]:
         plugin = load(group, name, base)
         summary = _summary(plugin)
         if not is_family(plugin):
-            yield replace(one, summary=summary)
+            yield replace(listed, summary=summary)
             return
         for variant in variants(group, name, plugin):
-            yield replace(one, name=f"{name}:{variant}", summary=summary)
+            yield replace(listed, name=f"{name}:{variant}", summary=summary)
     except PluginError as error:
-        yield replace(one, broken=str(error))
+        yield replace(listed, broken=str(error))
 
 
 def _summary(plugin: type) -> str:

@@ -144,9 +144,9 @@ def plan(
     settings = _read(config, only)
     from lipbench.planning.plan import plan as make_plan
 
-    place = out or _default_out(config)
-    made = make_plan(settings, place, only, device=device, stacked=not no_stack)
-    click.echo(made.describe())
+    folder = out or _default_out(config)
+    planned = make_plan(settings, folder, only, device=device, stacked=not no_stack)
+    click.echo(planned.describe())
 
 
 @cli.command(
@@ -268,17 +268,17 @@ def ls(kind: str, as_json: bool, cost: bool) -> None:
 
     from lipbench.cli.listing import listing, priced, text
 
-    found = listing(kind)
+    plugins = listing(kind)
     if cost:
         from lipbench.training.step_cost import REFERENCE
 
-        found = priced(found)
+        plugins = priced(plugins)
     if as_json:
-        rows = [asdict(one) for one in found]
+        rows = [asdict(plugin) for plugin in plugins]
         shown = [{k: v for k, v in row.items() if k != "cost" or cost} for row in rows]
         click.echo(json.dumps(shown, indent=1))
         return
-    click.echo(text(found))
+    click.echo(text(plugins))
     if cost:
         click.echo(f"\nOne step of plain training is 1: {REFERENCE}.")
 
@@ -299,10 +299,10 @@ def list_data() -> None:
 
     where = datafolder.folder()
     click.echo(f"folder: {where}")
-    for one in datafolder.presence(where):
-        state = f"missing: {one.missing[0]}" if one.missing else "present"
-        more = f" and {len(one.missing) - 1} more" if len(one.missing) > 1 else ""
-        click.echo(f"{one.name:20} {state}{more}")
+    for dataset in datafolder.presence(where):
+        state = f"missing: {dataset.missing[0]}" if dataset.missing else "present"
+        more = f" and {len(dataset.missing) - 1} more" if len(dataset.missing) > 1 else ""
+        click.echo(f"{dataset.name:20} {state}{more}")
 
 
 @data.command(epilog=examples("lipbench data fetch mnist"))
@@ -362,13 +362,13 @@ def speed(only: tuple[str, ...], repeats: int, device: str, as_json: bool) -> No
     def say(text: str) -> None:
         click.echo(text, err=True)
 
-    place = resolve(device)
+    resolved = resolve(device)
     machine = report.machine(record())
     say(machine)
-    figures = measure(bench(place, repeats, say), names)
-    limits = ON_GPU if place.type == "cuda" else ON_CPU
-    found = report.as_json(figures)
-    click.echo(json.dumps(found) if as_json else report.text(figures, limits, machine))
+    figures = measure(bench(resolved, repeats, say), names)
+    limits = ON_GPU if resolved.type == "cuda" else ON_CPU
+    values = report.as_json(figures)
+    click.echo(json.dumps(values) if as_json else report.text(figures, limits, machine))
     problems = [text for figure in figures.values() for text in figure.problems]
     for text in problems:
         say(f"lipbench: {text}")
