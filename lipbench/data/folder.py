@@ -45,14 +45,14 @@ def presence(where: Path) -> list[Presence]:
 
     A data set that cannot be set up without settings, or is broken, is left out.
     """
-    found = []
+    presences = []
     for name in names(_GROUP):
         try:
             missing = load(_GROUP, name, Dataset)().missing(where)
         except Exception:  # a stranger's; `lipbench ls datasets` says what is wrong with it
             continue
-        found.append(Presence(name=name, missing=missing))
-    return found
+        presences.append(Presence(name=name, missing=missing))
+    return presences
 
 
 def fetch(chosen: Sequence[str], where: Path, progress: Callable[[str], None]) -> list[str]:
@@ -77,4 +77,4 @@ def fetch(chosen: Sequence[str], where: Path, progress: Callable[[str], None]) -
 
 
 def _usable(where: Path) -> list[str]:
-    return [one.name for one in presence(where)]
+    return [dataset.name for dataset in presence(where)]

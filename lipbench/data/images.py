@@ -94,7 +94,9 @@ def read(loader: Callable[..., Any], name: str, folder: Path, digests: Mapping[s
     if absent:
         raise DataMissing(_advice(name, folder, f"is not there: {absent[0]} is missing"))
     _refuse_damaged(name, folder, digests)
-    train, test = (loader(root=str(folder), train=part, download=False) for part in (True, False))
+    train, test = (
+        loader(root=str(folder), train=is_train, download=False) for is_train in (True, False)
+    )
     return Raw(
         train_inputs=_pixels(train.data),
         train_targets=train.targets.numpy().astype(np.int64),
@@ -111,10 +113,10 @@ def _refuse_damaged(name: str, folder: Path, digests: Mapping[str, str]) -> None
     """
     for file, expected in digests.items():
         path = folder / name / "raw" / file
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != expected:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != expected:
             raise DataMissing(
-                f"{path} has SHA-256 {found}, expected {expected}: remove it and run "
+                f"{path} has SHA-256 {digest}, expected {expected}: remove it and run "
                 "`lipbench data fetch` again."
             )
 

@@ -42,8 +42,8 @@ class Batch:
 
     def correct(self, outputs: Float[Tensor, "batch outputs"]) -> Float[Tensor, " batch"]:
         """Return 1 for each sample classified correctly, else 0; NaN logits are never correct."""
-        own = outputs.take_along_dim(self.targets.unsqueeze(1), dim=1).squeeze(1)
-        return ((outputs.argmax(dim=1) == self.targets) & own.isfinite()).to(outputs.dtype)
+        label_logit = outputs.take_along_dim(self.targets.unsqueeze(1), dim=1).squeeze(1)
+        return ((outputs.argmax(dim=1) == self.targets) & label_logit.isfinite()).to(outputs.dtype)
 
 
 def cross_entropy(
@@ -55,8 +55,8 @@ def cross_entropy(
     """
     # The largest logit is a constant here: whatever is subtracted, the result is the same.
     shifted = logits - logits.detach().amax(dim=1, keepdim=True)
-    own = shifted.take_along_dim(labels.unsqueeze(1), dim=1).squeeze(1)
-    return shifted.exp().sum(dim=1).log() - own
+    label_logit = shifted.take_along_dim(labels.unsqueeze(1), dim=1).squeeze(1)
+    return shifted.exp().sum(dim=1).log() - label_logit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,10 @@ class Split:
         """Return the inputs of these samples, in memory of their own."""
         # Whole rows are copied at once, which inputs[chosen] does not do.
         if self._bytes is None:
-            found = self.inputs.index_select(0, chosen.flatten())
+            inputs = self.inputs.index_select(0, chosen.flatten())
         else:
-            found = _floats(self._bytes.index_select(0, chosen.flatten()))
-        return found.unflatten(0, chosen.shape)
+            inputs = _floats(self._bytes.index_select(0, chosen.flatten()))
+        return inputs.unflatten(0, chosen.shape)
 
     @cached_property
     def _bytes(self) -> Tensor | None:
@@ -173,7 +173,7 @@ def split(
         order[: held_out + size], [dataset.validation_size, held_out]
     )
 
-    def part(inputs: np.ndarray, targets: np.ndarray, index: np.ndarray) -> Split:
+    def subset(inputs: np.ndarray, targets: np.ndarray, index: np.ndarray) -> Split:
         kind = torch.int64 if dataset.task == "classification" else dtype
         # A copy each: products of a tensor at an odd address may round otherwise.
         return Split(
@@ -184,10 +184,10 @@ def split(
 
     return Data(
         dataset=dataset,
-        train=part(train_inputs, train_targets, train),
-        pairs=part(train_inputs, train_targets, pairs),
-        validation=part(train_inputs, train_targets, validation),
-        test=part(test_inputs, test_targets, np.arange(len(test_inputs))),
+        train=subset(train_inputs, train_targets, train),
+        pairs=subset(train_inputs, train_targets, pairs),
+        validation=subset(train_inputs, train_targets, validation),
+        test=subset(test_inputs, test_targets, np.arange(len(test_inputs))),
     )
 
 

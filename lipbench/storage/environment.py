@@ -54,8 +54,8 @@ def _version(distribution: str) -> str | None:
 
 
 def _plugins() -> dict[str, str]:
-    found = {point.dist for group in GROUPS for point in published(group)}
-    versions = {dist.name: dist.version for dist in found if dist is not None}
+    distributions = {point.dist for group in GROUPS for point in published(group)}
+    versions = {dist.name: dist.version for dist in distributions if dist is not None}
     return dict(sorted(versions.items()))
 
 

@@ -35,8 +35,8 @@ class Damaged(Exception):
         self.path = path
         self.kept = kept
         """Where the damaged file is now; None if it could not be moved."""
-        place = f"kept as {kept.name}" if kept else "it could not be set aside"
-        super().__init__(f"{path} is damaged ({reason}); {place}.")
+        remark = f"kept as {kept.name}" if kept else "it could not be set aside"
+        super().__init__(f"{path} is damaged ({reason}); {remark}.")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

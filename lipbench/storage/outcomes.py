@@ -14,8 +14,8 @@ def outcome_name(row: Row) -> str:
     It has one entry per sample of the split, in the order of the split: 1 where the sample counts
     for the accuracy, 0 where it does not, or the share of draws where it does.
     """
-    parts = (row.checkpoint, row.metric, row.estimator, _text(row.norm), _text(row.epsilon))
-    return "/".join(parts)
+    components = (row.checkpoint, row.metric, row.estimator, _text(row.norm), _text(row.epsilon))
+    return "/".join(components)
 
 
 def read_outcomes(cell: Path, row: Row) -> np.ndarray | None:

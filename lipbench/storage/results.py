@@ -99,11 +99,11 @@ def read_plan(run: Path) -> list[PlannedCell]:
     return [_planned(cell) for cell in table["cells"]]
 
 
-def _hint(place: Path) -> str:
+def _hint(folder: Path) -> str:
     """Return what to give instead of a folder that holds runs, or results without their cells."""
-    if (place / "results.csv").exists():
+    if (folder / "results.csv").exists():
         return " It holds published results, which `lipbench table` shows."
-    inside = sorted(str(path.parent) for path in place.glob("*/plan.json"))
+    inside = sorted(str(path.parent) for path in folder.glob("*/plan.json"))
     return f" Give one of its runs: {', '.join(inside)}." if inside else ""
 
 
@@ -121,11 +121,11 @@ def collect(run: Path, cells: Sequence[PlannedCell], read: Read = read_rows) -> 
     no cell was begun gives nothing: it was not asked for.
     """
     folders = [CellFolder(run / cell.folder) for cell in cells]
-    found = list(zip(cells, folders, [folder.read_status() for folder in folders], strict=True))
-    begun = {cell.benchmark for cell, _, status in found if status is not None}
+    statuses = list(zip(cells, folders, [folder.read_status() for folder in folders], strict=True))
+    begun = {cell.benchmark for cell, _, status in statuses if status is not None}
     return [
         row
-        for cell, folder, status in found
+        for cell, folder, status in statuses
         if cell.benchmark in begun
         for row in _rows_of(cell, folder, status, read)
     ]
@@ -156,8 +156,8 @@ def store(run: Path, rows: Iterable[Row]) -> Path:
 def stale(run: Path, cells: Sequence[PlannedCell]) -> list[Path]:
     """Return the folders of cells that are on disk and not in the plan, sorted."""
     planned = {run / cell.folder for cell in cells}
-    found = {path.parent for path in (run / "cells").glob("*/*/*/status.json")}
-    return sorted(found - planned)
+    on_disk = {path.parent for path in (run / "cells").glob("*/*/*/status.json")}
+    return sorted(on_disk - planned)
 
 
 def read_cell_seconds(folder: CellFolder) -> float | None:
