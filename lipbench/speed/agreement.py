@@ -31,9 +31,9 @@ def agreement(bench: Bench, pairs: int | None) -> Agreement:
         bench.say(f"accuracy of {name}: {scale.seeds} seeds, {scale.epochs} epochs")
         train = side(bench.samples, trials=scale.seeds, epochs=scale.epochs, pairs=pairs)
         means[name] = statistics.mean(_accuracy(network, data.test) for network in train())
-    found = ", ".join(f"{name} {100 * mean:.2f} %" for name, mean in means.items())
+    accuracies = ", ".join(f"{name} {100 * mean:.2f} %" for name, mean in means.items())
     remark = (
-        f"test accuracy after {scale.epochs} epochs, mean of {scale.seeds} seeds: {found} "
+        f"test accuracy after {scale.epochs} epochs, mean of {scale.seeds} seeds: {accuracies} "
         f"(may differ by {100 * scale.tolerance:g} points)"
     )
     agreed = max(means.values()) - min(means.values()) <= scale.tolerance
@@ -41,7 +41,7 @@ def agreement(bench: Bench, pairs: int | None) -> Agreement:
     return Agreement(means=means, remark=remark, problems=problems)
 
 
-def _accuracy(network: nn.Module, part: Split) -> float:
+def _accuracy(network: nn.Module, split: Split) -> float:
     with torch.no_grad():
-        correct = network(part.inputs).argmax(dim=1) == part.targets
+        correct = network(split.inputs).argmax(dim=1) == split.targets
     return float(correct.double().mean())

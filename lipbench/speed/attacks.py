@@ -70,5 +70,5 @@ def _attacks(model: nn.Module, steps: int, batches: tuple[int, ...]) -> dict[str
             batch_size=size,
         )
 
-    own = partial(ours.robust_accuracy, model, epsilon=EPSILON, step_size=STEP_SIZE, steps=steps)
-    return {"ours": own, **{f"plain:{size}": yardstick(size) for size in batches}}
+    attack = partial(ours.robust_accuracy, model, epsilon=EPSILON, step_size=STEP_SIZE, steps=steps)
+    return {"ours": attack, **{f"plain:{size}": yardstick(size) for size in batches}}

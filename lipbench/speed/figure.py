@@ -31,7 +31,7 @@ class Figure:
     """Median of seconds, as the next two."""
     plain_s: float | None = None
     eager_s: float | None = None
-    own_s: tuple[str, float] | None = None
+    baseline_s: tuple[str, float] | None = None
     """What ours is compared with where that is ours, too: its name and its seconds."""
     ratio_eager: Ratio | None = None
     """Eager over ours, where that side exists."""
@@ -46,19 +46,19 @@ class Figure:
 
     def as_json(self) -> dict[str, Any]:
         """Return the figure as values for JSON."""
-        found: dict[str, Any] = {
+        values: dict[str, Any] = {
             "ratio": _number(self.ratio.value),
             "ours_s": self.ours_s,
             "plain_s": self.plain_s,
             "eager_s": self.eager_s,
-            "spread": [_number(one) for one in self.ratio.spread],
+            "spread": [_number(ratio) for ratio in self.ratio.spread],
         }
-        if self.own_s is not None:
-            found[f"{self.own_s[0]}_s"] = self.own_s[1]
+        if self.baseline_s is not None:
+            values[f"{self.baseline_s[0]}_s"] = self.baseline_s[1]
         if self.ratio_eager is not None:
-            found["ratio_eager"] = _number(self.ratio_eager.value)
-            found["spread_eager"] = [_number(one) for one in self.ratio_eager.spread]
-        return found | {"peak_bytes": dict(self.peak_bytes), **self.more}
+            values["ratio_eager"] = _number(self.ratio_eager.value)
+            values["spread_eager"] = [_number(ratio) for ratio in self.ratio_eager.spread]
+        return values | {"peak_bytes": dict(self.peak_bytes), **self.more}
 
 
 def _number(value: float) -> float | None:

@@ -134,8 +134,8 @@ def robust_accuracy(
     attack = library.PGD(model, eps=epsilon, alpha=step_size, steps=steps)
     correct = 0
     with torch.random.fork_rng(devices=[]):  # the library starts from the global generator
-        for part, labels in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
-            attacked = attack(part, labels)
+        for batch, labels in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
+            attacked = attack(batch, labels)
             with torch.no_grad():
                 correct += int((model(attacked).argmax(dim=1) == labels).sum())
     return correct / len(targets)

@@ -27,7 +27,7 @@ def as_json(figures: Mapping[str, Figure]) -> dict[str, Any]:
 def machine(environment: Mapping[str, Any]) -> str:
     """Return one line about the machine that `lipbench.storage.environment.record` describes."""
     torch, memory = environment["torch"], environment["memory_bytes"]
-    parts = [
+    facts = [
         environment["cpu"],
         f"{environment['cores']} cores",
         *([f"{memory / 2**30:.0f} GiB"] if memory else []),
@@ -37,7 +37,7 @@ def machine(environment: Mapping[str, Any]) -> str:
         f"torch {environment['libraries']['torch']} with {torch['threads']} threads",
         f"lipbench {environment['lipbench']}{_commit(environment['git'])}",
     ]
-    return ", ".join(parts)
+    return ", ".join(facts)
 
 
 def _commit(git: Mapping[str, Any] | None) -> str:
@@ -58,7 +58,7 @@ def _rows(name: str, figure: Figure, limits: Mapping[str, Limits]) -> list[tuple
             " / ".join(_mebibytes(peaks[side]) for side in ("ours", over) if side in peaks),
         )
 
-    over, theirs = figure.own_s or ("plain" if figure.plain_s else "", figure.plain_s)
+    over, theirs = figure.baseline_s or ("plain" if figure.plain_s else "", figure.plain_s)
     rows = [row(over, figure.ratio, wanted.plain, theirs)]
     if figure.ratio_eager is not None:
         rows.append(row("eager", figure.ratio_eager, wanted.eager, figure.eager_s))

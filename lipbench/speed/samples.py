@@ -24,14 +24,17 @@ class Samples:
 
     def first(self, count: int) -> "Samples":
         """Return the same with no more than `count` samples for training."""
-        part = self.data.train
-        part = replace(
-            part, inputs=part.inputs[:count], targets=part.targets[:count], index=part.index[:count]
+        train = self.data.train
+        train = replace(
+            train,
+            inputs=train.inputs[:count],
+            targets=train.targets[:count],
+            index=train.index[:count],
         )
         return replace(
             self,
-            data=replace(self.data, train=part),
-            train=Subset(self.train, range(len(part))),
+            data=replace(self.data, train=train),
+            train=Subset(self.train, range(len(train))),
         )
 
 

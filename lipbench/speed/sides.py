@@ -35,8 +35,10 @@ def _plain(samples: Samples, *, trials: int, epochs: int, pairs: int | None) -> 
 
     def train() -> list[nn.Module]:
         for seed, model in enumerate(models):
-            own = drawn[seed] or None
-            plain.train(model, samples.train, epochs=epochs, seed=seed, device=device, pairs=own)
+            seed_pairs = drawn[seed] or None
+            plain.train(
+                model, samples.train, epochs=epochs, seed=seed, device=device, pairs=seed_pairs
+            )
         return models
 
     return train
@@ -48,8 +50,10 @@ def _eager(samples: Samples, *, trials: int, epochs: int, pairs: int | None) -> 
 
     def train() -> list[nn.Module]:
         for seed, model in enumerate(models):
-            part, own = data.train, drawn[seed] or None
-            eager.train(model, part.inputs, part.targets, epochs=epochs, seed=seed, pairs=own)
+            split, seed_pairs = data.train, drawn[seed] or None
+            eager.train(
+                model, split.inputs, split.targets, epochs=epochs, seed=seed, pairs=seed_pairs
+            )
         return models
 
     return train

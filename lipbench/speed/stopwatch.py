@@ -29,16 +29,16 @@ class Times:
     def ratios(self, over: str, under: str, factor: int = 1) -> list[float]:
         """Return `factor` times the seconds of one side over those of another, by repeat."""
         pairs = zip(self.seconds[over], self.seconds[under], strict=True)
-        return [factor * one / other for one, other in pairs]
+        return [factor * numerator / denominator for numerator, denominator in pairs]
 
     def fastest(self, name: str, sides: Sequence[str]) -> "Times":
         """Return the times with one side more: in each repeat, the fastest of `sides`."""
         seconds = [
-            min(repeat) for repeat in zip(*(self.seconds[one] for one in sides), strict=True)
+            min(repeat) for repeat in zip(*(self.seconds[side] for side in sides), strict=True)
         ]
         return Times(
             seconds={**self.seconds, name: seconds},
-            peak_bytes={**self.peak_bytes, name: _most(self.peak_bytes[one] for one in sides)},
+            peak_bytes={**self.peak_bytes, name: _most(self.peak_bytes[side] for side in sides)},
         )
 
 
@@ -68,12 +68,12 @@ def alternate(
             peaks[name].append(_peak(device) if is_reset else None)
     return Times(
         seconds=seconds,
-        peak_bytes={name: _most(found) for name, found in peaks.items()},
+        peak_bytes={name: _most(side_peaks) for name, side_peaks in peaks.items()},
     )
 
 
 def _most(peaks: Iterable[int | None]) -> int | None:
-    return max((one for one in peaks if one is not None), default=None)
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -36,15 +36,17 @@ def clip64_cost(bench: Bench) -> Figure:
     times = _trainings(
         bench,
         {
-            "ours": lambda part: SIDES["ours"](part, trials=trials, epochs=epochs, pairs=few),
-            "standard": lambda part: SIDES["ours"](part, trials=trials, epochs=epochs, pairs=None),
+            "ours": lambda samples: SIDES["ours"](samples, trials=trials, epochs=epochs, pairs=few),
+            "standard": lambda samples: SIDES["ours"](
+                samples, trials=trials, epochs=epochs, pairs=None
+            ),
         },
     )
     return Figure(
         what=f"CLIP with {few} pairs over standard training, both ours, {trials} stacked",
         ratio=Ratio.of(times.ratios("ours", "standard")),
         ours_s=times.median("ours") / (trials * epochs),
-        own_s=("standard", times.median("standard") / (trials * epochs)),
+        baseline_s=("standard", times.median("standard") / (trials * epochs)),
         peak_bytes=times.peak_bytes,
         more={"stack": trials},
     )
@@ -55,10 +57,10 @@ def _against_yardsticks(bench: Bench, pairs: int | None) -> Figure:
 
     def side(name: str) -> Callable[[Samples], Training]:
         count = trials if name == "ours" else 1
-        return lambda part: SIDES[name](part, trials=count, epochs=epochs, pairs=pairs)
+        return lambda samples: SIDES[name](samples, trials=count, epochs=epochs, pairs=pairs)
 
-    def measured(part: Samples) -> Callable[[], object]:
-        stack = ours.trainer(part.data, trials=trials, epochs=epochs, pairs=pairs)
+    def measured(samples: Samples) -> Callable[[], object]:
+        stack = ours.trainer(samples.data, trials=trials, epochs=epochs, pairs=pairs)
         progress = stack.begin()
         return lambda: stack.run(progress)
 

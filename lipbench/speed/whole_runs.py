@@ -51,11 +51,11 @@ def run_overhead(bench: Bench) -> Figure:
     """
     table, device = bench.scale.run, bench.device
     stacks = plan(table, device=device.type).stacks()
-    with TemporaryDirectory(prefix="lipbench-speed-") as place:
+    with TemporaryDirectory(prefix="lipbench-speed-") as directory:
         folders: list[Path] = []
 
         def whole() -> Callable[[], object]:
-            folders.append(folder := Path(place) / str(len(folders)))
+            folders.append(folder := Path(directory) / str(len(folders)))
             return lambda: _run(table, folder, device)
 
         sides: dict[str, Side] = {"ours": whole, "alone": lambda: lambda: _alone(stacks, device)}
@@ -68,9 +68,9 @@ def run_overhead(bench: Bench) -> Figure:
     low, high = beside.spread
     return Figure(
         what="a whole run on the digits over its training and evaluation calls, by its own rows",
-        ratio=Ratio.of([one / part for one, part in zip(seconds, spent, strict=True)]),
+        ratio=Ratio.of([total / calls for total, calls in zip(seconds, spent, strict=True)]),
         ours_s=times.median("ours"),
-        own_s=("inside", statistics.median(spent)),
+        baseline_s=("inside", statistics.median(spent)),
         peak_bytes=times.peak_bytes,
         more={
             "alone_s": times.median("alone"),
@@ -89,8 +89,8 @@ def run_overhead(bench: Bench) -> Figure:
 def noop_rerun(bench: Bench) -> Figure:
     """Return the figure, in seconds, of a run that finds all its cells finished."""
     table, device, cells = many_cells(bench.scale.cells), bench.device, bench.scale.cells
-    with TemporaryDirectory(prefix="lipbench-speed-") as place:
-        folder = Path(place)
+    with TemporaryDirectory(prefix="lipbench-speed-") as directory:
+        folder = Path(directory)
         bench.say(f"{cells} cells to find finished")
         _run(table, folder, device)
         times = bench.alternate({"ours": lambda: lambda: _run(table, folder, device)})
