@@ -29,8 +29,8 @@ def standing(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) 
         retry: Whether a cell that failed is to be tried again; one that diverged never is.
         read: How files of rows are read.
     """
-    place = cell.folder(run)
-    status = place.read_status()
+    folder = cell.folder(run)
+    status = folder.read_status()
     if status is None or status.state in ("running", "killed"):
         needs_work = True
     elif status.state == "nan" and not status.checkpoints:
@@ -39,25 +39,27 @@ def standing(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) 
     elif status.state != "done":
         needs_work = retry
     else:
-        needs_work = not all(is_measured(place, one.key, read) for one in cell.evaluations)
+        needs_work = not all(
+            is_measured(folder, evaluation.key, read) for evaluation in cell.evaluations
+        )
     return Standing(
-        state=state_of(place, status),
+        state=state_of(folder, status),
         needs_work=needs_work,
-        interruption=_interruption(place, status),
+        interruption=_interruption(folder, status),
     )
 
 
-def state_of(place: CellFolder, status: Status | None) -> str:
+def state_of(folder: CellFolder, status: Status | None) -> str:
     """Return the state of a cell whose status was read, as `Standing.state` says it."""
     if status is not None and status.state == "done":
         return "done"
-    if place.is_held():  # by somebody who has not said so yet
+    if folder.is_held():  # by somebody who has not said so yet
         return "running"
     return "missing" if status is None else status.state
 
 
-def _interruption(place: CellFolder, status: Status | None) -> str:
+def _interruption(folder: CellFolder, status: Status | None) -> str:
     if status is not None:
         return status.message if status.state == "killed" else ""
-    damaged = sorted(path.name for path in place.path.glob("status.json.corrupt-*"))
+    damaged = sorted(path.name for path in folder.path.glob("status.json.corrupt-*"))
     return f"its status.json is damaged and kept as {damaged[-1]}" if damaged else ""

@@ -45,18 +45,18 @@ def summarise(
         error: What went wrong in the harness itself.
         signal: INTERRUPTED or TERMINATED if the run was stopped.
     """
-    parts = [f"{counts[s]} {_WORDS.get(s, s)}" for s in _ORDER if counts.get(s)]
-    parts += [f"{n} {s}" for s, n in counts.items() if n and s not in _ORDER]
-    if not parts and not error:
-        parts.append("nothing selected")
+    phrases = [f"{counts[s]} {_WORDS.get(s, s)}" for s in _ORDER if counts.get(s)]
+    phrases += [f"{n} {s}" for s, n in counts.items() if n and s not in _ORDER]
+    if not phrases and not error:
+        phrases.append("nothing selected")
     if violations:
-        parts.append(f"{violations} soundness violation{'s' if violations > 1 else ''}")
+        phrases.append(f"{violations} soundness violation{'s' if violations > 1 else ''}")
     if error:
-        parts.append(error)
+        phrases.append(error)
     if signal:
-        parts.append("interrupted" if signal is ExitCode.INTERRUPTED else "terminated")
+        phrases.append("interrupted" if signal is ExitCode.INTERRUPTED else "terminated")
     code = _code(counts, violations > 0, error is not None, signal)
-    return f"lipbench: {', '.join(parts)} -> exit {int(code)}", code
+    return f"lipbench: {', '.join(phrases)} -> exit {int(code)}", code
 
 
 def _code(

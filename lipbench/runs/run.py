@@ -64,8 +64,8 @@ def run(
     folder = Path(out) if out is not None else Path("results") / stem
     whole = plan(config, folder, only, device=device, stacked=stacked)
     probe(folder)
-    for place in (folder, folder / "env"):
-        clean(place)
+    for directory in (folder, folder / "env"):
+        clean(directory)
     with reporter(progress, len(whole.selected)) as report:
         this = _Run(whole, folder, device or whole.config.device, retry, report)
         if this.has_work:
@@ -107,8 +107,11 @@ def run_cells(
     with reporter("quiet", len(cells)) as silent:
         for stack in stacks.values():
             work_on(stack, folder, device, identity, report or silent)
-    places = {cell.key: cell.folder(folder) for cell in cells}
-    return {key: state_of(place, place.read_status()) for key, place in places.items()}
+    folders = {cell.key: cell.folder(folder) for cell in cells}
+    return {
+        key: state_of(cell_folder, cell_folder.read_status())
+        for key, cell_folder in folders.items()
+    }
 
 
 def run_cell(cell: Cell, out: Path | str, device: str = "auto") -> str:
@@ -144,14 +147,14 @@ class _Run:
         self.identity = ""
         self.is_behind = False
         self.due = 0.0
-        self.found = {
+        self.standings = {
             cell.folder(folder): standing(cell, folder, retry, self.read) for cell in whole.selected
         }
 
     @property
     def has_work(self) -> bool:
         """Return whether anything is left to do."""
-        return any(found.needs_work for found in self.found.values())
+        return any(standing.needs_work for standing in self.standings.values())
 
     def with_plan(self, whole: Plan) -> "_Run":
         """Return the same call for a plan with the same cells, whatever their stacks."""
@@ -162,7 +165,7 @@ class _Run:
     def announce(self) -> None:
         """Say what is to be done."""
         for cell in self.whole.selected:
-            reason = self.found[cell.folder(self.folder)].interruption
+            reason = self.standings[cell.folder(self.folder)].interruption
             if reason:
                 self.report.say(f"{named(cell)} is taken up again: {reason}")
         self.report.say(self.whole.describe() if self.has_work else "nothing left to do")
@@ -199,21 +202,21 @@ class _Run:
 
     def conclude(self, interrupted: ExitCode | None) -> tuple[str, ExitCode]:
         """Return the last line and the exit code."""
-        statuses = {place: place.read_status() for place in self.found}
-        counts = Counter(state_of(place, status) for place, status in statuses.items())
+        statuses = {folder: folder.read_status() for folder in self.standings}
+        counts = Counter(state_of(folder, status) for folder, status in statuses.items())
         flags = [flag for status in statuses.values() if status for flag in status.flags]
         return summarise(counts, violations=flags.count(UNSOUND), signal=interrupted)
 
     def _work_on(self, stack: Sequence[Cell]) -> None:
         todo = []
         for cell in stack:
-            found = self.found[cell.folder(self.folder)]
-            if found.needs_work:  # somebody else may have done it meanwhile
-                found = standing(cell, self.folder, self.retry, self.read)
-            if found.needs_work:
+            current = self.standings[cell.folder(self.folder)]
+            if current.needs_work:  # somebody else may have done it meanwhile
+                current = standing(cell, self.folder, self.retry, self.read)
+            if current.needs_work:
                 todo.append(cell)
             else:
-                self.report.cell(cell, found.state, before=True)
+                self.report.cell(cell, current.state, before=True)
         if todo:
             from lipbench.runs.stack_work import work_on
 

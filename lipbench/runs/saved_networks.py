@@ -85,22 +85,22 @@ def _rebuild(cell: Cell, device: torch.device) -> nn.Module:
     benchmark, seed = cell.benchmark, cell.seed
     shape = benchmark.dataset.input_shape
     module = benchmark.model.build(shape, benchmark.dataset.outputs, stream(seed, "init"))
-    own = stream(seed, "method", cell.entry.name, "build")
-    module = cell.entry.method.build(module, shape, own)
+    rng = stream(seed, "method", cell.entry.name, "build")
+    module = cell.entry.method.build(module, shape, rng)
     dtype = getattr(torch, cell.entry.training.dtype)
     return module.to(device, dtype).requires_grad_(False).eval()
 
 
 def _measured(cell: Cell, name: str, facts: Facts) -> dict[str, float]:
     """Return what training measured of a checkpoint, by metric."""
-    found = {}
+    metrics = {}
     law = cell.entry.method.strength
     if law is not None and facts["strength"] is not None:
-        found[f"strength[{field_key(law.field)}]"] = facts["strength"]
+        metrics[f"strength[{field_key(law.field)}]"] = facts["strength"]
     if facts["validation_score"] is not None:
-        found["validation_score"] = facts["validation_score"]
-    found["epoch"] = facts["epoch"]
+        metrics["validation_score"] = facts["validation_score"]
+    metrics["epoch"] = facts["epoch"]
     if name == "last":
         for metric in ("training_seconds", "network_evaluations", "gradient_evaluations"):
-            found[metric] = facts[metric]
-    return {metric: float(value) for metric, value in found.items()}
+            metrics[metric] = facts[metric]
+    return {metric: float(value) for metric, value in metrics.items()}

@@ -45,7 +45,7 @@ def evaluate_stack(stack: Stack) -> Iterator[tuple[Cell, Conclusion]]:
 
 
 def _is_complete(stack: Stack, cell: Cell) -> bool:
-    return all(is_measured(stack.folder(cell), one.key) for one in cell.evaluations)
+    return all(is_measured(stack.folder(cell), evaluation.key) for evaluation in cell.evaluations)
 
 
 def _evaluate(stack: Stack, cell: Cell, status: Status, networks: "_Networks") -> Conclusion:
@@ -74,9 +74,11 @@ def _evaluate(stack: Stack, cell: Cell, status: Status, networks: "_Networks") -
 def _verdict(stack: Stack, cell: Cell, networks: "_Networks") -> Verdict:
     data = load(cell.benchmark.dataset, stack.device, stack.dtype)
     attacked = networks.attacked(data)
-    place = device_name(stack.device)
-    own = networks.of(cell)
-    return evaluate(cell, stack.folder(cell), own, data, attacked, place, stack.env_id, stack.read)
+    device = device_name(stack.device)
+    checkpoints = networks.of(cell)
+    return evaluate(
+        cell, stack.folder(cell), checkpoints, data, attacked, device, stack.env_id, stack.read
+    )
 
 
 def _conclusion(verdict: Verdict, began: float) -> Conclusion:
@@ -94,7 +96,7 @@ class _Networks:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._found: dict[str, list[Trained]] = {}
+        self._checkpoints: dict[str, list[Trained]] = {}
         self._attacked: Attacked | None = None
 
     def of(self, cell: Cell) -> list[Trained]:
@@ -103,13 +105,13 @@ class _Networks:
         Raises:
             Unreadable: If a file is absent or damaged.
         """
-        if cell.key not in self._found:
+        if cell.key not in self._checkpoints:
             folder, status = self._stack.folder(cell), self._stack.status(cell)
-            self._found[cell.key] = [
+            self._checkpoints[cell.key] = [
                 load_network(cell, folder, name, facts, self._stack.device)
                 for name, facts in status.checkpoints.items()
             ]
-        return self._found[cell.key]
+        return self._checkpoints[cell.key]
 
     def attacked(self, data: Data) -> Attacked:
         """Return what attacks do to all networks of the stack, of which none is asked for yet."""
@@ -123,7 +125,7 @@ class _Networks:
             # Another cell's damage is that cell's failure.
             with suppress(Unreadable):
                 targets += [
-                    Target(cell=cell, checkpoint=one.name, module=one.module)
-                    for one in self.of(cell)
+                    Target(cell=cell, checkpoint=trained.name, module=trained.module)
+                    for trained in self.of(cell)
                 ]
         return targets

@@ -21,7 +21,7 @@ def write_training_state(path: Path, progress: TrainingState, stack: tuple[str, 
         for role, generators in progress.streams.items()
     }
     tensors["choices"] = {
-        str(number): {str(place): c.snapshot for place, c in enumerate(choice.candidates)}
+        str(number): {str(rank): c.snapshot for rank, c in enumerate(choice.candidates)}
         for number, choice in enumerate(progress.choices)
     }
     tensors["snapshots"] = {str(number): s for number, s in enumerate(progress.snapshots)}
@@ -62,8 +62,8 @@ def read_training_state(
     for name in ("params", "moments", "state", "course"):
         setattr(progress, name, _filled(tree.get(name, {}), getattr(progress, name)))
     for name, state in streams.items():
-        _, role, place = name.split("/")
-        progress.streams[role][int(place)].set_state(state)
+        _, role, trial = name.split("/")
+        progress.streams[role][int(trial)].set_state(state)
     for number, candidates in enumerate(note["candidates"]):
         stored = tree.get("choices", {}).get(str(number), {})
         progress.choices[number].candidates = [
