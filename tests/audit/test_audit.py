@@ -145,8 +145,8 @@ def test_a_pair_that_does_not_refute_is_no_witness(lip, here):
 def test_a_claim_between_the_bounds_is_open():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4))
-    found = audit(model, (4,))
-    middle = (found.bracket.lower + found.bracket.upper) / 2
+    audited = audit(model, (4,))
+    middle = (audited.bracket.lower + audited.bracket.upper) / 2
     assert audit(model, (4,), claims=middle).verdict == "open"
 
 
@@ -166,12 +166,12 @@ def test_the_stored_proofs_can_be_checked_again(lip, here):
     report = json.loads((here / "found" / "one.json").read_text())
     network = as_network(foreign.load("nets:Ramp"), (1,))
     assert len(report["bounds"]) >= 4, report["refused"]
-    for one in report["bounds"]:
-        own = {
-            n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(one["name"] + "/")
+    for bound in report["bounds"]:
+        proof = {
+            n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(bound["name"] + "/")
         }
         value = Lipschitz(
-            value=one["value"], side=one["side"], norm=Norm(math.inf), domain=None, proof=own
+            value=bound["value"], side=bound["side"], norm=Norm(math.inf), domain=None, proof=proof
         )
         assert recheck(network, value) == []
 
@@ -184,9 +184,12 @@ def test_accuracy_is_bracketed_at_every_radius(lip, here):
     accuracy = json.loads((here / "audit.json").read_text())["accuracy"]
     small, large = accuracy["at"]
     assert (small["epsilon"], large["epsilon"]) == (0.01, 0.5)
-    for one in (small, large):
+    for radius in (small, large):
         assert (
-            0 <= one["certified_accuracy"] <= one["robust_accuracy"] <= accuracy["clean_accuracy"]
+            0
+            <= radius["certified_accuracy"]
+            <= radius["robust_accuracy"]
+            <= accuracy["clean_accuracy"]
         )
     assert small["certified_accuracy"] > 0
     assert large["robust_accuracy"] < accuracy["clean_accuracy"]
@@ -199,10 +202,10 @@ def test_the_margin_of_a_linear_classifier_is_certified_exactly():
         model.weight.copy_(torch.tensor([[-1.0], [1.0]]))
     x = torch.tensor([[-0.35], [0.15], [0.25], [0.45]])
     data = Labelled(name="line", inputs=x, labels=(x[:, 0] > 0).long(), box=None)
-    found = audit(model, (1,), data=data, epsilons=[0.2, 0.3, 0.4])
-    assert found.accuracy is not None
-    assert [one.attacked for one in found.accuracy.at] == [0.75, 0.5, 0.25]
-    assert [one.certified for one in found.accuracy.at] == [0.75, 0.5, 0.25]
+    audited = audit(model, (1,), data=data, epsilons=[0.2, 0.3, 0.4])
+    assert audited.accuracy is not None
+    assert [radius.attacked for radius in audited.accuracy.at] == [0.75, 0.5, 0.25]
+    assert [radius.certified for radius in audited.accuracy.at] == [0.75, 0.5, 0.25]
 
 
 def test_a_box_certifies_nothing_and_says_so(lip):

@@ -58,12 +58,12 @@ def written(x):
 )
 def test_rounding_inside_does_not_raise_a_quotient(function, constant, norm, domain):
     """Steps of a size that nobody knows are no slope: all of these are as steep as without."""
-    found = measure(Of(function), (2,), norm, domain)
+    measured = measure(Of(function), (2,), norm, domain)
     least = 0.6 if function in (torch.cos, far_away) else 0.99
-    assert least * constant < found.quotient <= constant
-    run = float(norm.length((found.u - found.v).unsqueeze(0)))
+    assert least * constant < measured.quotient <= constant
+    run = float(norm.length((measured.u - measured.v).unsqueeze(0)))
     assert run > 1e-3
-    for end in (found.u, found.v):
+    for end in (measured.u, measured.v):
         assert torch.equal(end, end.float().double())
         if domain is not None:
             assert domain[0] <= float(end.min()) <= float(end.max()) <= domain[1]
@@ -116,8 +116,8 @@ def test_what_is_measured_is_hardly_less_than_what_is_proved(norm):
         network, norm, None, (), inputs
     )
     product = load("lipbench.bounds", "product", Bound)().compute(network, norm, None)
-    found = measure(model, (6,), norm, None, inputs)
-    assert 0.97 * proved.value < found.quotient < product.value
+    measured = measure(model, (6,), norm, None, inputs)
+    assert 0.97 * proved.value < measured.quotient < product.value
 
 
 def test_a_network_without_gradients_is_sampled():
@@ -129,13 +129,13 @@ def test_an_audit_asks_only_what_it_cannot_read():
     model = nn.Sequential(nn.Linear(2, 2), nn.Softmin(1))
     with pytest.raises(Refused):
         bracket(model, (2,))
-    found = audit(model, (2,), claims=1e-3)
-    assert found.measured is not None
-    assert found.verdict == "refuted"
-    assert found.witness.found_by == "measured"
-    assert found.bracket.lower == found.measured.quotient
-    assert found.bracket.upper == math.inf
-    close = found.bracket.lower / (1 + MARGIN / 2)
+    audited = audit(model, (2,), claims=1e-3)
+    assert audited.measured is not None
+    assert audited.verdict == "refuted"
+    assert audited.witness.found_by == "measured"
+    assert audited.bracket.lower == audited.measured.quotient
+    assert audited.bracket.upper == math.inf
+    close = audited.bracket.lower / (1 + MARGIN / 2)
     assert audit(model, (2,), claims=close).verdict == "open"
     assert audit(nn.Linear(2, 2), (2,), claims=1e-3).measured is None
 
@@ -168,7 +168,7 @@ def test_turns_of_a_linear_map_find_its_norm():
     pairs = pairs_of(4, 2)
     for _ in range(60):
         pairs = turn(lambda x: x @ matrix.T, pairs, L2, 0.5, nearest=0.1)
-    found = quotients(lambda x: x @ matrix.T, pairs.u, pairs.v, L2)
+    ratios = quotients(lambda x: x @ matrix.T, pairs.u, pairs.v, L2)
     expected = float(torch.linalg.matrix_norm(matrix, 2))
-    assert found.tolist() == pytest.approx([expected] * 4, rel=1e-6)
+    assert ratios.tolist() == pytest.approx([expected] * 4, rel=1e-6)
     assert float(L2.length(pairs.difference).min()) >= 0.1 * (1 - 1e-12)

@@ -13,7 +13,7 @@ from lipbench.cli.main import call
 def ls(capsys):
     def run(kind):
         assert call(["ls", kind, "--json"]) == 0
-        return {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+        return {plugin["name"]: plugin for plugin in json.loads(capsys.readouterr().out)}
 
     return run
 
@@ -22,9 +22,9 @@ def test_a_strangers_method_is_listed_beside_the_built_in_ones(publish, ls):
     documented = METHOD.replace("class Mine(Method):", 'class Mine(Method):\n    """Do it."""\n')
     publish("stranger", {"lipbench.methods": {"mine": "mine:Mine"}}, {"mine.py": documented}, "2.3")
 
-    found = ls("methods")
-    assert {"clip", "standard", "mine"} <= set(found)
-    assert found["mine"] == {
+    plugins = ls("methods")
+    assert {"clip", "standard", "mine"} <= set(plugins)
+    assert plugins["mine"] == {
         "name": "mine",
         "distribution": "stranger",
         "version": "2.3",
@@ -41,17 +41,17 @@ def test_a_plugin_without_a_docstring_has_no_summary(publish, ls):
 def test_a_broken_plugin_is_listed_with_the_reason(publish, ls):
     publish("broken", {"lipbench.methods": {"bad": "bad:Bad"}}, {"bad.py": "import nowhere_zz"})
 
-    found = ls("methods")
-    assert "No module named 'nowhere_zz'" in found["bad"]["broken"]
-    assert "clip" in found
+    plugins = ls("methods")
+    assert "No module named 'nowhere_zz'" in plugins["bad"]["broken"]
+    assert "clip" in plugins
 
 
 def test_a_name_published_twice_is_broken_in_both_distributions(publish):
     publish("other", {"lipbench.methods": {"standard": "other:Mine"}}, {"other.py": METHOD})
 
-    twins = [one for one in listing("methods") if one.name == "standard"]
-    assert [one.distribution for one in twins] == ["lipbench", "other"]
-    assert all("uninstall all but one" in one.broken for one in twins)
+    twins = [plugin for plugin in listing("methods") if plugin.name == "standard"]
+    assert [plugin.distribution for plugin in twins] == ["lipbench", "other"]
+    assert all("uninstall all but one" in plugin.broken for plugin in twins)
 
 
 def test_a_family_is_listed_by_its_variants(publish, ls):
@@ -79,12 +79,12 @@ def test_a_terminal_gets_a_table(publish, capsys):
 
 @pytest.mark.parametrize("kind", ["methods", "attacks", "bounds", "datasets", "models"])
 def test_no_built_in_plugin_is_broken(kind):
-    own = [one for one in listing(kind) if one.distribution == "lipbench"]
+    built_in = [plugin for plugin in listing(kind) if plugin.distribution == "lipbench"]
 
-    assert own
-    optional = [one for one in own if one.broken and "pip install" in one.broken]
-    assert [one for one in own if one.broken and one not in optional] == []
-    assert all(one.summary for one in own if not one.broken)
+    assert built_in
+    optional = [plugin for plugin in built_in if plugin.broken and "pip install" in plugin.broken]
+    assert [plugin for plugin in built_in if plugin.broken and plugin not in optional] == []
+    assert all(plugin.summary for plugin in built_in if not plugin.broken)
 
 
 def test_the_cost_of_a_step_is_measured_for_every_method(publish, capsys):
@@ -94,14 +94,16 @@ def test_the_cost_of_a_step_is_measured_for_every_method(publish, capsys):
     )
     for name, code in (("twice", twice), ("unwilling", unwilling)):
         publish(name, {"lipbench.methods": {name: f"{name}:Mine"}}, {f"{name}.py": code})
-    found = [one for one in listing("methods") if one.name in ("standard", "twice", "unwilling")]
+    plugins = [
+        plugin for plugin in listing("methods") if plugin.name in ("standard", "twice", "unwilling")
+    ]
 
-    found = priced(found)
-    standard, twice, unwilling = (one.cost for one in found)
+    plugins = priced(plugins)
+    standard, twice, unwilling = (plugin.cost for plugin in plugins)
     assert 0 < standard.lowest <= standard.ratio <= standard.highest
     assert 0 < twice.lowest <= twice.ratio <= twice.highest
     assert unwilling.ratio is None
-    shown = text(found)
+    shown = text(plugins)
     assert "cost per step" in shown
     assert "not measured: it refuses: not I." in shown
 

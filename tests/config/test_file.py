@@ -215,7 +215,7 @@ def test_the_tables_become_frozen_values(toml):
 
 def test_entries_of_an_inline_list_have_their_own_lines(problems):
     """Also where comments and strings hold brackets, and two stand on one line."""
-    found = problems(
+    messages = problems(
         (
             '    { name = "t_family:Two", epsilon = [1.0] },',
             "    # a comment with a { bracket\n"
@@ -230,30 +230,30 @@ def test_entries_of_an_inline_list_have_their_own_lines(problems):
         20: "attack 4 (t_l2)",
         23: "bound 2 (t_uper)",
     }
-    assert len(found) == len(wanted)
-    for problem, (line, entry) in zip(found, wanted.items(), strict=True):
+    assert len(messages) == len(wanted)
+    for problem, (line, entry) in zip(messages, wanted.items(), strict=True):
         assert problem.startswith(f"benchmarks.toml:{line}: benchmark 'toy', evaluation, {entry}: ")
 
 
 def test_a_wrong_plugin_does_not_hide_what_is_wrong_beside_it(problems):
-    found = problems(
+    messages = problems(
         ("lambda = 1\ntarget_accuracy = 0.95", "lambda = -1\ntarget_accuracy = 95"),
         (
             '{ name = "t_any", norm = inf, epsilon = [0.05, 0.1] }',
             '{ name = "t_any", epsilon = [-1], steps = "many" }',
         ),
     )
-    assert any("lambda must be at least 0" in problem for problem in found)
-    assert any("target_accuracy must be a fraction" in problem for problem in found)
-    assert any("steps must be a whole number" in problem for problem in found)
-    assert any("epsilon must be finite and ≥ 0" in problem for problem in found)
-    assert len(found) == 4
+    assert any("lambda must be at least 0" in problem for problem in messages)
+    assert any("target_accuracy must be a fraction" in problem for problem in messages)
+    assert any("steps must be a whole number" in problem for problem in messages)
+    assert any("epsilon must be finite and ≥ 0" in problem for problem in messages)
+    assert len(messages) == 4
 
 
 def test_splits_larger_than_the_data_set_are_found_before_anything_is_trained(problems):
-    (found,) = problems(("train_size = 100", "train_size = 59995"))
-    assert "add up to 60005, and there are 60000 training samples" in found
-    assert found.startswith("benchmarks.toml:6: ")
+    (message,) = problems(("train_size = 100", "train_size = 59995"))
+    assert "add up to 60005, and there are 60000 training samples" in message
+    assert message.startswith("benchmarks.toml:6: ")
 
 
 def test_a_strings_meaning_is_that_of_a_table_with_a_name(toml):
@@ -346,7 +346,7 @@ def _as_toml(value):
 
 
 def test_all_mistakes_of_a_file_are_told_at_once(problems):
-    found = problems(
+    messages = problems(
         ("seeds = [0, 1]", "seeds = [0, 1.5]\ndevic = 'cpu'"),
         ('"t_blobs"', '"t_blob"'),
         ("epochs = 20", "epochs = 0"),
@@ -357,7 +357,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(problems):
         ('pairs = "none"', "pairs = 2.5"),
     )
 
-    assert found == [
+    assert messages == [
         "benchmarks.toml:2: seeds must be a list of whole numbers, got [0, 1.5]",
         "benchmarks.toml:3: unknown key 'devic'; did you mean 'device'?",
         "benchmarks.toml:7: benchmark 'toy', dataset: data set 't_blob' is not installed; "
@@ -437,10 +437,10 @@ def test_all_mistakes_of_a_file_are_told_at_once(problems):
     ],
 )
 def test_a_mistake_is_named_with_its_value_and_what_was_expected(problems, old, new, problem):
-    found = problems((old, new))
+    messages = problems((old, new))
 
-    assert [one for one in found if problem in one], found
-    assert all(one.startswith("benchmarks.toml:") for one in found)
+    assert [message for message in messages if problem in message], messages
+    assert all(message.startswith("benchmarks.toml:") for message in messages)
 
 
 def test_a_benchmark_without_methods_is_a_mistake(toml):
@@ -548,9 +548,9 @@ def test_no_value_anywhere_ends_in_anything_but_a_configuration_or_its_problems(
 
 def _leaves(value):
     entries = value.items() if isinstance(value, dict) else enumerate(value)
-    found = []
+    leaves = []
     for key, entry in entries:
-        found.append((value, key))
+        leaves.append((value, key))
         if isinstance(entry, dict | list):
-            found += _leaves(entry)
-    return found
+            leaves += _leaves(entry)
+    return leaves

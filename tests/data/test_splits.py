@@ -10,18 +10,18 @@ from lipbench.dataset import Dataset, Raw
 from lipbench.registry import load
 
 DIGITS = load("lipbench.datasets", "digits", Dataset)
-PARTS = ["train", "pairs", "validation"]
+SPLITS = ["train", "pairs", "validation"]
 
 
 def published(samples=60, test=10, classes=10):
     # Every input tells its own position, every target its class.
-    def part(count):
+    def samples_of(count):
         numbers = np.arange(count)
         inputs = np.zeros((count, 1, 8, 8), dtype=np.float32)
         inputs[:, 0, 0, 0] = numbers
         return inputs, numbers % classes
 
-    train, held = part(samples), part(test)
+    train, held = samples_of(samples), samples_of(test)
     return Raw(
         train_inputs=train[0], train_targets=train[1], test_inputs=held[0], test_targets=held[1]
     )
@@ -40,9 +40,9 @@ def test_training_pair_and_validation_samples_are_disjoint(train, pairs, validat
             split(dataset, published())
         return
     data = split(dataset, published())
-    places = [set(getattr(data, part).index.tolist()) for part in PARTS]
-    assert [len(place) for place in places] == [train, pairs, validation]
-    assert len(set.union(*places)) == train + pairs + validation
+    indices = [set(getattr(data, name).index.tolist()) for name in SPLITS]
+    assert [len(index) for index in indices] == [train, pairs, validation]
+    assert len(set.union(*indices)) == train + pairs + validation
 
 
 @given(st.integers(0, 20), st.integers(0, 20))
@@ -58,30 +58,30 @@ def test_a_smaller_training_set_is_part_of_a_larger_one():
         for size in (20, 40)
     )
     assert set(small.train.index) < set(large.train.index)
-    for part in ("pairs", "validation"):
-        assert np.array_equal(getattr(small, part).index, getattr(large, part).index)
+    for name in ("pairs", "validation"):
+        assert np.array_equal(getattr(small, name).index, getattr(large, name).index)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_the_stored_index_says_where_each_sample_was_published(part):
+@pytest.mark.parametrize("name", SPLITS)
+def test_the_stored_index_says_where_each_sample_was_published(name):
     data = split(DIGITS(pair_size=9, validation_size=7), published())
-    found = getattr(data, part)
-    assert found.inputs[:, 0, 0, 0].tolist() == found.index.tolist()
-    assert found.targets.tolist() == (found.index % 10).tolist()
+    samples = getattr(data, name)
+    assert samples.inputs[:, 0, 0, 0].tolist() == samples.index.tolist()
+    assert samples.targets.tolist() == (samples.index % 10).tolist()
 
 
 def test_the_split_depends_on_its_own_seed():
-    one, same, other = (split(DIGITS(split_seed=s), published()).train.index for s in (0, 0, 1))
-    assert np.array_equal(one, same)
-    assert not np.array_equal(one, other)
+    first, same, other = (split(DIGITS(split_seed=s), published()).train.index for s in (0, 0, 1))
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize("classes", [(1, 7), (7, 1), (3,)])
 def test_a_choice_of_classes_is_renumbered_in_its_order(classes):
     data = split(DIGITS(classes=classes, pair_size=2), published())
-    for part in (data.train, data.pairs, data.test):
-        digit = part.inputs[:, 0, 0, 0].long() % 10
-        assert [classes[target] for target in part.targets.tolist()] == digit.tolist()
+    for samples in (data.train, data.pairs, data.test):
+        digit = samples.inputs[:, 0, 0, 0].long() % 10
+        assert [classes[target] for target in samples.targets.tolist()] == digit.tolist()
     assert len(data.train) + len(data.pairs) == 6 * len(classes)
     assert len(data.test) == len(classes)
 
@@ -112,17 +112,17 @@ ALMOST[3, 0, 7, 2] = torch.nextafter(ALMOST[3, 0, 7, 2], torch.tensor(1.0))
 )
 def test_rows_are_the_inputs_bit_by_bit(monkeypatch, inputs, are_bytes):
     monkeypatch.setattr("lipbench.data.splits._LARGE", 1)
-    part = Split(inputs=inputs, targets=torch.zeros(40), index=np.arange(40))
+    samples = Split(inputs=inputs, targets=torch.zeros(40), index=np.arange(40))
     chosen = torch.randint(0, 40, (3, 7))
-    assert part.rows(chosen).equal(inputs[chosen]) or inputs.isnan().any()
-    assert (part._bytes is not None) == are_bytes
+    assert samples.rows(chosen).equal(inputs[chosen]) or inputs.isnan().any()
+    assert (samples._bytes is not None) == are_bytes
 
 
 def test_rows_of_a_recorded_step_may_be_overwritten():
-    part = split(load("lipbench.datasets", "digits", Dataset)(), published()).train
-    before = part.inputs.clone()
-    part.rows(torch.tensor([[0, 1], [1, 0]])).zero_()
-    assert part.inputs.equal(before)
+    samples = split(load("lipbench.datasets", "digits", Dataset)(), published()).train
+    before = samples.inputs.clone()
+    samples.rows(torch.tensor([[0, 1], [1, 0]])).zero_()
+    assert samples.inputs.equal(before)
 
 
 def test_all_base_points_are_the_pair_set_in_order():
@@ -133,8 +133,8 @@ def test_all_base_points_are_the_pair_set_in_order():
 def test_some_base_points_are_distinct_members_of_the_pair_set():
     data = digits()
     drawn = data.base_points(10, torch.Generator().manual_seed(1)).flatten(1)
-    own = {tuple(row) for row in data.pairs.inputs.flatten(1).tolist()}
-    assert len({tuple(row) for row in drawn.tolist()} & own) == 10
+    pair_inputs = {tuple(row) for row in data.pairs.inputs.flatten(1).tolist()}
+    assert len({tuple(row) for row in drawn.tolist()} & pair_inputs) == 10
 
 
 def test_more_base_points_than_there_are_is_refused_with_the_way_out():

@@ -103,9 +103,9 @@ def test_what_is_there_and_damaged_is_not_called_there(tmp_path):
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_digest_of_a_published_set_names_all_its_files(name):
-    parts = a_dataset(name).digest.split("-")
-    assert [len(part) for part in parts] == [64] * 4
-    assert len(set(parts)) == 4
+    digests = a_dataset(name).digest.split("-")
+    assert [len(digest) for digest in digests] == [64] * 4
+    assert len(set(digests)) == 4
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -208,8 +208,8 @@ def test_the_sine_has_the_points_and_the_noise_of_the_authors(tmp_path):
     x = np.arange(100) * 10 / 99
     np.testing.assert_allclose(raw.train_inputs[:, 0], x, rtol=1e-6, atol=1e-7)
     many = a_dataset("sine", samples=4000).read(tmp_path)
-    for part in (raw, many):
-        noise = part.train_targets - np.sin(part.train_inputs.astype(np.float64))
+    for samples in (raw, many):
+        noise = samples.train_targets - np.sin(samples.train_inputs.astype(np.float64))
         assert -1e-6 <= noise.min() < 0.1
         assert 0.9 < noise.max() <= 1 + 1e-6
     assert noise.mean() == pytest.approx(0.5, abs=0.02)

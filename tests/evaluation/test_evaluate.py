@@ -44,18 +44,18 @@ def bound(value, side, domain="all", norm=2.0, **changes):
     )
 
 
-def found(cell, folder, *rows):
+def contradictions_among(cell, folder, *rows):
     write_rows(folder.rows(cell.evaluations[2].key), rows)
     return contradictions(cell, folder)
 
 
 def test_bounds_that_do_not_cross_are_no_contradiction(cell, folder):
-    assert found(cell, folder, bound(2.0, "lower"), bound(2.0, "upper")) == []
-    assert found(cell, folder, bound(1.5, "lower"), bound(math.inf, "upper")) == []
+    assert contradictions_among(cell, folder, bound(2.0, "lower"), bound(2.0, "upper")) == []
+    assert contradictions_among(cell, folder, bound(1.5, "lower"), bound(math.inf, "upper")) == []
 
 
 def test_a_lower_bound_above_an_upper_one_is_found_with_both_values(cell, folder):
-    (message,) = found(cell, folder, bound(2.5, "lower"), bound(2.25, "upper"))
+    (message,) = contradictions_among(cell, folder, bound(2.5, "lower"), bound(2.25, "upper"))
     assert message.startswith("chosen: lower 2.5 ")
     assert "exceeds upper 2.25 " in message
 
@@ -82,21 +82,21 @@ def test_values_of_different_things_are_not_compared(cell, folder, lower, upper)
         bound(**{"value": 2.0, "side": "lower"} | lower),
         bound(**{"value": 1.0, "side": "upper"} | upper),
     )
-    assert found(cell, folder, *rows) == []
+    assert contradictions_among(cell, folder, *rows) == []
 
 
 def test_a_lower_bound_in_a_box_must_not_exceed_an_upper_one_of_all_space(cell, folder):
     rows = bound(2.0, "lower", domain="[0, 1]"), bound(1.0, "upper")
-    assert len(found(cell, folder, *rows)) == 1
+    assert len(contradictions_among(cell, folder, *rows)) == 1
 
 
 def test_an_estimate_may_be_anywhere(cell, folder):
-    assert found(cell, folder, bound(9.0, "estimate"), bound(1.0, "upper")) == []
+    assert contradictions_among(cell, folder, bound(9.0, "estimate"), bound(1.0, "upper")) == []
 
 
 def test_a_bound_whose_proof_does_not_hold_is_a_contradiction(cell, folder):
     row = bound(2.0, "upper", status="invalid", flags=("target_missed", "its proof is wrong"))
-    assert found(cell, folder, row) == ["chosen: some upper: its proof is wrong"]
+    assert contradictions_among(cell, folder, row) == ["chosen: some upper: its proof is wrong"]
 
 
 def attacked(cell, folder, distance, radius, norm=2.0, checkpoint="chosen"):
@@ -124,18 +124,18 @@ def test_a_sample_that_is_certified_and_broken_is_a_contradiction(cell, folder):
     assert "pgd broke it at distance 0.1" in message
 
 
-@pytest.mark.parametrize("other", [{"norm": math.inf}, {"checkpoint": "last"}])
-def test_certificates_of_other_norms_or_networks_are_not_broken(cell, folder, other):
-    assert attacked(cell, folder, [0.1], [0.2], **other) == []
+@pytest.mark.parametrize("changes", [{"norm": math.inf}, {"checkpoint": "last"}])
+def test_certificates_of_other_norms_or_networks_are_not_broken(cell, folder, changes):
+    assert attacked(cell, folder, [0.1], [0.2], **changes) == []
 
 
 def test_each_evaluation_has_its_own_file_and_key(tmp_path):
     assert runs.run(SETTINGS, tmp_path) == 0
     (cell,) = lipbench.plan(SETTINGS).cells
-    place = cell.folder(tmp_path)
+    cell_folder = cell.folder(tmp_path)
     assert len({evaluation.key for evaluation in cell.evaluations}) == 4
     for evaluation in cell.evaluations:
-        rows = read_rows(place.rows(evaluation.key))
+        rows = read_rows(cell_folder.rows(evaluation.key))
         assert rows
         assert {row.eval_key for row in rows} == {evaluation.key}
         assert {row.train_key for row in rows} == {cell.key}
@@ -145,13 +145,13 @@ def test_a_real_certificate_that_is_made_larger_is_refuted_by_the_attack(tmp_pat
     """Break it once: the radii of a finished cell times 1e6, and it is no longer sound."""
     assert runs.run(SETTINGS, tmp_path) == 0
     (cell,) = lipbench.plan(SETTINGS).cells
-    place = cell.folder(tmp_path)
-    assert contradictions(cell, place) == []
-    path = place.samples(cell.evaluations[2].key)
+    cell_folder = cell.folder(tmp_path)
+    assert contradictions(cell, cell_folder) == []
+    path = cell_folder.samples(cell.evaluations[2].key)
     samples, note = read_tensors(path)
     larger = {n: v.abs() * 1e6 if n.endswith("/radius") else v for n, v in samples.items()}
     write_tensors(path, larger, note)
-    assert contradictions(cell, place)
+    assert contradictions(cell, cell_folder)
 
 
 def test_numbers_that_contradict_each_other_are_found_whenever_a_cell_is_looked_at(tmp_path):

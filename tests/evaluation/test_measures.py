@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(folder):
+def cell_folder(folder):
     return places(folder)["standard", 0]
 
 
@@ -73,8 +73,10 @@ def checkpoint(request):
 
 
 @pytest.fixture
-def weights(place, checkpoint):
-    path = place.model if checkpoint == "chosen" else place.path / "model-last.safetensors"
+def weights(cell_folder, checkpoint):
+    path = (
+        cell_folder.model if checkpoint == "chosen" else cell_folder.path / "model-last.safetensors"
+    )
     return [value.double().numpy() for _, value in sorted(read_tensors(path)[0].items())]
 
 
@@ -98,13 +100,13 @@ def value(folder, checkpoint, metric, **wanted):
     return row.value
 
 
-def images(part):
-    return part.inputs.double().numpy(), part.targets.numpy()
+def images(split):
+    return split.inputs.double().numpy(), split.targets.numpy()
 
 
 def test_accuracies_are_shares_of_right_answers(folder, checkpoint, weights, data):
-    for name, part, size in (("train", data.train, 128), ("test", data.test, 50)):
-        inputs, labels = images(part)
+    for name, samples, size in (("train", data.train, 128), ("test", data.test, 50)):
+        inputs, labels = images(samples)
         right = function(weights, inputs[:size]).argmax(1) == labels[:size]
         assert len(right) == size
         assert value(folder, checkpoint, f"{name}_accuracy") == pytest.approx(right.mean())
@@ -139,10 +141,10 @@ def test_the_selecting_attack_is_flagged_and_no_other_row(folder):
     assert flagged == {"robust_accuracy", "attack_queries"}
 
 
-def test_the_outcome_of_each_sample_is_kept(folder, place, cell, checkpoint):
+def test_the_outcome_of_each_sample_is_kept(folder, cell_folder, cell, checkpoint):
     """Their mean is the row; the distance is finite only where the answer is provably wrong."""
     key = cell.evaluations[4].key
-    samples, _ = read_tensors(place.samples(key))
+    samples, _ = read_tensors(cell_folder.samples(key))
     for epsilon in EPSILONS:
         robust = samples[f"{checkpoint}/robust_accuracy/pgd/2/{epsilon:g}"]
         distance = samples[f"{checkpoint}/robust_accuracy/pgd/2/{epsilon:g}/distance"]
@@ -157,24 +159,24 @@ def test_the_outcome_of_each_sample_is_kept(folder, place, cell, checkpoint):
 def test_the_upper_bound_is_the_product_of_norms_and_slopes(folder, checkpoint, weights):
     _, weight, _, last_weight = weights
     product = np.linalg.norm(weight, 2) * np.linalg.norm(last_weight, 2) / 4
-    found = value(folder, checkpoint, "lipschitz", estimator="product")
-    assert product <= found <= product * (1 + 1e-6)
+    bound = value(folder, checkpoint, "lipschitz", estimator="product")
+    assert product <= bound <= product * (1 + 1e-6)
 
 
-def test_the_witness_of_the_lower_bound_proves_it(folder, place, cell, checkpoint, weights):
+def test_the_witness_of_the_lower_bound_proves_it(folder, cell_folder, cell, checkpoint, weights):
     key = cell.evaluations[6].key
-    proof, _ = read_tensors(place.proof(key))
+    proof, _ = read_tensors(cell_folder.proof(key))
     u, v = (proof[f"{checkpoint}/jacobian/2/{name}"].numpy()[None] for name in "uv")
     quotient = np.linalg.norm(function(weights, u) - function(weights, v)) / np.linalg.norm(u - v)
-    (row,) = (row for row in read_rows(place.rows(key)) if row.checkpoint == checkpoint)
+    (row,) = (row for row in read_rows(cell_folder.rows(key)) if row.checkpoint == checkpoint)
     assert row.side == "lower"
     assert quotient * (1 - 1e-7) <= row.value <= quotient * (1 + 1e-12)
 
 
-def test_a_lower_bound_in_a_box_has_its_witness_there(place, cell, checkpoint):
+def test_a_lower_bound_in_a_box_has_its_witness_there(cell_folder, cell, checkpoint):
     key = cell.evaluations[7].key
-    proof, _ = read_tensors(place.proof(key))
-    (row,) = (row for row in read_rows(place.rows(key)) if row.checkpoint == checkpoint)
+    proof, _ = read_tensors(cell_folder.proof(key))
+    (row,) = (row for row in read_rows(cell_folder.rows(key)) if row.checkpoint == checkpoint)
     assert row.domain == "[0, 1]"
     for name in "uv":
         point = proof[f"{checkpoint}/jacobian/2/{name}"]
@@ -196,34 +198,34 @@ def test_certified_accuracy_and_radii_follow_from_gaps(folder, checkpoint, weigh
     bound = value(folder, checkpoint, "lipschitz", estimator="product")
     assert (radius >= gaps.min(1) / (math.sqrt(2) * bound) - 1e-9)[gaps.min(1) > 0].all()
     for epsilon in EPSILONS:
-        found = value(folder, checkpoint, "certified_accuracy", epsilon=epsilon, **PRODUCT)
-        assert found == pytest.approx((radius > epsilon).mean())
+        share = value(folder, checkpoint, "certified_accuracy", epsilon=epsilon, **PRODUCT)
+        assert share == pytest.approx((radius > epsilon).mean())
     for level in (0.1, 0.25, 0.5, 0.75, 0.9):
-        found = value(folder, checkpoint, f"certified_radius_quantile[{level:g}]", **PRODUCT)
-        assert min(radius) - 1e-9 <= found <= np.quantile(radius, level) + 1e-6
+        quantile = value(folder, checkpoint, f"certified_radius_quantile[{level:g}]", **PRODUCT)
+        assert min(radius) - 1e-9 <= quantile <= np.quantile(radius, level) + 1e-6
 
 
 @pytest.mark.parametrize("estimator", ["product", "local_fastlip"])
 def test_certified_accuracy_is_never_above_accuracy_under_attack(folder, checkpoint, estimator):
-    own = {"estimator": estimator}
+    wanted = {"estimator": estimator}
     for epsilon in EPSILONS:
-        certified = value(folder, checkpoint, "certified_accuracy", epsilon=epsilon, **own)
+        certified = value(folder, checkpoint, "certified_accuracy", epsilon=epsilon, **wanted)
         assert certified <= value(folder, checkpoint, "test_accuracy")
-    assert value(folder, checkpoint, "certified_accuracy", epsilon=0.05, **own) > 0
+    assert value(folder, checkpoint, "certified_accuracy", epsilon=0.05, **wanted) > 0
 
 
 def test_a_certificate_of_samples_has_the_rows_of_one_constant(folder, checkpoint):
     """All 50 test samples, in the columns in which a bound certifies them."""
     for metric in ("certified_accuracy", "certified_radius_quantile[0.5]"):
-        of_bound, own = (
+        of_bound, of_certificate = (
             rows(folder, checkpoint, metric, estimator=name)
             for name in ("product", "local_fastlip")
         )
-        assert len(own) == len(of_bound)
-        for one, other in zip(own, of_bound, strict=True):
-            assert (one.n, one.norm, one.side, one.split) == (50, 2.0, "lower", "test")
-            assert replace(one, value=0.0, seconds=0.0, estimator="", eval_key="") == replace(
-                other, value=0.0, seconds=0.0, estimator="", eval_key=""
+        assert len(of_certificate) == len(of_bound)
+        for row, expected in zip(of_certificate, of_bound, strict=True):
+            assert (row.n, row.norm, row.side, row.split) == (50, 2.0, "lower", "test")
+            assert replace(row, value=0.0, seconds=0.0, estimator="", eval_key="") == replace(
+                expected, value=0.0, seconds=0.0, estimator="", eval_key=""
             )
 
 
@@ -255,9 +257,9 @@ def test_a_certificate_that_proves_nothing_says_why(publish, tmp_path, refuses, 
     publish("stranger", {"lipbench.certificates": {"mine": "mine:Mine"}}, code)
     evaluation = {"test_size": 20, "certificate": ["mine"]}
     runs.run(runs.config(evaluation=evaluation), tmp_path / "run")
-    found = [row for row in results(tmp_path / "run") if row.estimator == "mine"]
-    assert [row.status for row in found] == [status] * 2
-    assert all(flag in row.flags[-1] and row.value is None for row in found)
+    rows = [row for row in results(tmp_path / "run") if row.estimator == "mine"]
+    assert [row.status for row in rows] == [status] * 2
+    assert all(flag in row.flags[-1] and row.value is None for row in rows)
 
 
 def test_the_evaluations_of_training_are_counted(folder):

@@ -54,10 +54,12 @@ def test_clamping_keeps_noisy_inputs_in_the_box():
 
 
 def test_result_depends_on_the_generator_and_not_on_the_batches(problem):
-    one, two = (noise_accuracy(*problem, 0.5, None, 2, generator(), size) for size in (150, 7))
+    whole, batched = (
+        noise_accuracy(*problem, 0.5, None, 2, generator(), size) for size in (150, 7)
+    )
     other = noise_accuracy(*problem, 0.5, None, 2, generator(1))
-    assert one == two
-    assert one != other
+    assert whole == batched
+    assert whole != other
 
 
 def test_modes_of_modules_and_the_global_generator_are_left_alone(problem):

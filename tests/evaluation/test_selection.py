@@ -30,13 +30,13 @@ def test_each_network_is_scored_on_the_first_validation_samples(size):
     """On labels of its own, so that there is something to break."""
     data, nets, benchmark = digits(), modules(), the_benchmark(**({"size": size} if size else {}))
     chosen_by = benchmark.selection
-    part = data.validation
-    labels = nets[0](part.inputs).argmax(dim=1)
-    data = replace(data, validation=replace(part, targets=labels))
+    validation = data.validation
+    labels = nets[0](validation.inputs).argmax(dim=1)
+    data = replace(data, validation=replace(validation, targets=labels))
     scores = selection_score(benchmark, data)(Networks.of(nets), [0, 1, 2])
     for net, seed, score in zip(nets, range(3), scores, strict=True):
         rng = stream(seed, "attack", "selection")
-        inputs, targets = part.inputs[:size], labels[:size]
+        inputs, targets = validation.inputs[:size], labels[:size]
         settings = chosen_by.norm, [chosen_by.epsilon], (0.0, 1.0), rng
         (alone,) = judge_epsilons(chosen_by.attack, net, inputs, targets, *settings)
         assert score == alone.accuracy

@@ -78,23 +78,23 @@ def test_the_json_has_an_object_for_each_work_and_nothing_else(lip):
     pytest.importorskip("torchattacks")
     code, out, err = lip("--repeats", "1", "--json")
     assert code == ExitCode.DONE, err
-    found = json.loads(out)
-    assert list(found) == list(ON_CPU) == list(works.WORKS)
-    for name, figure in found.items():
+    figures = json.loads(out)
+    assert list(figures) == list(ON_CPU) == list(works.WORKS)
+    for name, figure in figures.items():
         assert figure.keys() >= KEYS, name
         low, high = figure["spread"]
         assert low <= figure["ratio"] <= high
         assert figure["ours_s"] > 0
-    assert all(found[name]["eager_s"] is None for name in list(ON_CPU)[2:])
-    assert found["pgd_linf"]["plain_s"] == pytest.approx(
-        min(found["pgd_linf"]["batches_s"].values()), rel=0.5
+    assert all(figures[name]["eager_s"] is None for name in list(ON_CPU)[2:])
+    assert figures["pgd_linf"]["plain_s"] == pytest.approx(
+        min(figures["pgd_linf"]["batches_s"].values()), rel=0.5
     )
-    overhead = found["run_overhead"]
+    overhead = figures["run_overhead"]
     assert overhead["spread"][0] > 1
     assert overhead["inside_s"] < overhead["ours_s"]
     assert overhead["ratio_alone"] != 1
     assert overhead["spread_alone"][0] <= overhead["ratio_alone"] <= overhead["spread_alone"][1]
-    assert found["noop_rerun"]["ratio"] == found["noop_rerun"]["ours_s"]
+    assert figures["noop_rerun"]["ratio"] == figures["noop_rerun"]["ours_s"]
     assert "standard_stacked: repeat 1 of 1" in err
 
 
@@ -191,7 +191,7 @@ def test_sides_take_turns_and_only_their_work_is_timed():
 
     times = alternate({"a": side("a"), "b": side("b")}, 2, torch.device("cpu"), lambda text: None)
     assert calls == ["prepare a", "a", "prepare b", "b", "prepare b", "b", "prepare a", "a"]
-    assert [len(found) for found in times.seconds.values()] == [2, 2]
+    assert [len(seconds) for seconds in times.seconds.values()] == [2, 2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
@@ -236,8 +236,8 @@ def test_the_calls_inside_a_run_are_counted_once(tmp_path):
     )
 
     def rows(key, checkpoint, call, seconds, *metrics):
-        own = replace(blank, train_key=key, checkpoint=checkpoint, eval_key=call, seconds=seconds)
-        return [replace(own, metric=metric, value=100.0) for metric in metrics]
+        row = replace(blank, train_key=key, checkpoint=checkpoint, eval_key=call, seconds=seconds)
+        return [replace(row, metric=metric, value=100.0) for metric in metrics]
 
     write_rows(
         tmp_path / "results.csv",

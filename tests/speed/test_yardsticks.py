@@ -113,10 +113,10 @@ def test_both_yardsticks_and_ours_learn_the_same(with_pairs):
 
 
 def _ends(state):
-    parts = {name: value[0] for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if "u" in parts:
-        return parts["u"], parts["v"]
-    total, difference = parts["total"], parts["difference"]
+    tensors = {name: value[0] for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if "u" in tensors:
+        return tensors["u"], tensors["v"]
+    total, difference = tensors["total"], tensors["difference"]
     return (total + difference) / 2, (total - difference) / 2
 
 
@@ -139,8 +139,8 @@ def test_the_eager_loop_is_gradient_descent_with_momentum():
                 ):
                     moment.mul_(0.9).add_(gradient)
                     value.sub_(0.1 * moment)
-    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    for trained, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(trained, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_every_sample_is_seen_once_in_an_epoch():
@@ -184,7 +184,7 @@ def test_pairs_are_drawn_as_the_protocol_says(side):
     noise = pairs.v - pairs.u
 
     assert len(pairs.u.unique(dim=0)) == 8
-    assert all((images == one).flatten(1).all(dim=1).any() for one in pairs.u)
+    assert all((images == u).flatten(1).all(dim=1).any() for u in pairs.u)
     assert 0 <= noise.min() < 0.01
     assert 0.09 < noise.max() <= 0.1 + 1e-6
 
@@ -205,4 +205,6 @@ def test_the_two_attacks_are_given_the_same_problem():
 
     assert torch.equal(before, torch.get_rng_state())
     assert mine <= min(theirs) < clean
-    assert all(math.isclose(50 * one, round(50 * one), abs_tol=1e-9) for one in (*theirs, mine))
+    assert all(
+        math.isclose(50 * share, round(50 * share), abs_tol=1e-9) for share in (*theirs, mine)
+    )

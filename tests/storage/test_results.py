@@ -80,9 +80,9 @@ def test_the_plan_says_which_evaluations_count(tmp_path):
     cell.rows("e9").write_bytes(cell.rows("e0").read_bytes())
     assert len(collect(tmp_path, [planned])) == 4
     assert len(collect(tmp_path, [replace(planned, evaluations=("e9",))])) == 2
-    lacking, *others = collect(tmp_path, [replace(planned, evaluations=("e0", "e5"))])
+    lacking, *rows = collect(tmp_path, [replace(planned, evaluations=("e0", "e5"))])
     assert lacking.flags == ("unevaluated", "rows-e5.csv")
-    assert len(others) == 2
+    assert len(rows) == 2
 
 
 def test_a_done_cell_without_rows_is_no_silent_success(tmp_path):

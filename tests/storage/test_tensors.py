@@ -31,8 +31,8 @@ def bits(tensor):
 def test_tensors_come_back_bit_for_bit_with_their_note(path):
     note = {"name": "chosen", "numbers": [1, 0.1, None], "nested": {"a": True}}
     write_tensors(path, TENSORS, note)
-    found, said = read_tensors(path)
-    assert {name: bits(value) for name, value in found.items()} == {
+    stored, said = read_tensors(path)
+    assert {name: bits(value) for name, value in stored.items()} == {
         name: bits(value) for name, value in TENSORS.items()
     }
     assert said == note
@@ -46,26 +46,26 @@ def test_numbers_of_a_note_come_back_exactly(tmp_path_factory, number):
 
 
 def test_equal_content_is_equal_bytes(path, tmp_path):
-    other = tmp_path / "other"
+    again = tmp_path / "other"
     write_tensors(path, TENSORS, {"a": 1})
-    write_tensors(other, dict(reversed(TENSORS.items())), {"a": 1})
-    assert path.read_bytes() == other.read_bytes()
+    write_tensors(again, dict(reversed(TENSORS.items())), {"a": 1})
+    assert path.read_bytes() == again.read_bytes()
 
 
 def test_views_of_one_memory_and_tensors_with_gradients_are_stored(path):
     whole = torch.arange(6.0).view(2, 3)
     tensors = {"row": whole[0], "turned": whole.T, "leaf": torch.ones(2, requires_grad=True)}
     write_tensors(path, tensors, {})
-    found, _ = read_tensors(path)
-    assert torch.equal(found["turned"], whole.T)
-    assert torch.equal(found["row"], whole[0])
+    stored, _ = read_tensors(path)
+    assert torch.equal(stored["turned"], whole.T)
+    assert torch.equal(stored["row"], whole[0])
 
 
 def test_a_file_is_replaced(path):
     write_tensors(path, TENSORS, {"a": 1})
     write_tensors(path, {"only": torch.ones(1)}, {"a": 2})
-    found, note = read_tensors(path)
-    assert (list(found), note) == (["only"], {"a": 2})
+    stored, note = read_tensors(path)
+    assert (list(stored), note) == (["only"], {"a": 2})
 
 
 def test_a_missing_file_is_named(path):
@@ -124,11 +124,11 @@ def stopped(path, stack=("a", "b")):
 def test_a_training_state_comes_back_in_the_order_it_had(path):
     """A sum over the parameters is rounded by their order."""
     trainer, params = stopped(path)
-    found = read_training_state(path, trainer.begin(), ("a", "b"))
-    assert list(found.params) == list(params)
-    assert same(found.params, params)
-    assert found.epoch == 1
-    assert [len(choice.candidates) for choice in found.choices] == [1, 1]
+    stored = read_training_state(path, trainer.begin(), ("a", "b"))
+    assert list(stored.params) == list(params)
+    assert same(stored.params, params)
+    assert stored.epoch == 1
+    assert [len(choice.candidates) for choice in stored.choices] == [1, 1]
 
 
 def test_the_state_of_another_stack_is_not_taken(path):

@@ -25,12 +25,12 @@ UNITS = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("units") / "run"
+    folder = tmp_path_factory.mktemp("units") / "run"
     attack = {"name": "pgd", "norm": float("inf"), "epsilon": [0.1], "steps": 2, "starts": 1}
     evaluation = {"test_size": 40, "attack": [attack], "bound": ["product"]}
     settings = runs.config("standard", "spectral_norm", model=MODEL, evaluation=evaluation)
-    assert runs.run(settings, place) == 0
-    return place
+    assert runs.run(settings, folder) == 0
+    return folder
 
 
 @pytest.mark.parametrize("style", ["plain", "markdown", "latex"])

@@ -64,11 +64,11 @@ def test_every_norm_has_its_certified_accuracy_and_l2_the_other_columns():
     """Whichever norm was bounded first."""
     rows = []
     for norm in (INF, 2.0):
-        own = {"norm": norm, "value": 0.5}
+        common = {"norm": norm, "value": 0.5}
         rows += [
-            a_row(metric="certified_accuracy", side="lower", epsilon=0.1, **own),
-            a_row(metric="certified_radius_quantile[0.5]", side="lower", **own),
-            a_row(metric="lipschitz", side="upper", **own),
+            a_row(metric="certified_accuracy", side="lower", epsilon=0.1, **common),
+            a_row(metric="certified_radius_quantile[0.5]", side="lower", **common),
+            a_row(metric="lipschitz", side="upper", **common),
         ]
     assert [(c.heading, c.norm) for c in the_block(rows).columns] == [
         ("Certified", 2.0),
@@ -253,8 +253,8 @@ def test_the_same_difference_on_fewer_images_is_not_bold():
 
 
 def test_one_seed_is_never_bold_nor_are_ties():
-    one = measurements(0.5) + measurements(0.9, method="clip", params=TARGET)
-    assert not entry(the_block(one), "Test", 1).best
+    rows = measurements(0.5) + measurements(0.9, method="clip", params=TARGET)
+    assert not entry(the_block(rows), "Test", 1).best
     tie = three_seeds() + three_seeds("clip", TARGET)
     assert not any(e.best for line in the_block(tie).lines for e in line.entries)
 
