@@ -117,7 +117,7 @@ def test_a_cell_that_is_measured_later_gets_the_same_bits(tmp_path):
     settings = config("standard", attack=ATTACKS)
     assert runs.run(settings, tmp_path) == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("samples-*.safetensors")}
-    lost = runs.places(tmp_path)["standard", 1].path
+    lost = runs.cell_folders(tmp_path)["standard", 1].path
     for path in [*lost.glob("rows-*"), *lost.glob("samples-*")]:
         path.unlink()
     assert runs.run(settings, tmp_path) == 0

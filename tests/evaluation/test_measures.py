@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import runs
-from support.runs import places, results
+from support.runs import cell_folders, results
 from support.written import Written
 
 import lipbench
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cell_folder(folder):
-    return places(folder)["standard", 0]
+    return cell_folders(folder)["standard", 0]
 
 
 @pytest.fixture(scope="module")

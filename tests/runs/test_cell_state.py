@@ -27,8 +27,8 @@ def finish(cell, folder, state="done"):
         write_rows(folder.rows(evaluation.key), [])
 
 
-def brief(found):
-    return found.state, found.needs_work, found.interruption
+def brief(standing):
+    return standing.state, standing.needs_work, standing.interruption
 
 
 def test_a_cell_that_was_never_begun_is_missing(cell, tmp_path):
@@ -79,6 +79,6 @@ def test_a_damaged_status_is_an_interruption(cell, folder, tmp_path):
     finish(cell, folder)
     folder.status_file.write_text('{"state": "do')
     for reason in ("status.json is damaged", "its status.json is damaged and kept as status.json"):
-        found = standing(cell, tmp_path)
-        assert found.needs_work
-        assert reason in found.interruption
+        current = standing(cell, tmp_path)
+        assert current.needs_work
+        assert reason in current.interruption

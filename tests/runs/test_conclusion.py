@@ -59,10 +59,14 @@ def raised(error):
 
 
 def test_a_failure_has_a_traceback_and_names_what_was_raised():
-    found = raised(RuntimeError("boom"))
-    assert (found.state, found.message, found.exception) == ("failed", "boom", "RuntimeError")
-    assert found.said == "RuntimeError: boom"
-    assert "Traceback" in found.log
+    conclusion = raised(RuntimeError("boom"))
+    assert (conclusion.state, conclusion.message, conclusion.exception) == (
+        "failed",
+        "boom",
+        "RuntimeError",
+    )
+    assert conclusion.said == "RuntimeError: boom"
+    assert "Traceback" in conclusion.log
 
 
 @pytest.mark.parametrize("error", [MemoryError("full"), torch.OutOfMemoryError("full")])
@@ -72,8 +76,12 @@ def test_full_memory_is_a_state_of_its_own(error):
 
 @pytest.mark.parametrize("error", [DataMissing("put it there"), TrainingRefused("put it there")])
 def test_what_the_user_can_mend_is_said_and_no_more(error):
-    found = raised(error)
-    assert (found.state, found.said, found.log) == ("failed", "put it there", "put it there")
+    conclusion = raised(error)
+    assert (conclusion.state, conclusion.said, conclusion.log) == (
+        "failed",
+        "put it there",
+        "put it there",
+    )
 
 
 @pytest.mark.parametrize(

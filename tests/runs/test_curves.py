@@ -4,7 +4,7 @@ import csv
 
 import pytest
 from support import runs
-from support.runs import places, results
+from support.runs import cell_folders, results
 
 import lipbench
 from lipbench.runs.curves import write_curves
@@ -71,10 +71,10 @@ def test_the_error_is_that_of_the_stored_curve(folder):
         points = [row for row in csv.DictReader(file) if row["method"] == "clip"]
     assert {p["checkpoint"] for p in points} == {"path:0", "path:1", "path:2"}
     for checkpoint in sorted({p["checkpoint"] for p in points}):
-        own = [(float(p["x"]), float(p["y"])) for p in points if p["checkpoint"] == checkpoint]
-        assert len(own) == 801
-        assert (own[0][0], own[-1][0]) == (-4.0, 4.0)
-        squares = [(y - max(abs(x) - 3, 0) / 2) ** 2 for x, y in own]
+        curve = [(float(p["x"]), float(p["y"])) for p in points if p["checkpoint"] == checkpoint]
+        assert len(curve) == 801
+        assert (curve[0][0], curve[-1][0]) == (-4.0, 4.0)
+        squares = [(y - max(abs(x) - 3, 0) / 2) ** 2 for x, y in curve]
         assert sum(squares) / len(squares) == pytest.approx(errors[checkpoint], rel=1e-5)
 
 
@@ -88,9 +88,9 @@ def test_curves_are_rebuilt_from_the_cells_alone(folder):
 
 def test_a_damaged_curve_is_left_out(folder, tmp_path):
     """The others stay; the file itself is the run's to repair."""
-    place = places(folder)["standard", 0]
+    cell_folder = cell_folders(folder)["standard", 0]
     key = lipbench.plan(SETTINGS).cells[1].evaluations[0].key
-    samples = place.samples(key)
+    samples = cell_folder.samples(key)
     content = samples.read_bytes()
     try:
         samples.write_bytes(content[:-9])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import runs
-from support.runs import config, evaluation, job, places, processes, results, states
+from support.runs import cell_folders, config, evaluation, job, processes, results, states
 
 import lipbench
 from lipbench.cli.main import call
@@ -65,10 +65,10 @@ class Faulty(Method):
             return net.params
         return {name: torch.zeros_like(value) for name, value in net.params.items()}
 
-    def fail(self, place):
-        if self.at == place:
-            raise RuntimeError(f"boom in {place}")
-        if self.at == f"exit in {place}":
+    def fail(self, method):
+        if self.at == method:
+            raise RuntimeError(f"boom in {method}")
+        if self.at == f"exit in {method}":
             sys.exit(0)
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +321,8 @@ def test_two_runs_share_a_folder_and_do_nothing_twice(left):
     assert set(codes) <= {0, 4}, output
     assert 0 in codes
     assert set(states(folder).values()) == {"done"}
-    assert {place.read_status().attempt for place in places(folder).values()} == {1}
+    attempts = {cell_folder.read_status().attempt for cell_folder in cell_folders(folder).values()}
+    assert attempts == {1}
     assert sum(output.count(f" {name} seed 0 done") for name, _ in states(folder)) == 4
     before = runs.files(folder)
     assert runs.run(FOUR, folder) == 0
@@ -352,7 +353,7 @@ DAMAGES = [flip, cut, replace_by_a_page]
 @pytest.mark.parametrize("kind", ["rows", "samples", "proof"])
 def test_a_damaged_file_of_an_evaluation_is_measured_again(folder, finished, damage, kind):
     networks = runs.networks(folder)
-    damage(sorted(places(folder)["clip", 1].path.glob(f"{kind}-*"))[0])
+    damage(sorted(cell_folders(folder)["clip", 1].path.glob(f"{kind}-*"))[0])
 
     assert runs.run(BOTH, folder) == 0
     assert runs.networks(folder) == networks
@@ -364,7 +365,7 @@ def test_a_damaged_file_of_an_evaluation_is_measured_again(folder, finished, dam
 def test_a_damaged_network_is_trained_again_when_it_is_needed(folder, damage, capsys):
     """It is not needed as long as nothing is to be measured: the numbers stay what they are."""
     before = runs.networks(folder)
-    damage(places(folder)["clip", 1].model)
+    damage(cell_folders(folder)["clip", 1].model)
     more = config(DRIVEN, seeds=(0, 1), **evaluation(noise=[{"sigma": 0.1, "clamp": True}]))
 
     assert runs.run(more, folder, progress="auto") == 0
@@ -372,11 +373,14 @@ def test_a_damaged_network_is_trained_again_when_it_is_needed(folder, damage, ca
     assert "model.safetensors" in out
     assert "clip 0.4 seed 1 is trained again" in out
     assert runs.networks(folder) == before
-    assert [place.read_status().attempt for place in places(folder).values()] == [1, 2]
+    assert [cell_folder.read_status().attempt for cell_folder in cell_folders(folder).values()] == [
+        1,
+        2,
+    ]
 
 
 def test_a_damaged_status_is_set_aside_and_its_cell_done_again(folder, finished, capsys):
-    status = places(folder)["clip", 1].status_file
+    status = cell_folders(folder)["clip", 1].status_file
     cut(status)
 
     assert runs.run(BOTH, folder, progress="auto") == 0
@@ -398,7 +402,7 @@ def test_a_damaged_training_state_means_training_from_the_beginning(left, finish
 def test_a_pickle_is_never_opened(folder, tmp_path):
     """A checkpoint that would run code when unpickled is only a damaged file."""
     bomb = b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode()
-    places(folder)["clip", 0].model.write_bytes(bomb)
+    cell_folders(folder)["clip", 0].model.write_bytes(bomb)
     more = config(DRIVEN, seeds=(0, 1), **evaluation(noise=[{"sigma": 0.1, "clamp": True}]))
 
     assert runs.run(more, folder) == 0
@@ -421,12 +425,12 @@ def test_a_method_that_raises_fails_alone(plugins, tmp_path, capsys):
     assert "lipbench: 2 done, 7 failed -> exit 3" in out
     assert list(states(folder).values()) == ["failed"] * 7 + ["done"] * 2
     for number, at in enumerate(AT):
-        place = places(folder)[number]
-        log = place.log.read_text()
+        cell_folder = cell_folders(folder)[number]
+        log = cell_folder.log.read_text()
         assert "Traceback" in log
         assert "fault_method.py" in log
         if "exit" not in at:
-            status = place.read_status()
+            status = cell_folder.read_status()
             assert (status.exception, status.message) == ("RuntimeError", f"boom in {at}")
             assert f"failed: RuntimeError: boom in {at}" in out
 
@@ -436,8 +440,8 @@ def test_a_failed_cell_is_a_row_without_a_number_and_a_share_in_the_table(plugin
     folder = tmp_path / "run"
     entry = {"name": "faulty", "at": ""}
     assert runs.run(config(entry, "standard", seeds=(0, 1)), folder) == 0
-    place = places(folder)["faulty", 1]
-    place.write_status(
+    cell_folder = cell_folders(folder)["faulty", 1]
+    cell_folder.write_status(
         lipbench.storage.cell_folder.Status(
             state="failed", message="boom", exception="RuntimeError"
         )
@@ -468,7 +472,7 @@ def test_failed_cells_are_tried_again_unless_told_not_to(plugins, tmp_path):
     attempts = []
     for retry in (True, False, True):
         assert runs.run(settings, folder, retry=retry) == ExitCode.FAILED
-        attempts.append(places(folder)["faulty", 0].read_status().attempt)
+        attempts.append(cell_folders(folder)["faulty", 0].read_status().attempt)
     assert attempts == [1, 1, 2]
 
 
@@ -477,9 +481,9 @@ def test_a_loss_that_is_no_number_ends_the_cell_as_nan(plugins, tmp_path):
 
     assert runs.run(config({"name": "faulty", "at": "nan"}, "standard"), folder) == 3
     assert list(states(folder).values()) == ["nan", "done"]
-    status = places(folder)["faulty", 0].read_status()
+    status = cell_folders(folder)["faulty", 0].read_status()
     assert status.message == "a number was not finite after epoch 1"
-    assert not places(folder)["faulty", 0].model.exists()
+    assert not cell_folders(folder)["faulty", 0].model.exists()
     assert {row.value for row in results(folder) if row.method == "faulty"} == {None}
 
 
@@ -487,7 +491,7 @@ def test_a_network_that_always_says_the_same_has_failed(plugins, tmp_path):
     folder = tmp_path / "run"
 
     assert runs.run(config({"name": "faulty", "at": "constant"}), folder) == 3
-    status = places(folder)["faulty", 0].read_status()
+    status = cell_folders(folder)["faulty", 0].read_status()
     assert status.state == "failed"
     assert "predicts class 0 for 100.0%" in status.message
     assert {row.metric for row in results(folder)} == {"cell"}
@@ -535,18 +539,18 @@ def test_an_evaluation_that_raises_fails_its_cell_and_keeps_all_others(
     broken = config(**evaluation(**{kind: [liar, *runs.EVALUATION[kind]]}))
 
     assert runs.run(broken, folder, progress="auto") == ExitCode.FAILED
-    place = places(folder)["standard", 0]
+    cell_folder = cell_folders(folder)["standard", 0]
     said = f"{kind} 'liar' raised RuntimeError: boom in the {kind}"
-    assert place.read_status().message == said
+    assert cell_folder.read_status().message == said
     assert said in capsys.readouterr().out
-    assert f"fault_{kind}.py" in place.log.read_text()
+    assert f"fault_{kind}.py" in cell_folder.log.read_text()
     assert [row.metric for row in results(folder)] == ["cell"]
 
     # Without it the cell is done, and nothing of it had to be done again.
     before = runs.files(folder)
     assert runs.run(config(), folder) == 0
     after = runs.files(folder)
-    assert {path for path in before if after.get(path) != before[path]} == {place.status_file}
+    assert {path for path in before if after.get(path) != before[path]} == {cell_folder.status_file}
     kept = {path.name.split("-")[0] for path in set(after) - set(before)}
     # A bound certifies at the radii of the attacks and starts from the bounds before it: with
     # others its key is another.
@@ -572,13 +576,13 @@ def test_a_bound_that_lies_is_a_soundness_violation(plugins, tmp_path, capsys, h
     for value in values:
         assert value.replace("lower 0.", "lower ") in out
     assert "1 soundness violation -> exit 6" in out
-    status = places(folder)["standard", 0].read_status()
+    status = cell_folders(folder)["standard", 0].read_status()
     assert (status.state, status.flags) == ("failed", ("unsound",))
     assert [(row.metric, row.value) for row in results(folder)] == [("cell", None)]
     before = runs.networks(folder)
     # Neither a second run nor one that leaves failures alone forgets it.
     assert runs.run(settings, folder) == ExitCode.UNSOUND
-    assert places(folder)["standard", 0].read_status().message == status.message
+    assert cell_folders(folder)["standard", 0].read_status().message == status.message
     assert runs.run(settings, folder, retry=False) == ExitCode.UNSOUND
     assert runs.networks(folder) == before
     # Without the liar the cell is as good as any other.
@@ -594,7 +598,7 @@ def test_a_claim_that_is_refuted_is_a_soundness_violation(plugins, tmp_path, cap
     for retry in (True, True, False):
         assert runs.run(settings, folder, retry=retry, progress="auto") == ExitCode.UNSOUND
         assert "1 soundness violation -> exit 6" in capsys.readouterr().out
-        status = places(folder)["faulty", 0].read_status()
+        status = cell_folders(folder)["faulty", 0].read_status()
         assert "the claimed constant 0.01 in norm 2 is refuted" in status.message
         assert [row.metric for row in results(folder)] == ["cell"]
 
@@ -617,9 +621,9 @@ def test_a_refusal_fails_the_cell_with_its_reason(tmp_path):
     settings = config({"name": "clip", "pairs": 65}, "standard")
 
     assert runs.run(settings, folder) == ExitCode.FAILED
-    place = places(folder)["clip", 0]
-    assert "needs 65 pair samples" in place.read_status().message
-    assert "Traceback" not in place.log.read_text()
+    cell_folder = cell_folders(folder)["clip", 0]
+    assert "needs 65 pair samples" in cell_folder.read_status().message
+    assert "Traceback" not in cell_folder.log.read_text()
 
 
 # ------------------------------------------------------------------------- missing data
@@ -634,11 +638,11 @@ def test_missing_data_fail_their_cells_until_they_are_there(plugins, tmp_path, m
     settings = runs.several(points, runs.benchmark())
 
     assert runs.run(settings, folder) == ExitCode.FAILED
-    *lacking, other = [status(cell, folder) for cell in lipbench.plan(settings).cells]
-    assert other.state == "done"
-    for found in lacking:
-        assert (found.state, found.exception) == ("failed", "DataMissing")
-        assert f"{data / 'points.bin'} is missing: put it there" in found.message
+    *lacking, last = [status(cell, folder) for cell in lipbench.plan(settings).cells]
+    assert last.state == "done"
+    for failed in lacking:
+        assert (failed.state, failed.exception) == ("failed", "DataMissing")
+        assert f"{data / 'points.bin'} is missing: put it there" in failed.message
 
     data.mkdir()
     (data / "points.bin").write_bytes(b"")

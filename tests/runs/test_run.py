@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import runs
-from support.runs import EVALUATION, PGD, config, evaluation, places, results
+from support.runs import EVALUATION, PGD, cell_folders, config, evaluation, results
 
 import lipbench
 import lipbench.runs.stack_work
@@ -37,7 +37,7 @@ def folder(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def found(folder, **wanted):
+def rows_of(folder, **wanted):
     rows = results(folder)
     return [row for row in rows if all(getattr(row, k) == v for k, v in wanted.items())]
 
@@ -66,9 +66,9 @@ def test_a_run_leaves_the_files_of_the_design_and_no_others(finished):
 
 
 def test_the_cell_says_what_entered_its_key(finished):
-    for (method, seed), place in places(finished).items():
-        cell = json.loads(place.cell.read_text())
-        assert cell["train_key"] == place.path.name
+    for (method, seed), cell_folder in cell_folders(finished).items():
+        cell = json.loads(cell_folder.cell.read_text())
+        assert cell["train_key"] == cell_folder.path.name
         assert (cell["method"]["name"], cell["seed"]) == (method, seed)
         assert cell["train_key"] in cell["stack"]
 
@@ -81,8 +81,8 @@ def test_the_environment_of_each_row_is_on_record(finished):
 def test_the_resolved_configuration_gives_the_same_plan(finished):
     def without_nulls(value):
         if isinstance(value, dict):
-            return {key: without_nulls(one) for key, one in value.items() if one is not None}
-        return [without_nulls(one) for one in value] if isinstance(value, list) else value
+            return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
+        return [without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
     again = lipbench.plan(
         without_nulls(json.loads((finished / "config.resolved.json").read_text()))
@@ -113,19 +113,20 @@ def test_every_metric_is_there_for_both_checkpoints(finished, checkpoint, seed):
         ),
     }
     for method in ("standard", "clip"):
-        own = found(finished, method=method, seed=seed, checkpoint=checkpoint)
+        measured = rows_of(finished, method=method, seed=seed, checkpoint=checkpoint)
         rows = {
-            (row.metric, row.estimator, row.side, row.epsilon, row.domain, row.n) for row in own
+            (row.metric, row.estimator, row.side, row.epsilon, row.domain, row.n)
+            for row in measured
         }
-        metrics = {row.metric for row in own}
+        metrics = {row.metric for row in measured}
         more = {"strength[lambda]"} if method == "clip" else {"validation_score"}
         if checkpoint == "last":
             more -= {"validation_score"}
             more |= {"training_seconds", "gradient_evaluations", "network_evaluations"}
         assert rows >= expected
         assert metrics >= more
-        assert all(row.status == "done" and row.value is not None for row in own)
-        assert all(row.train_key and row.eval_key and row.seconds is not None for row in own)
+        assert all(row.status == "done" and row.value is not None for row in measured)
+        assert all(row.train_key and row.eval_key and row.seconds is not None for row in measured)
 
 
 def test_a_norm_or_its_absence_is_said_of_every_row(finished):
@@ -147,16 +148,16 @@ def test_params_hold_every_field_of_the_method(finished):
 
 def test_the_strength_is_recorded_each_epoch_and_in_the_rows(finished):
     for seed in (0, 1):
-        history = places(finished)["clip", seed].train.read_text().splitlines()
+        history = cell_folders(finished)["clip", seed].train.read_text().splitlines()
         header = history[0].split(",")
         strengths = [float(line.split(",")[header.index("strength")]) for line in history[1:]]
         assert len(strengths) == 2
         for checkpoint in ("chosen", "last"):
-            own = {
+            values = {
                 row.metric: row.value
-                for row in found(finished, method="clip", seed=seed, checkpoint=checkpoint)
+                for row in rows_of(finished, method="clip", seed=seed, checkpoint=checkpoint)
             }
-            assert own["strength[lambda]"] == strengths[int(own["epoch"]) - 1]
+            assert values["strength[lambda]"] == strengths[int(values["epoch"]) - 1]
 
 
 def test_a_second_run_does_nothing_and_says_so(folder, capsys):
@@ -238,12 +239,14 @@ def test_what_is_added_to_the_evaluation_is_all_that_is_done(folder, changes):
 
     assert runs.run(config("standard", DRIVEN, seeds=(0, 1), **evaluation(**changes)), folder) == 0
     after = runs.files(folder)
-    status = {place.status_file for place in places(folder).values()}
+    status = {cell_folder.status_file for cell_folder in cell_folders(folder).values()}
     assert {path for path in before if after.get(path) != before[path]} == status
     kinds = {path.name.split("-")[0] for path in set(after) - set(before)}
     assert kinds <= {"rows", "samples", "proof"}
     assert len(set(runs.numbers(folder)) - old) >= 8
-    assert all(place.read_status().attempt == 1 for place in places(folder).values())
+    assert all(
+        cell_folder.read_status().attempt == 1 for cell_folder in cell_folders(folder).values()
+    )
 
 
 def test_larger_radii_certify_no_more_once_they_are_added(folder):
@@ -252,7 +255,7 @@ def test_larger_radii_certify_no_more_once_they_are_added(folder):
     assert runs.run(config("standard", DRIVEN, seeds=(0, 1), **changes), folder) == 0
     shares = {
         row.epsilon: row.value
-        for row in found(
+        for row in rows_of(
             folder, method="clip", seed=0, checkpoint="chosen", metric="certified_accuracy"
         )
     }
@@ -327,9 +330,9 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, monk
 
 
 def test_an_evaluation_that_cannot_be_saved_ends_the_run_and_does_not_count(folder):
-    place = places(folder)["clip", 1]
-    samples = next(place.path.glob("samples-*"))
-    rows = place.rows(samples.stem.removeprefix("samples-"))
+    cell_folder = cell_folders(folder)["clip", 1]
+    samples = next(cell_folder.path.glob("samples-*"))
+    rows = cell_folder.rows(samples.stem.removeprefix("samples-"))
     rows.unlink()
     samples.unlink()
     (samples / "in the way").mkdir(parents=True)
@@ -385,7 +388,7 @@ def test_the_seconds_of_the_cells_of_a_stack_add_up(finished):
     it in its rows: only the sum over the stack can be compared.
     """
     for method in ("standard", "clip"):
-        own = [places(finished)[method, seed] for seed in (0, 1)]
+        stack = [cell_folders(finished)[method, seed] for seed in (0, 1)]
         shares = [
             row.value
             for row in results(finished)
@@ -394,16 +397,16 @@ def test_the_seconds_of_the_cells_of_a_stack_add_up(finished):
         assert shares[0] == shares[1]
         measured = {
             (row.eval_key, row.checkpoint): row.seconds
-            for place in own
-            for path in place.path.glob("rows-*.csv")
+            for cell_folder in stack
+            for path in cell_folder.path.glob("rows-*.csv")
             for row in read_rows(path)
         }
-        spent = sum(place.read_status().seconds for place in own)
+        spent = sum(cell_folder.read_status().seconds for cell_folder in stack)
         assert spent >= 2 * shares[0] + sum(measured.values())
 
 
 def test_a_saved_network_is_tensors_and_nothing_that_could_run(finished):
-    for place in places(finished).values():
-        tensors, note = read_tensors(place.model)
+    for cell_folder in cell_folders(finished).values():
+        tensors, note = read_tensors(cell_folder.model)
         assert note == {"name": "chosen"}
         assert {value.dtype.is_floating_point for value in tensors.values()} == {True}

@@ -61,7 +61,7 @@ def results(folder):
     return read_rows(folder / "results.csv")
 
 
-def places(folder):
+def cell_folders(folder):
     """Return the folders of the planned cells, by (method, seed) or, if ambiguous, by number."""
     cells = json.loads((folder / "plan.json").read_text())["cells"]
     named = {(cell["method"], cell["seed"]): CellFolder(folder / cell["folder"]) for cell in cells}
@@ -71,8 +71,10 @@ def places(folder):
 
 
 def states(folder):
-    found = {name: place.read_status() for name, place in places(folder).items()}
-    return {name: status.state if status else "missing" for name, status in found.items()}
+    statuses = {
+        name: cell_folder.read_status() for name, cell_folder in cell_folders(folder).items()
+    }
+    return {name: status.state if status else "missing" for name, status in statuses.items()}
 
 
 def numbers(folder):
