@@ -1,1 +1,1 @@
-"""What attacks are made of: projected ascent, losses, and the judge who trusts nobody."""
+"""Adversarial attacks: projected ascent, losses, and the judge of what they achieve."""

@@ -76,7 +76,7 @@ def random_start(
 
 
 class Ascent(NamedTuple):
-    """Where an ascent led, one entry per sample."""
+    """The worst points of an ascent and their margins, one entry per sample."""
 
     points: Float[Tensor, "batch *shape"]
     """The first misclassified point that was visited, else the last point."""

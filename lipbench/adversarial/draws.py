@@ -1,4 +1,4 @@
-"""Random numbers of single samples, which do not depend on the samples beside them."""
+"""Per-sample random numbers, which do not depend on the other samples of a batch."""
 
 from typing import Literal
 

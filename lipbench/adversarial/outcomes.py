@@ -59,7 +59,7 @@ def survivors(result: AttackResult) -> Int[Tensor, " left"]:
 def extended(
     result: AttackResult, rows: Int[Tensor, " some"], update: AttackResult
 ) -> AttackResult:
-    """Return what is known after the samples `rows` were attacked.
+    """Return the outcome after a further attack on the samples `rows`, which gave `update`.
 
     A sample that was broken already stays as it was, and what it was asked since is not counted:
     it only shared a batch. Where the attack failed, inputs stay clean.

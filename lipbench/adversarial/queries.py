@@ -13,7 +13,7 @@ from lipbench.adversary import Classifier
 
 @dataclass(frozen=True, kw_only=True)
 class Lot:
-    """Whose the samples of a batch are: of which network, and which of its samples."""
+    """The origin of each sample of a batch: its network, and its index among the samples."""
 
     owner: Int[Tensor, " samples"]
     index: Int[Tensor, " samples"]
@@ -55,7 +55,7 @@ class Counted(nn.Module):
 
 
 class OfSamples:
-    """Random numbers for the samples that a model is asked about, of each its own."""
+    """Per-sample random numbers for the samples that a model is asked about."""
 
     def __init__(self, lot: Lot, number: int) -> None:
         self.lot, self.number = lot, number
@@ -101,7 +101,7 @@ def charged_to(model: Classifier, followed: Bool[Tensor, " samples"]) -> Classif
 
 
 def numbers(model: Classifier, rng: torch.Generator, number: int) -> torch.Generator | OfSamples:
-    """Return where the draw with this number comes from for the samples `model` is asked about.
+    """Return the source of the draw with this number for the samples `model` is asked about.
 
     That is `rng` if the model does not know its samples.
     """

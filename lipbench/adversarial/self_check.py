@@ -1,4 +1,4 @@
-"""Check that an attack without room changes no verdict."""
+"""Check that an attack with epsilon 0 changes no prediction."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def self_check(
     domain: Box | None,
     rng: torch.Generator,
 ) -> None:
-    """Check, on the first 64 samples, that an attack with epsilon 0 changes no verdict.
+    """Check, on the first 64 samples, that an attack with epsilon 0 changes no prediction.
 
     A model that answers at random or an attack that divides by epsilon do not pass.
 

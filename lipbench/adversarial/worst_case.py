@@ -60,7 +60,7 @@ def placed(
 
 
 def error(batch: Batch) -> Height:
-    """Return what grows with the loss: the log-odds of an error, or the squared error.
+    """Return the objective of the ascent: the log-odds of an error, or the squared error.
 
     The gradients of the log-odds point where those of cross entropy do, but do not vanish where
     the network is sure.
@@ -80,7 +80,7 @@ def climb(
     steps: int,
     rel_step: Float[Tensor, ""] | float,
 ) -> Float[Tensor, "batch *shape"]:
-    """Return where steepest ascent leads from `first`; it ends in the threat model.
+    """Return the end of steepest ascent from `first`, which lies in the threat model.
 
     The network is in evaluation mode: batch statistics would let the samples of a batch change
     each other's outputs. No gradient reaches its parameters, and those in the inputs are counted.

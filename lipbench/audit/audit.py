@@ -60,7 +60,7 @@ class Robustness:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """What the network makes of a data set."""
+    """Clean accuracy on a data set, and robustness at each radius."""
 
     data: str
     samples: int
@@ -83,7 +83,7 @@ class Witness:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What was found out about a network."""
+    """The bounds of a network, and what follows for its claim and its accuracy."""
 
     norm: Norm
     domain: Box | None
@@ -181,10 +181,10 @@ def _measured(
     inputs: Tensor | None,
     seed: int,
 ) -> Measured:
-    """Return what a network that could not be read says itself.
+    """Return the measured difference quotient of a network that could not be read.
 
     Raises:
-        Refused: If it says nothing that counts.
+        Refused: If it gives no numbers that could be measured.
     """
     try:
         return measure(model, input_shape, norm, domain, inputs, seed)
@@ -193,7 +193,7 @@ def _measured(
 
 
 def _asked(measured: Measured, refusal: Refused, norm: Norm, domain: Box | None) -> Bracket:
-    """Return what is known of a network by asking it alone."""
+    """Return the bracket of a black-box network: its quotient below, and no upper bound."""
     bound = Computed(
         name=MEASURED,
         value=measured.quotient,
@@ -304,7 +304,7 @@ def _attacked(
     radius: Tensor | None,
     seed: int,
 ) -> Sequence[float]:
-    """Return the share of samples that are left at each radius.
+    """Return the accuracy under attack at each radius.
 
     Raises:
         Unsound: If one of them is certified and was broken.

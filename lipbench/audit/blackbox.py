@@ -1,4 +1,4 @@
-"""Black-box networks, asked and not read: a difference quotient, and how sure it is.
+"""Black-box networks: a difference quotient by evaluation alone, and its error.
 
 Nothing is proved in this way. Rounding can be bounded only where every operation is known, and what
 computes in unknown ways may round to float32 somewhere inside, or to worse. So the error is
@@ -57,7 +57,7 @@ class Unmeasurable(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Two inputs, and how far apart a network puts what it makes of them."""
+    """A pair of inputs, and the difference quotient of a network for it."""
 
     u: Float[Tensor, "*shape"]
     """In float64, with entries that float32 can hold."""
@@ -77,7 +77,7 @@ def measure(
     inputs: Tensor | None = None,
     seed: int = 0,
 ) -> Measured:
-    """Return the pair that a network expands most, of those that an ascent has found.
+    """Return the pair of the largest difference quotient that an ascent finds.
 
     It climbs along gradients, as far as there are any.
 
@@ -107,7 +107,7 @@ def measure(
 
 
 class _BlackBox:
-    """Copies of a network in float64 and float32, and how sure their answers are."""
+    """Copies of a network in float64 and float32, and the error of their answers."""
 
     def __init__(self, model: nn.Module, rng: torch.Generator) -> None:
         try:
@@ -127,7 +127,7 @@ class _BlackBox:
         return torch.cat(outputs)
 
     def check(self, points: Float[Tensor, "batch *shape"]) -> None:
-        """Ask about some points, in several ways.
+        """Check that the answers at some points are those of a function, in several ways.
 
         Raises:
             Unmeasurable: As `measure` does.
@@ -184,7 +184,7 @@ def _first_pairs(
 
 
 def _climbed(asked: engine.Function, pairs: engine.Pairs, norm: Norm, size: float) -> engine.Pairs:
-    """Return where gradients lead the pairs, among inputs whose mean length is `size`."""
+    """Return the pairs after gradient ascent, among inputs whose mean length is `size`."""
     nearest = _APART[0] * (1 + size)
     for count in range(_STEPS):
         pairs = move(asked, pairs, norm)
@@ -219,7 +219,7 @@ def _in_float32(points: Tensor, domain: Box | None) -> Tensor:
 
 
 def _measured(asked: _BlackBox, u: Tensor, v: Tensor, norm: Norm) -> Measured:
-    """Return a pair with its quotient, before it is looked for jumps."""
+    """Return a pair with its quotient, from which no jumps are taken off yet."""
     run = float(norm.length((u - v).unsqueeze(0)))
     (f_u, error_u), (f_v, error_v) = (asked.answer(point, norm) for point in (u, v))
     error = _DOUBT * (error_u + error_v)
@@ -259,7 +259,7 @@ def _without_jumps(asked: _BlackBox, pair: Measured, norm: Norm) -> Measured:
 
 @torch.no_grad()
 def _jumps(asked: _BlackBox, u: Tensor, v: Tensor) -> Tensor:
-    """Return what each output that is looked at changes by in a tiny part of the way from u to v.
+    """Return the jump of each output that is looked at, in a tiny part of the way from u to v.
 
     It is followed to the place where it changes most, by halves.
     """

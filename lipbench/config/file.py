@@ -99,7 +99,7 @@ def _benchmark(table: Mapping[str, Any], location: Location, seeds: tuple[int, .
     }
     if heading is None or None in tables.values():
         raise Invalid
-    names = {f"{part}_name": _name(table[part]) for part in ("dataset", "model")}
+    names = {f"{key}_name": _name(table[key]) for key in ("dataset", "model")}
     fields = {"name": heading.name, "seeds": heading.seeds}
     return construct(Benchmark, {**fields, **names, **tables}, location)
 
@@ -147,7 +147,7 @@ def _list(
     location: Location,
     make: Callable[[dict[str, Any], Location], T],
 ) -> tuple[T, ...]:
-    """Return what `make` makes of each table of a list, without those it finds invalid."""
+    """Return the entries that `make` makes of the tables of a list, without the invalid ones."""
     raws = table.get(key, [])
     if not isinstance(raws, list):
         location.report(f"{key} must be a list of tables, got {raws!r}", key)

@@ -40,7 +40,7 @@ class Location:
     problems: list[str] = field(default_factory=list)
 
     def at(self, label: str, span: range | None = None) -> "Location":
-        """Return a table inside this one; without `span` it is looked for by its label."""
+        """Return where a table inside this one stands, found by its label without a `span`."""
         first = self._find(label) if span is None else None
         if span is None:
             span = self.span if first is None else range(first, self.span.stop)

@@ -48,7 +48,7 @@ class Regression(Dataset):
 
     @abstractmethod
     def mean(self, x: np.ndarray) -> np.ndarray:
-        """Return what targets are on average."""
+        """Return the mean of the targets."""
 
     def noisy(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return targets as they are trained on: by default the mean plus Gaussian noise."""

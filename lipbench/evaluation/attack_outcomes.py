@@ -44,7 +44,7 @@ class Attacked:
         self._spoilt: set[tuple[int, int]] = set()
 
     def outcome(self, cell: Cell, checkpoint: str, index: int) -> tuple[list[AttackResult], float]:
-        """Return what an entry of the settings does to a checkpoint, and the seconds it took.
+        """Return the outcome of an attack of the settings on a checkpoint, and its seconds.
 
         One result for each epsilon; the seconds are an equal share of the group's. What an attempt
         on a group took that failed is in nobody's.

@@ -77,7 +77,7 @@ def _add(
 
 
 def _lies(network: Network, entry: BoundEntry, value: Lipschitz) -> list[str]:
-    """Return what is wrong with a value: its proof, its number, or what it speaks of."""
+    """Return what is wrong with a value: its proof, its number, or its norm and domain."""
     lies = [violation.message for violation in recheck(network, value)]
     if not value.value >= 0:
         lies.append(f"{value.value} is no Lipschitz constant")

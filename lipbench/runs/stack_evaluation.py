@@ -92,7 +92,7 @@ def _conclusion(verdict: Verdict, began: float) -> Conclusion:
 
 
 class _Networks:
-    """The networks of a stack, each read once, and what attacks do to them."""
+    """The networks of a stack, each read once, and the outcomes of attacks on them."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -114,7 +114,7 @@ class _Networks:
         return self._checkpoints[cell.key]
 
     def attacked(self, data: Data) -> Attacked:
-        """Return what attacks do to all networks of the stack, of which none is asked for yet."""
+        """Return the outcomes of attacks on all networks of the stack, computed when asked for."""
         if self._attacked is None:
             self._attacked = Attacked(self._targets(), data)
         return self._attacked

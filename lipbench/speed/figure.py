@@ -16,7 +16,7 @@ class Ratio:
 
     @classmethod
     def of(cls, ratios: Sequence[float]) -> "Ratio":
-        """Return what the repeats say."""
+        """Return the median, the smallest and the largest of the ratios of the repeats."""
         return cls(value=statistics.median(ratios), spread=(min(ratios), max(ratios)))
 
 
