@@ -86,15 +86,17 @@ class PGD(Attack):
             left = worst.survivors
             if not len(left):
                 break
-            part = problem.only(left)
+            remaining = problem.only(left)
             if loss == "margin" and rivals is None:
                 # Of those that the losses before have left: it takes as many passes as classes.
-                rivals = _rivals(part, left, len(problem))
-            first = part.inputs
+                rivals = _rivals(remaining, left, len(problem))
+            first = remaining.inputs
             if start > 0:
-                first = random_start(first, part.threat, numbers(part.model, rng, number))
+                first = random_start(first, remaining.threat, numbers(remaining.model, rng, number))
             rival = None if rivals is None else rivals[left, start % rivals.shape[1]]
-            worst.keep(left, self._climb(part, first, _objective(loss, part.labels, rival)))
+            worst.keep(
+                left, self._climb(remaining, first, _objective(loss, remaining.labels, rival))
+            )
         return worst.points
 
     def _climb(self, problem: Problem, first: Tensor, objective: Objective) -> Ascent:
@@ -110,11 +112,11 @@ class PGD(Attack):
         )
 
 
-def _rivals(part: Problem, rows: Tensor, samples: int) -> Tensor:
+def _rivals(problem: Problem, rows: Tensor, samples: int) -> Tensor:
     """Return the wrong classes of all `samples`, the nearest first; known for `rows` alone."""
-    found = nearest_rivals(part.model, part.inputs, part.labels, part.threat.norm)
-    rivals = part.labels.new_zeros(samples, found.shape[1])
-    rivals[rows] = found
+    nearest = nearest_rivals(problem.model, problem.inputs, problem.labels, problem.threat.norm)
+    rivals = problem.labels.new_zeros(samples, nearest.shape[1])
+    rivals[rows] = nearest
     return rivals
 
 
