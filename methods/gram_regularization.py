@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lipbench.lipschitz.operator_norms.gram import gram_norm
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.method_families.readable_layers import illegible
+from lipbench.method_families.readable_layers import unreadable_reason
 from lipbench.networks.net import Net
 from lipbench.ranges import at_least, require
 
@@ -64,7 +64,7 @@ class GramRegularization(Method):
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be read, or None."""
-        return illegible(model, data.dataset.input_shape)
+        return unreadable_reason(model, data.dataset.input_shape)
 
     def loss(
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars

@@ -13,7 +13,7 @@ from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.operator_norms.dense_and_convolution import power_iteration
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
-from lipbench.method_families import differentiable_constant as followed
+from lipbench.method_families import differentiable_constant
 from lipbench.networks.net import Net
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear, Scale
@@ -79,7 +79,7 @@ class LCC(Method):
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be projected, or None."""
         try:
-            network = followed.read(model, data.dataset.input_shape)
+            network = differentiable_constant.read(model, data.dataset.input_shape)
         except Refused as error:
             return str(error).rstrip(".")
         params = dict(model.named_parameters())
@@ -95,7 +95,7 @@ class LCC(Method):
         vectors = {}
         for number, layer in enumerate(net.layers):
             random = torch.randn(layer.input_shape, generator=rng).to(layer.weight)
-            vectors[_right(number)] = followed.settled(layer, random)
+            vectors[_right(number)] = differentiable_constant.settled(layer, random)
         return vectors
 
     def loss(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lipbench.lipschitz.operator_norms.layer_products import convolution
 from lipbench.lipschitz.operator_norms.toeplitz import sampled_norm, too_many_taps
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.method_families.readable_layers import illegible, read
+from lipbench.method_families.readable_layers import read, unreadable_reason
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Linear
 from lipbench.ranges import at_least, require
@@ -71,7 +71,7 @@ class LipBoundRegularization(Method):
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be read, has too many taps or no logarithm; None if all do."""
         shape = data.dataset.input_shape
-        reason = illegible(model, shape)
+        reason = unreadable_reason(model, shape)
         if reason is not None:
             return reason
         for layer in read(model, shape).layers:

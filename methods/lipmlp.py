@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant as step_constant
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
-from lipbench.method_families.readable_layers import illegible, read
+from lipbench.method_families.readable_layers import read, unreadable_reason
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Dense, Linear
 from lipbench.norm import Norm
@@ -56,7 +56,7 @@ class LipMLP(Method):
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer is not dense or cannot be read, or None."""
-        return illegible(model, data.dataset.input_shape, kind=Dense, writes=True)
+        return unreadable_reason(model, data.dataset.input_shape, kind=Dense, writes=True)
 
     def build(
         self, model: nn.Module, input_shape: tuple[int, ...], rng: torch.Generator

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipbench.method import Scalars, State, Strength
-from lipbench.method_families import differentiable_constant as followed
-from lipbench.method_families import differentiable_local_constant as vicinity
-from lipbench.method_families import margins
+from lipbench.method_families import differentiable_constant, differentiable_local_constant, margins
 from lipbench.method_families.margin_training import MarginTraining
 from lipbench.networks.net import Net
 from lipbench.ranges import Rule, at_least, between, finite_at_least
@@ -83,11 +81,12 @@ class LocalLip(MarginTraining):
         if reason is not None:
             return reason
         try:
-            trunk, _ = followed.split(followed.read(model, data.dataset.input_shape))
+            network = differentiable_constant.read(model, data.dataset.input_shape)
+            trunk, _ = differentiable_constant.split(network)
         except Refused as error:
             return str(error).rstrip(".")
-        reason = vicinity.why_not(trunk)
-        size = len(data.train) * vicinity.entries(trunk)
+        reason = differentiable_local_constant.why_not(trunk)
+        size = len(data.train) * differentiable_local_constant.entries(trunk)
         if reason is None and size > self.largest:
             return (
                 f"its vectors for {len(data.train)} samples are {size} numbers, more than largest "
@@ -97,8 +96,9 @@ class LocalLip(MarginTraining):
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return random vectors for each sample, the share of epsilon that is due, no counts."""
-        trunk, last = followed.split(net.steps)
-        return {**vicinity.start(trunk, len(data.train), rng), **self.due(last.weight)}
+        trunk, last = differentiable_constant.split(net.steps)
+        vectors = differentiable_local_constant.start(trunk, len(data.train), rng)
+        return {**vectors, **self.due(last.weight)}
 
     def loss(
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
@@ -106,22 +106,25 @@ class LocalLip(MarginTraining):
         """Return the objective, and the state with the vectors of the batch moved on."""
         assert batch.index is not None
         outputs, buffers = net.train(batch.inputs)
-        trunk, last = followed.split(net.steps)
+        trunk, last = differentiable_constant.split(net.steps)
         net.meter.forwards += len(batch.inputs)
         net.meter.gradients += len(batch.inputs)
-        radius, vectors = h["epsilon"] * state["share"], vicinity.read(state, trunk, batch.index)
-        near, moved = vicinity.around(trunk, batch.inputs, radius, vectors, self.iterations)
+        radius = h["epsilon"] * state["share"]
+        vectors = differentiable_local_constant.read(state, trunk, batch.index)
+        local, moved = differentiable_local_constant.local_constant(
+            trunk, batch.inputs, radius, vectors, self.iterations
+        )
         if self.form == "bottom":
             predicted = outputs.argmax(dim=1)
-            rises = near.rises(last, predicted)
+            rises = local.rises(last, predicted)
             bottom = margins.bottom(outputs, predicted, rises)
             value = batch.loss(outputs) + F.softplus(bottom - outputs.logsumexp(dim=1)).mean()
         else:
-            rises = near.rises(last, batch.targets)
+            rises = local.rises(last, batch.targets)
             risen = (1 - h["kappa"]) * state["share"]
             value = (1 - risen) * batch.loss(outputs) + risen * batch.loss(outputs + rises)
         # A sample that is wrong is not safe, whatever rises.
         certified = margins.safe(outputs.detach(), batch.targets, rises.detach())
         counts = margins.counted(state, certified)
-        written = vicinity.written(state, moved, batch.index)
-        return value, {**state, **written, **counts, "buffers": buffers}
+        vectors = differentiable_local_constant.replaced(state, moved, batch.index)
+        return value, {**state, **vectors, **counts, "buffers": buffers}

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.method import Method, Params, Scalars, State
-from lipbench.method_families.readable_layers import illegible, read
+from lipbench.method_families.readable_layers import read, unreadable_reason
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Convolution, Dense, Linear
 from lipbench.ranges import between, finite_at_least, require
@@ -71,7 +71,7 @@ class Parseval(Method):
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be read, or is so large that the retraction diverges."""
         shape = data.dataset.input_shape
-        reason = illegible(model, shape, kind=(Dense, Convolution), writes=True)
+        reason = unreadable_reason(model, shape, kind=(Dense, Convolution), writes=True)
         if reason is not None:
             return reason
         layers = self._retracted(read(model, shape))

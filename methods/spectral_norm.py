@@ -11,7 +11,7 @@ from lipbench.lipschitz.operator_norms.constants import constant as step_constan
 from lipbench.lipschitz.operator_norms.dense_and_convolution import converged_norm, power_iteration
 from lipbench.lipschitz.operator_norms.kernel_matrix import reshaped
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
-from lipbench.method_families.readable_layers import illegible, read
+from lipbench.method_families.readable_layers import read, unreadable_reason
 from lipbench.networks.net import Net
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution, Linear, Slope
@@ -66,7 +66,7 @@ class SpectralNorm(Method):
 
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return which layer cannot be read or set, or None."""
-        return illegible(model, data.dataset.input_shape, writes=True)
+        return unreadable_reason(model, data.dataset.input_shape, writes=True)
 
     def build(
         self, model: nn.Module, input_shape: tuple[int, ...], rng: torch.Generator

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lipbench.lipschitz.operator_norms.dense_and_convolution import power_iteration
 from lipbench.lipschitz.operator_norms.kernel_matrix import reshaped
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.method_families.readable_layers import illegible
+from lipbench.method_families.readable_layers import unreadable_reason
 from lipbench.networks.net import Net
 from lipbench.networks.steps import Convolution, Dense, Linear
 from lipbench.ranges import at_least, require
@@ -64,10 +64,10 @@ class SpectralRegularization(Method):
         """Return which layer cannot be read, or has no matrix of the kind asked for, or None."""
         shape = data.dataset.input_shape
         if self.conv_norm == "reshaped":
-            return illegible(model, shape, kind=(Dense, Convolution))
+            return unreadable_reason(model, shape, kind=(Dense, Convolution))
         if self.estimate == "power":
-            return illegible(model, shape)
-        reason = illegible(model, shape, kind=Dense)
+            return unreadable_reason(model, shape)
+        reason = unreadable_reason(model, shape, kind=Dense)
         return (
             reason and f"{reason} with estimate = 'exact': take 'power' or conv_norm = 'reshaped'"
         )

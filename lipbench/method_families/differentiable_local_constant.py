@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.method_families.differentiable_constant import Vectors
 from lipbench.method_families.margins import of_rows
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
@@ -42,16 +43,13 @@ from lipbench.networks.steps import (
 )
 from lipbench.norm import Norm
 
-Vectors = dict[str, Tensor]
-"""For each linear step a singular vector of every sample, ready to be a part of a state."""
-
 _KICK = 0.01
 """Length of what is added to a vector, which would never leave neurons that were all there was."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vicinity:
-    """How far the values that a layer reads can move, each by itself and all together."""
+class LocalConstant:
+    """Local constant: how far what a layer reads can move, each value alone and all together."""
 
     values: Float[Tensor, "batch features"]
     """What they are at the samples."""
@@ -83,7 +81,7 @@ def why_not(network: Network) -> str | None:
 
 
 def start(network: Network, samples: int, rng: torch.Generator) -> Vectors:
-    """Return random vectors, on that side of each layer where they are shorter."""
+    """Return random vectors of all samples, on that side of each layer where they are shorter."""
     return {
         _vector(number): torch.randn(samples, *_side(step), generator=rng).to(step.weight)
         for number, step in enumerate(network.steps)
@@ -105,7 +103,7 @@ def read(state: Mapping[str, Any], network: Network, index: Int[Tensor, " batch"
     }
 
 
-def written(state: Mapping[str, Any], vectors: Vectors, index: Int[Tensor, " batch"]) -> Vectors:
+def replaced(state: Mapping[str, Any], vectors: Vectors, index: Int[Tensor, " batch"]) -> Vectors:
     """Return the vectors of all samples with those of some replaced."""
     return {
         name: state[name].scatter(0, _as_rows(index, value).expand_as(value), value)
@@ -113,13 +111,13 @@ def written(state: Mapping[str, Any], vectors: Vectors, index: Int[Tensor, " bat
     }
 
 
-def around(
+def local_constant(
     network: Network,
     inputs: Float[Tensor, "batch *shape"],
     radius: float | Float[Tensor, ""],
     vectors: Vectors,
     iterations: int = 1,
-) -> tuple[Vicinity, Vectors]:
+) -> tuple[LocalConstant, Vectors]:
     """Return how far the outputs of a chain can move in a ball around each sample.
 
     This is pure tensor code for use inside `torch.func.vmap`.
@@ -132,16 +130,16 @@ def around(
         iterations: Steps of power iteration before a norm is taken.
 
     Returns:
-        The vicinity, and the vectors moved on.
+        The local constant, and the vectors moved on.
     """
     ball = _Ball.of(inputs, radius * torch.ones_like(inputs.flatten(1)[:, 0]), vectors, iterations)
     for number, step in enumerate(network.steps):
         ball = ball.behind(step, _vector(number))
     ball = ball.closed(None)
-    vicinity = Vicinity(
+    found = LocalConstant(
         values=ball.values, lo=ball.lo, hi=ball.hi, roots=ball.roots, reach=ball.reach
     )
-    return vicinity, ball.moved
+    return found, ball.moved
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.method import Method, Scalars, State, Summary
-from lipbench.method_families import differentiable_constant as followed
-from lipbench.method_families import margins
+from lipbench.method_families import differentiable_constant, margins
 from lipbench.networks.net import Net
 from lipbench.ranges import Rule, at_least, between, require
 
@@ -113,11 +112,11 @@ class GlobalMarginTraining(MarginTraining):
     def refuses(self, model: nn.Module, data: "Data") -> str | None:
         """Return why there are no margins, or no constant to hold them against, or None."""
         reason = super().refuses(model, data)
-        return reason or followed.why_not(model, data.dataset.input_shape)
+        return reason or differentiable_constant.why_not(model, data.dataset.input_shape)
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return converged power vectors, the share of the radius that is due, and no counts."""
-        return {**followed.start(net.steps, rng), **self.due(net.layers[-1].weight)}
+        return {**differentiable_constant.start(net.steps, rng), **self.due(net.layers[-1].weight)}
 
     def loss(
         self, net: Net, batch: "Batch", state: State, draw: dict[str, Tensor], h: Scalars
@@ -125,7 +124,9 @@ class GlobalMarginTraining(MarginTraining):
         """Return the objective, and the state with the vectors moved on."""
         outputs, buffers = net.train(batch.inputs)
         network = replace(net, buffers=buffers).steps
-        gaps, vectors = followed.gaps(network, state, self.iterations, by_rows=self.by_rows)
+        gaps, vectors = differentiable_constant.gaps(
+            network, state, self.iterations, by_rows=self.by_rows
+        )
         radius = self.radius(h) * state["share"]
         value, rises = self.objective(outputs, batch, gaps, radius, h)
         # A sample that is wrong is not safe, whatever rises.
@@ -135,4 +136,5 @@ class GlobalMarginTraining(MarginTraining):
 
     def end_epoch(self, net: Net, summary: Summary, state: State, h: Scalars) -> State:
         """Return the state with converged vectors, and the share of the radius that comes next."""
-        return super().end_epoch(net, summary, state, h) | followed.converged(net.steps, state)
+        vectors = differentiable_constant.converged(net.steps, state)
+        return super().end_epoch(net, summary, state, h) | vectors

@@ -17,7 +17,7 @@ def read(model: nn.Module, input_shape: tuple[int, ...]) -> Net:
     return Net(Skeleton(model, input_shape), params, dict(model.named_buffers()))
 
 
-def illegible(
+def unreadable_reason(
     model: nn.Module,
     input_shape: tuple[int, ...],
     *,

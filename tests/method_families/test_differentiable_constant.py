@@ -12,7 +12,7 @@ from torch import nn
 from lipbench.layers.explanations import Residual
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.method_families import differentiable_constant as followed
+from lipbench.method_families import differentiable_constant
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
 
@@ -68,24 +68,26 @@ def exact(network):
 
 
 def vectors_of(network):
-    return followed.start(network, torch.Generator().manual_seed(0))
+    return differentiable_constant.start(network, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_constant_is_the_product_of_the_norms_of_matrices(name):
     network = a_network(name)
     vectors = vectors_of(network)
-    trunk, _ = followed.split(network)
+    trunk, _ = differentiable_constant.split(network)
     for part in (network, trunk):
-        found, _ = followed.constant(part, vectors)
+        found, _ = differentiable_constant.constant(part, vectors)
         assert float(found) == pytest.approx(exact(part), rel=1e-3)
         assert float(found) <= exact(part) * (1 + 1e-9)
 
 
 def test_many_more_iterations_do_not_change_a_converged_constant():
-    trunk, _ = followed.split(a_network("dense"))
+    trunk, _ = differentiable_constant.split(a_network("dense"))
     vectors = vectors_of(trunk)
-    one, many = (float(followed.constant(trunk, vectors, count)[0]) for count in (1, 100))
+    one, many = (
+        float(differentiable_constant.constant(trunk, vectors, count)[0]) for count in (1, 100)
+    )
     assert one == pytest.approx(many, rel=1e-3)
 
 
@@ -93,9 +95,9 @@ def test_many_more_iterations_do_not_change_a_converged_constant():
 def test_the_constant_of_a_difference_covers_the_rows_and_the_matrix(name):
     network = a_network(name)
     vectors = vectors_of(network)
-    trunk, last = followed.split(network)
-    by_rows, _ = followed.gaps(network, vectors)
-    by_matrix, _ = followed.gaps(network, vectors, by_rows=False)
+    trunk, last = differentiable_constant.split(network)
+    by_rows, _ = differentiable_constant.gaps(network, vectors)
+    by_matrix, _ = differentiable_constant.gaps(network, vectors, by_rows=False)
     for i in range(3):
         for j in range(3):
             rows = float((last.weight[i] - last.weight[j]).norm())
@@ -109,11 +111,13 @@ def test_the_constant_of_a_difference_covers_the_rows_and_the_matrix(name):
 def test_the_slope_in_the_weights_is_that_of_the_norms():
     module = nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 4), nn.ReLU()).double()
     network = a_net(nn.Sequential(module, nn.Linear(4, 2).double()), (6,))
-    trunk, _ = followed.split(network.steps)
+    trunk, _ = differentiable_constant.split(network.steps)
     vectors = vectors_of(trunk)
 
     def found(params):
-        return followed.constant(followed.split(network.with_params(params).steps)[0], vectors)[0]
+        return differentiable_constant.constant(
+            differentiable_constant.split(network.with_params(params).steps)[0], vectors
+        )[0]
 
     def expected(params):
         norms = [torch.linalg.matrix_norm(params[f"0.{key}.weight"], ord=2) for key in (0, 2)]
@@ -130,7 +134,7 @@ def test_equal_rows_have_distance_0_and_a_slope():
     layer = a_net(nn.Linear(2, 3), (2,)).layers[0]
 
     def total(weight):
-        return followed.row_distances(replace(layer, weight=weight)).sum()
+        return differentiable_constant.row_distances(replace(layer, weight=weight)).sum()
 
     assert float(total(rows)) == pytest.approx(4.0)
     assert torch.func.grad(total)(rows).isfinite().all()
@@ -152,7 +156,7 @@ def test_equal_rows_have_distance_0_and_a_slope():
     ],
 )
 def test_what_cannot_be_followed_has_a_reason(module, shape, reason):
-    found = followed.why_not(module, shape)
+    found = differentiable_constant.why_not(module, shape)
     assert found is not None
     assert re.search(reason, found)
     assert not found.endswith(".")
@@ -161,4 +165,4 @@ def test_what_cannot_be_followed_has_a_reason(module, shape, reason):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_can_be_followed_has_none(name):
     make, shape = NETWORKS[name]
-    assert followed.why_not(make(), shape) is None
+    assert differentiable_constant.why_not(make(), shape) is None

@@ -7,8 +7,7 @@ from support.training import a_model, a_net
 from torch import nn
 
 from lipbench.layers.normalise import Normalise
-from lipbench.method_families import differentiable_constant as followed
-from lipbench.method_families import differentiable_local_constant as vicinity
+from lipbench.method_families import differentiable_constant, differentiable_local_constant
 
 RADIUS = 0.1
 
@@ -52,14 +51,16 @@ def a_chain(name, scale=3.0):
     make, shape = CHAINS[name]
     net = a_net(make().double().eval(), shape)
     params = {key: scale * value if value.ndim > 1 else value for key, value in net.params.items()}
-    trunk, last = followed.split(net.with_params(params).steps)
+    trunk, last = differentiable_constant.split(net.with_params(params).steps)
     inputs = torch.rand(6, *shape, generator=torch.Generator().manual_seed(1)).double()
     return trunk, last, inputs
 
 
 def near(trunk, inputs, radius=RADIUS, iterations=200):
-    vectors = vicinity.start(trunk, len(inputs), torch.Generator().manual_seed(2))
-    return vicinity.around(trunk, inputs, radius, vectors, iterations)
+    vectors = differentiable_local_constant.start(
+        trunk, len(inputs), torch.Generator().manual_seed(2)
+    )
+    return differentiable_local_constant.local_constant(trunk, inputs, radius, vectors, iterations)
 
 
 def moved(inputs, radius, count=300):
@@ -99,10 +100,12 @@ def test_no_point_of_a_ball_does_more(name):
 @pytest.mark.parametrize("name", CHAINS)
 def test_samples_know_nothing_of_each_other(name):
     trunk, _, inputs = a_chain(name)
-    vectors = vicinity.start(trunk, len(inputs), torch.Generator().manual_seed(2))
-    whole, _ = vicinity.around(trunk, inputs, RADIUS, vectors, 3)
+    vectors = differentiable_local_constant.start(
+        trunk, len(inputs), torch.Generator().manual_seed(2)
+    )
+    whole, _ = differentiable_local_constant.local_constant(trunk, inputs, RADIUS, vectors, 3)
     own = {key: value[4:5] for key, value in vectors.items()}
-    alone, _ = vicinity.around(trunk, inputs[4:5], RADIUS, own, 3)
+    alone, _ = differentiable_local_constant.local_constant(trunk, inputs[4:5], RADIUS, own, 3)
     for field in ("values", "lo", "hi", "roots", "reach"):
         torch.testing.assert_close(getattr(whole, field)[4:5], getattr(alone, field))
 
@@ -137,11 +140,11 @@ def test_rises_and_their_slopes_are_those_of_the_source():
     names = [layer.weight_name for layer in layers]
     net = a_net(CHAINS["relu"][0]().double(), (5,))
     params = {**net.params, **{layer.weight_name: layer.weight for layer in layers}}
-    vectors = vicinity.start(trunk, 6, torch.Generator().manual_seed(2))
+    vectors = differentiable_local_constant.start(trunk, 6, torch.Generator().manual_seed(2))
 
     def ours(params):
-        trunk, last = followed.split(net.with_params(params).steps)
-        found, _ = vicinity.around(trunk, inputs, RADIUS, vectors, 300)
+        trunk, last = differentiable_constant.split(net.with_params(params).steps)
+        found, _ = differentiable_local_constant.local_constant(trunk, inputs, RADIUS, vectors, 300)
         return found.rises(last, last(found.values).argmax(dim=1))
 
     def theirs(params):
@@ -166,8 +169,8 @@ def test_neurons_that_are_off_in_a_ball_do_not_count():
         assert torch.equal(found.roots[row], mask)
         assert float(found.reach[row]) == pytest.approx(float(reach), rel=1e-6)
     assert 0 < float(found.roots.mean()) < 1
-    vectors = followed.start(trunk, torch.Generator().manual_seed(0))
-    everywhere = RADIUS * float(followed.constant(trunk, vectors, 100)[0])
+    vectors = differentiable_constant.start(trunk, torch.Generator().manual_seed(0))
+    everywhere = RADIUS * float(differentiable_constant.constant(trunk, vectors, 100)[0])
     assert float(found.reach.max()) < everywhere * 0.999
     # A huge ball knows of no neuron that is off.
     huge, _ = near(trunk, inputs, radius=1e3)
@@ -187,7 +190,8 @@ def test_a_convolution_is_the_dense_layer_that_it_is():
     other = nn.Sequential(nn.Flatten(), as_dense, nn.ReLU(), last)
     inputs = torch.rand(5, 2, 4, 4, dtype=torch.float64)
     found = [
-        near(followed.split(a_net(each, (2, 4, 4)).steps)[0], inputs)[0] for each in (one, other)
+        near(differentiable_constant.split(a_net(each, (2, 4, 4)).steps)[0], inputs)[0]
+        for each in (one, other)
     ]
     for field in ("values", "lo", "hi", "roots", "reach"):
         torch.testing.assert_close(*(getattr(each, field) for each in found), rtol=1e-5, atol=1e-9)
@@ -196,7 +200,7 @@ def test_a_convolution_is_the_dense_layer_that_it_is():
 def test_an_entry_that_many_windows_see_moves_all_of_them():
     """A peak in the middle of 3x3 pixels is the maximum of four windows."""
     module = nn.Sequential(nn.MaxPool2d(2, 1), nn.Flatten(), nn.Linear(4, 2))
-    trunk, _ = followed.split(a_net(module, (1, 3, 3)).steps)
+    trunk, _ = differentiable_constant.split(a_net(module, (1, 3, 3)).steps)
     image = torch.zeros(1, 1, 3, 3)
     image[..., 1, 1] = 1.0
     found, _ = near(trunk, image)
@@ -207,21 +211,21 @@ def test_an_entry_that_many_windows_see_moves_all_of_them():
 
 def test_vectors_are_kept_for_each_sample():
     trunk, _, inputs = a_chain("relu")
-    state = vicinity.start(trunk, 10, torch.Generator().manual_seed(0))
+    state = differentiable_local_constant.start(trunk, 10, torch.Generator().manual_seed(0))
     index = torch.tensor([7, 0, 3, 9, 1, 4])
-    own = vicinity.read(state, trunk, index)
+    own = differentiable_local_constant.read(state, trunk, index)
     for name, value in own.items():
         assert torch.equal(value, state[name][index])
     sizes = []
     for _ in range(30):
-        own = vicinity.read(state, trunk, index)
-        found, moved_on = vicinity.around(trunk, inputs, RADIUS, own)
-        state = vicinity.written(state, moved_on, index)
+        own = differentiable_local_constant.read(state, trunk, index)
+        found, moved_on = differentiable_local_constant.local_constant(trunk, inputs, RADIUS, own)
+        state = differentiable_local_constant.replaced(state, moved_on, index)
         sizes.append(found.reach)
     converged, _ = near(trunk, inputs)
     torch.testing.assert_close(sizes[-1], converged.reach, rtol=1e-3, atol=0)
     assert float((sizes[0] / converged.reach).min()) < 0.99
-    first = vicinity.start(trunk, 10, torch.Generator().manual_seed(0))
+    first = differentiable_local_constant.start(trunk, 10, torch.Generator().manual_seed(0))
     for name, value in state.items():
         assert torch.equal(value[[2, 5, 6, 8]], first[name][[2, 5, 6, 8]])
 
@@ -234,12 +238,16 @@ def test_a_vector_finds_neurons_that_were_off_before():
         layers[0].bias.zero_()
         layers[1].weight.copy_(torch.eye(2))
     net = a_net(nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Linear(2, 2)), (1,))
-    trunk, _ = followed.split(net.with_params({k: v.double() for k, v in net.params.items()}).steps)
-    vectors = vicinity.start(trunk, 1, torch.Generator().manual_seed(0))
+    trunk, _ = differentiable_constant.split(
+        net.with_params({k: v.double() for k, v in net.params.items()}).steps
+    )
+    vectors = differentiable_local_constant.start(trunk, 1, torch.Generator().manual_seed(0))
     for x in (1.0, -1.0):
         for _ in range(3):
             point = torch.tensor([[x]], dtype=torch.float64)
-            found, vectors = vicinity.around(trunk, point, 0.5, vectors, 2)
+            found, vectors = differentiable_local_constant.local_constant(
+                trunk, point, 0.5, vectors, 2
+            )
         assert float(found.reach) == pytest.approx(0.5, rel=1e-3)
 
 
@@ -255,7 +263,7 @@ def test_a_vector_finds_neurons_that_were_off_before():
 )
 def test_what_has_no_local_rule_has_a_reason(layer, reason):
     module = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), layer)
-    found = vicinity.why_not(followed.read(module, (1, 4, 4)))
+    found = differentiable_local_constant.why_not(differentiable_constant.read(module, (1, 4, 4)))
     assert found is not None
     with pytest.raises(ValueError, match=reason):
         raise ValueError(found)
@@ -264,4 +272,4 @@ def test_what_has_no_local_rule_has_a_reason(layer, reason):
 @pytest.mark.parametrize("name", CHAINS)
 def test_what_has_one_has_none(name):
     trunk, _, _ = a_chain(name)
-    assert vicinity.why_not(trunk) is None
+    assert differentiable_local_constant.why_not(trunk) is None

@@ -10,8 +10,7 @@ from torch import nn
 
 from lipbench.data.splits import Batch
 from lipbench.method import Summary
-from lipbench.method_families import differentiable_constant as followed
-from lipbench.method_families import margins
+from lipbench.method_families import differentiable_constant, margins
 from lipbench.method_families.margin_training import GlobalMarginTraining
 
 
@@ -44,7 +43,7 @@ def a_step(epsilon, **fields):
 @pytest.mark.parametrize("whole", [False, True])
 def test_rises_are_share_times_radius_times_gaps(whole):
     _, net, batch, _, value, after = a_step(0.5, first=0.1, whole=whole)
-    gaps, _ = followed.gaps(net.steps, after, by_rows=not whole)
+    gaps, _ = differentiable_constant.gaps(net.steps, after, by_rows=not whole)
     expected = 0.5 * 0.1 * gaps[batch.targets].sum()
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
 
@@ -63,11 +62,13 @@ def test_after_an_epoch_the_vectors_have_converged_and_the_radius_has_grown():
     summary = Summary(epoch=1, epochs=3, loss=0.0, train_accuracy=0.0)
     ended = method.end_epoch(moved, summary, after, h)
     assert float(ended["share"]) == pytest.approx(0.4)
-    trunk, _ = followed.split(moved.steps)
+    trunk, _ = differentiable_constant.split(moved.steps)
     norms = [torch.linalg.matrix_norm(layer.weight, ord=2) for layer in trunk.layers]
     exact = float(torch.stack(norms).prod()) / 16  # the slopes of two sigmoids
-    assert float(followed.constant(trunk, ended)[0]) == pytest.approx(exact, rel=1e-4)
-    assert float(followed.constant(trunk, after)[0]) < 0.995 * exact
+    assert float(differentiable_constant.constant(trunk, ended)[0]) == pytest.approx(
+        exact, rel=1e-4
+    )
+    assert float(differentiable_constant.constant(trunk, after)[0]) < 0.995 * exact
 
 
 def test_what_has_no_constant_or_no_classes_is_refused():

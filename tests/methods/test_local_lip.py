@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lipbench.data.splits import Batch
-from lipbench.method_families import differentiable_constant as followed
-from lipbench.method_families import differentiable_local_constant as vicinity
+from lipbench.method_families import differentiable_constant, differentiable_local_constant
 
 
 def objective(net, **fields):
@@ -29,9 +28,11 @@ def objective(net, **fields):
     state = method.start(net, data, torch.Generator().manual_seed(0))
     wide = {"dtype": torch.float64}
     h = {name: torch.tensor(getattr(method, name), **wide) for name in ("epsilon", "kappa")}
-    trunk, last = followed.split(net.steps)
+    trunk, last = differentiable_constant.split(net.steps)
     own = {name: state[name][index] for name in state if name.startswith("local")}
-    near, _ = vicinity.around(trunk, batch.inputs, method.epsilon, own, method.iterations)
+    near, _ = differentiable_local_constant.local_constant(
+        trunk, batch.inputs, method.epsilon, own, method.iterations
+    )
     value, state = method.loss(net, batch, {**state, "buffers": {}}, {}, h)
     return value, state, batch, near, last
 
@@ -92,8 +93,8 @@ def test_only_the_vectors_of_the_batch_move(net):
 
 def test_logits_rise_less_than_by_the_global_constant(net):
     _, _, batch, near, last = objective(net, epsilon=0.1, iterations=50)
-    vectors = followed.start(net.steps, torch.Generator().manual_seed(0))
-    gaps, _ = followed.gaps(net.steps, vectors, 100)
+    vectors = differentiable_constant.start(net.steps, torch.Generator().manual_seed(0))
+    gaps, _ = differentiable_constant.gaps(net.steps, vectors, 100)
     everywhere = 0.1 * gaps[batch.targets]
     ours = near.rises(last, batch.targets)
     assert bool((ours <= everywhere * (1 + 1e-3)).all())
