@@ -59,7 +59,7 @@ class Bjorck(Contractive):
             start_orthogonal(layer.weight.view(len(layer.weight), -1), rng)
         return layer
 
-    def unfit(self, site: LayerSite) -> str | None:
+    def misfit_reason(self, site: LayerSite) -> str | None:
         """Return why a dense or convolutional layer cannot be replaced, or None."""
         if isinstance(site.layer, nn.Conv2d) and site.layer.dilation != (1, 1):
             return f"spread kernels have no version, got dilation {site.layer.dilation}"

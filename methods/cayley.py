@@ -53,6 +53,6 @@ class Cayley(Contractive):
             return {"weight": layer.remade(raw["weight"], cayley)}
         return {"weight": cayley(raw["weight"])}
 
-    def unfit(self, site: LayerSite) -> str | None:
+    def misfit_reason(self, site: LayerSite) -> str | None:
         """Return why a convolution has no periodic version, or None."""
         return misfit(site)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars, State, Strength
-from lipbench.method_families.neighbour_graph import anyone, nearest
+from lipbench.method_families.neighbour_graph import nearest, random_neighbours
 from lipbench.networks.net import Net
 from lipbench.ranges import at_least, finite_at_least, finite_positive, require
 
@@ -83,7 +83,7 @@ class LaplacianSmoothing(Method):
         """Return the graph, and multipliers 0."""
         inputs, count = data.train.inputs, self.neighbours
         if self.graph == "random":
-            rows = anyone(len(inputs), count, rng).to(inputs.device)
+            rows = random_neighbours(len(inputs), count, rng).to(inputs.device)
         elif self.among is None or self.among >= len(inputs):
             rows = nearest(inputs, count)
         else:

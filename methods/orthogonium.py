@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from lipbench.method_families.library_layers import Borrowed
+from lipbench.method_families.library_layers import LibraryMethod
 from lipbench.networks.sequential import LayerSite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orthogonium(Borrowed):
+class Orthogonium(LibraryMethod):
     """Train layers of orthogonium, with the offset cross entropy of 1-Lipschitz networks.
 
     Dense layers are OrthoLinear. Convolutions are
@@ -45,7 +45,7 @@ class Orthogonium(Borrowed):
             self.orthogonaliser
         ]
 
-    def unfit(self, site: LayerSite) -> str | None:
+    def misfit_reason(self, site: LayerSite) -> str | None:
         """Return why a dense or convolutional layer has no version, or None."""
         layer = site.layer
         if not isinstance(layer, nn.Conv2d):

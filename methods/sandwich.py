@@ -110,14 +110,14 @@ class Sandwich(Contractive):
         outputs = raw["outer.weight"].shape[1]
         return {"outer.weight": both[:, :outputs], "inner.weight": both[:, outputs:]}
 
-    def unfit(self, site: LayerSite) -> str | None:
+    def misfit_reason(self, site: LayerSite) -> str | None:
         """Return why a convolution has no periodic version, or None."""
         layer = site.layer
         if isinstance(layer, nn.Conv2d) and not site.is_last and layer.stride != (1, 1):
             return f"sandwich layers have no strides, got {layer.stride}"
         return misfit(site)
 
-    def is_bent(self, site: LayerSite) -> bool:
+    def holds_activation(self, site: LayerSite) -> bool:
         """Return whether what replaces a layer holds an activation: all but the last do."""
         return not site.is_last
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from lipbench.lipschitz.semidefinite.chain import Layers, Multipliers, Weights
 from lipbench.lipschitz.semidefinite.inequality import Inequality, rescaled
 from lipbench.method import Claim, Scalars, Strength
-from lipbench.method_families.admm import Alternating, Kept
+from lipbench.method_families.admm import Alternating, FixedMultipliers
 from lipbench.networks.net import Net
 from lipbench.norm import Norm
 from lipbench.ranges import Rule, finite_positive
@@ -57,12 +57,12 @@ class SDPEnforced(Alternating):
         return float(h["constant"])
 
     def solution(
-        self, layers: Layers, kept: Kept, targets: Weights, h: Scalars
+        self, layers: Layers, fixed: FixedMultipliers, targets: Weights, h: Scalars
     ) -> tuple[Weights, Multipliers, float]:
         """Return the nearest copy."""
         aim = self.level(h) / layers.factor * (1 - _ROOM)
-        ratio = aim / math.sqrt(kept.square) if kept.square > 0 else 1.0
-        multipliers = rescaled(kept.multipliers, ratio)
+        ratio = aim / math.sqrt(fixed.square) if fixed.square > 0 else 1.0
+        multipliers = rescaled(fixed.multipliers, ratio)
         inequality = Inequality(slopes=layers.slopes, multipliers=multipliers)
         weights, square = self.proposed(inequality, targets, aim**2, None)
         return weights, multipliers, square

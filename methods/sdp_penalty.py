@@ -6,7 +6,7 @@ from typing import ClassVar
 from lipbench.lipschitz.semidefinite.chain import Layers, Multipliers, Weights
 from lipbench.lipschitz.semidefinite.inequality import Inequality
 from lipbench.method import Scalars, Strength
-from lipbench.method_families.admm import Alternating, Kept
+from lipbench.method_families.admm import Alternating, FixedMultipliers
 from lipbench.ranges import Rule, at_least
 
 
@@ -46,15 +46,15 @@ class SDPPenalty(Alternating):
         )
 
     def solution(
-        self, layers: Layers, kept: Kept, targets: Weights, h: Scalars
+        self, layers: Layers, fixed: FixedMultipliers, targets: Weights, h: Scalars
     ) -> tuple[Weights, Multipliers, float]:
         """Return the cheapest copy."""
         price = float(h["mu"]) * layers.factor**2 / self.r
-        start = kept.square if kept.square > 0 else 1.0
+        start = fixed.square if fixed.square > 0 else 1.0
         if price == 0:
             # Any ρ that is large enough.
-            proved = layers.proved(targets, kept.multipliers, start)
-            return targets, kept.multipliers, max(start, proved**2)
-        inequality = Inequality(slopes=layers.slopes, multipliers=kept.multipliers)
+            proved = layers.proved(targets, fixed.multipliers, start)
+            return targets, fixed.multipliers, max(start, proved**2)
+        inequality = Inequality(slopes=layers.slopes, multipliers=fixed.multipliers)
         weights, square = self.proposed(inequality, targets, start, price)
-        return weights, kept.multipliers, square
+        return weights, fixed.multipliers, square

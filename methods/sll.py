@@ -42,7 +42,7 @@ class SLL(ContractiveResidual):
         """Return the layer with log q besides V, which starts at 0; a single q would cancel."""
         layer = super().layer(site, rng)
         hidden = site.output_shape[0]
-        count = hidden if self.is_bent(site) else min(hidden, site.input_shape[0])
+        count = hidden if self.holds_activation(site) else min(hidden, site.input_shape[0])
         if count > 1:
             layer.register_parameter("log_q", nn.Parameter(torch.zeros(count)))
         return layer

@@ -89,7 +89,7 @@ class SOC(Contractive):
         change = self._finished if is_final else self._turned
         return {"weight": layer.remade(weight * (_REACH / norm.clamp_min(least)), change)}
 
-    def unfit(self, site: LayerSite) -> str | None:
+    def misfit_reason(self, site: LayerSite) -> str | None:
         """Return why a convolution has no periodic version or a layer is too wide, or None."""
         width = min(site.input_shape[-1], site.output_shape[-1])
         if isinstance(site.layer, nn.Linear) and width > self.most_width:

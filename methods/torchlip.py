@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from lipbench.method_families.library_layers import Borrowed
+from lipbench.method_families.library_layers import LibraryMethod
 from lipbench.networks.sequential import LayerSite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Torchlip(Borrowed):
+class Torchlip(LibraryMethod):
     """Train layers of deel-torchlip, with the offset cross entropy of 1-Lipschitz networks.
 
     - `bjorck`: SpectralLinear and SpectralConv2d as they come: spectral normalisation, then
@@ -39,7 +39,7 @@ class Torchlip(Borrowed):
         """Return the cost of a step in steps of standard training."""
         return {"bjorck": 7.0, "spectral": 5.0, "frobenius": 4.5}[self.variant]
 
-    def unfit(self, site: LayerSite) -> str | None:
+    def misfit_reason(self, site: LayerSite) -> str | None:
         """Return why a dense or convolutional layer has no version, or None."""
         layer = site.layer
         if not isinstance(layer, nn.Conv2d):

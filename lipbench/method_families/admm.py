@@ -76,13 +76,13 @@ class Alternating(Method):
 
     @abstractmethod
     def solution(
-        self, layers: Layers, kept: "Kept", targets: Weights, h: Scalars
+        self, layers: Layers, fixed: "FixedMultipliers", targets: Weights, h: Scalars
     ) -> tuple[Weights, Multipliers, float]:
         """Return the copy of a round, its multipliers and the ρ that they prove for it.
 
         Args:
             layers: The network of W.
-            kept: The multipliers that are fixed.
+            fixed: The multipliers that are fixed.
             targets: W + Y/r.
             h: The fields.
         """
@@ -151,26 +151,26 @@ class Alternating(Method):
         if not all(bool(value.isfinite().all()) for value in net.params.values()):
             return {**state, "bar": {name: net.params[name] for name in state["bar"]}}
         warm = self._warm(summary)
-        layers, kept = _layers(net), Kept.of(state)
+        layers, fixed = _layers(net), FixedMultipliers.of(state)
         if summary.epoch <= warm:
-            kept = Kept(*layers.best())
+            fixed = FixedMultipliers(*layers.best())
         duals = [state["dual"][name].double().cpu() for name in layers.names]
         pairs = zip(layers.weights, duals, strict=True)
         targets = tuple(weight + dual / self.r for weight, dual in pairs)
-        weights, multipliers, square = self.solution(layers, kept, targets, h)
+        weights, multipliers, square = self.solution(layers, fixed, targets, h)
         copies = _stored(layers, weights, multipliers, square, state["bar"])
         bar = dict(zip(layers.names, copies, strict=True))
         dual = state["dual"]
         if is_due and summary.epoch > warm:
             dual = {n: value + h["r"] * (net.params[n] - bar[n]) for n, value in dual.items()}
             if self.refresh:
-                kept = Kept(*_layers(net.with_params(bar)).best())
+                fixed = FixedMultipliers(*_layers(net.with_params(bar)).best())
         return {
             **state,
             "bar": bar,
             "dual": dual,
-            "multipliers": _numbered(kept.multipliers),
-            "square": torch.full_like(state["square"], kept.square),
+            "multipliers": _numbered(fixed.multipliers),
+            "square": torch.full_like(state["square"], fixed.square),
             "level": torch.full_like(state["level"], level),
             "active": torch.full_like(state["active"], float(summary.epoch >= warm)),
         }
@@ -206,15 +206,15 @@ class Alternating(Method):
 
 
 @dataclass(frozen=True)
-class Kept:
+class FixedMultipliers:
     """Multipliers that are fixed, and the ρ of the network that they are the best for."""
 
     multipliers: Multipliers
     square: float
 
     @classmethod
-    def of(cls, state: State) -> "Kept":
-        """Return what a state keeps."""
+    def of(cls, state: State) -> "FixedMultipliers":
+        """Return those of a state."""
         multipliers = state["multipliers"]
         return cls(
             tuple(multipliers[str(number)].cpu() for number in range(len(multipliers))),

@@ -40,7 +40,8 @@ class Contractive(Method):
     shapes. Those are what a checkpoint holds, so that it is a network like any other.
 
     A subclass says what replaces a layer (`layer`), what makes it 1-Lipschitz (`explicit`), which
-    layers it cannot replace (`unfit`), and which of its layers hold an activation (`is_bent`).
+    layers it cannot replace (`misfit_reason`), and which of its layers hold an activation
+    (`holds_activation`).
 
     Source:
         Prach, Lampert, Almost-Orthogonal Layers for Efficient General-Purpose Lipschitz Networks
@@ -53,9 +54,9 @@ class Contractive(Method):
     strength: ClassVar[Strength] = Strength(field="offset", scale=0.1)
 
     offset: float = 2 * math.sqrt(2) * 36 / 255
-    """By how much the own logit must lead, in units of logits; one pixel unit moves the difference
-    of two logits by at most √2. Beyond the leads that a network can have, more of it changes
-    nothing: a target accuracy below the one that is left then is not reached."""
+    """By how much the label's logit must lead, in units of logits; one pixel unit moves the
+    difference of two logits by at most √2. Beyond the leads that a network can have, more of it
+    changes nothing: a target accuracy below the one that is left then is not reached."""
     temperature: float = 0.25
     """What logits are divided by in the cross entropy, in units of logits."""
     activation: Literal["maxmin", "relu", "keep"] = "maxmin"
@@ -111,11 +112,11 @@ class Contractive(Method):
                 effective |= {f"{path}.{name}": value for name, value in made.items()}
         return effective, state
 
-    def unfit(self, site: LayerSite) -> str | None:
+    def misfit_reason(self, site: LayerSite) -> str | None:
         """Return why a dense or convolutional layer cannot be replaced, or None."""
         return None
 
-    def is_bent(self, site: LayerSite) -> bool:
+    def holds_activation(self, site: LayerSite) -> bool:
         """Return whether what replaces a layer holds an activation: none follows it then."""
         return False
 
@@ -124,11 +125,13 @@ class Contractive(Method):
         if data.task != "classification":
             return "the offset cross entropy needs classes"
         try:
-            is_bent, owners = False, dict[int, str]()
+            holds_activation, owners = False, dict[int, str]()
             for site in layer_sites(model, data.dataset.input_shape):
                 _refuse_shared(site, owners)
-                self._check(site, is_bent=is_bent)
-                is_bent = self.is_bent(site) if site.is_linear else is_bent
+                self._check(site, holds_activation=holds_activation)
+                holds_activation = (
+                    self.holds_activation(site) if site.is_linear else holds_activation
+                )
         except Refused as refusal:
             return str(refusal).removesuffix(".")
         return None
@@ -141,14 +144,14 @@ class Contractive(Method):
         An activation behind the last layer stays.
         """
         layers: list[nn.Module] = []
-        is_bent = False
+        holds_activation = False
         for site in layer_sites(model, input_shape):
             if site.is_linear:
                 layers.append(self.layer(site, rng))
-                is_bent = self.is_bent(site)
+                holds_activation = self.holds_activation(site)
             elif not site.is_activation or site.is_last:
                 layers.append(site.layer)
-            elif not is_bent:
+            elif not holds_activation:
                 kinds = {"maxmin": MaxMin, "relu": nn.ReLU}
                 kind = kinds.get(self.activation)
                 layers.append(site.layer if kind is None else kind())
@@ -185,13 +188,13 @@ class Contractive(Method):
         # Weights are stored in single precision: every factor is rounded once.
         return Claim(norm=_L2, constant=math.prod(rest, start=1.0), tolerance=1e-5)
 
-    def _check(self, site: LayerSite, *, is_bent: bool) -> None:
+    def _check(self, site: LayerSite, *, holds_activation: bool) -> None:
         """Raise a refusal if the network with this layer would not be contractive."""
         if site.is_linear:
-            reason = _strange(site) or self.unfit(site)
+            reason = _strange(site) or self.misfit_reason(site)
         elif not site.is_activation or site.is_last:
             reason = _expansion(site)
-        elif is_bent:
+        elif holds_activation:
             reason = None
         else:
             reason = _expansion(site) if self.activation == "keep" else self._odd(site)

@@ -41,7 +41,7 @@ class Slot(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Borrowed(Contractive):
+class LibraryMethod(Contractive):
     """Train the parameters of a library's layers, and keep a plain network with their weights.
 
     A library's layer computes a weight from parameters of its own, and changes vectors of power
@@ -107,10 +107,10 @@ class Borrowed(Contractive):
     def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return a plain layer with the library's parameters beside it."""
         plain = copy.deepcopy(site.layer)
-        borrowed = self._borrowed(plain, rng, torch.get_default_dtype())
+        layer = self._library_layer(plain, rng, torch.get_default_dtype())
         with torch.no_grad():
-            plain.get_parameter("weight").copy_(_weight(borrowed))
-        return Slot(plain, [value.detach().clone() for value in _trained(borrowed)])
+            plain.get_parameter("weight").copy_(_weight(layer))
+        return Slot(plain, [value.detach().clone() for value in _trained(layer)])
 
     def start(self, net: Net, data: "Data", rng: torch.Generator) -> State:
         """Return what the library's layers keep between steps."""
@@ -118,11 +118,11 @@ class Borrowed(Contractive):
         self._layers(net)
         for path, slot in _slots(net):
             raw = _raw(net, path, slot)
-            borrowed = self._borrowed(slot.plain, rng, raw[0].dtype).to(raw[0].device)
-            _load(_trained(borrowed), raw)
+            layer = self._library_layer(slot.plain, rng, raw[0].dtype).to(raw[0].device)
+            _load(_trained(layer), raw)
             with torch.no_grad():
-                _weight(borrowed)  # a first pass, as each step takes one
-            library |= {f"{path}.{name}": value.clone() for name, value in _kept(borrowed)}
+                _weight(layer)  # a first pass, as each step takes one
+            library |= {f"{path}.{name}": value.clone() for name, value in _kept(layer)}
         return {"library": library}
 
     def loss(
@@ -133,9 +133,9 @@ class Borrowed(Contractive):
         library = dict(state["library"])
         layers = self._layers(net)
         for path, slot in _slots(net):
-            borrowed = layers[path]
-            names = [f"{path}.{name}" for name, _ in _kept(borrowed)]
-            computation = _Pass(borrowed, [library[name] for name in names])
+            layer = layers[path]
+            names = [f"{path}.{name}" for name, _ in _kept(layer)]
+            computation = _Pass(layer, [library[name] for name in names])
             params[f"{path}.plain.weight"] = _Weight.apply(computation, *_raw(net, path, slot))
             library |= dict(zip(names, computation.kept, strict=True))
         value, state = super().loss(net.with_params(params), batch, state, draw, h)
@@ -146,28 +146,28 @@ class Borrowed(Contractive):
         params = dict(net.params)
         layers = self._layers(net)
         for path, slot in _slots(net):
-            borrowed = layers[path]
+            layer = layers[path]
             _load(
-                [value for _, value in _kept(borrowed)],
-                _kept_values(state["library"], path, borrowed),
+                [value for _, value in _kept(layer)],
+                _kept_values(state["library"], path, layer),
             )
-            _load(_trained(borrowed), _raw(net, path, slot))
+            _load(_trained(layer), _raw(net, path, slot))
             with torch.no_grad():
-                params[f"{path}.plain.weight"] = _weight(borrowed).clone()
+                params[f"{path}.plain.weight"] = _weight(layer).clone()
         return params
 
     def finish(self, net: Net, state: State, data: "Data", h: Scalars) -> Params:
         """Return the network with the weights that the library makes in the end."""
         params = dict(net.params)
         for path, slot in _slots(net):
-            borrowed = self._borrowed(slot.plain, torch.Generator().manual_seed(0), torch.float64)
-            borrowed = borrowed.to(params[f"{path}.plain.weight"].device)
+            layer = self._library_layer(slot.plain, torch.Generator().manual_seed(0), torch.float64)
+            layer = layer.to(params[f"{path}.plain.weight"].device)
             _load(
-                [value for _, value in _kept(borrowed)],
-                _kept_values(state["library"], path, borrowed),
+                [value for _, value in _kept(layer)],
+                _kept_values(state["library"], path, layer),
             )
-            _load(_trained(borrowed), _raw(net, path, slot))
-            params[f"{path}.plain.weight"] = _settled(borrowed).to(params[f"{path}.plain.weight"])
+            _load(_trained(layer), _raw(net, path, slot))
+            params[f"{path}.plain.weight"] = _settled(layer).to(params[f"{path}.plain.weight"])
         return params
 
     def _layers(self, net: Net) -> dict[str, nn.Module]:
@@ -182,12 +182,14 @@ class Borrowed(Contractive):
         if key not in _LAYERS:
             rng = torch.Generator().manual_seed(0)
             _LAYERS[key] = {
-                path: self._borrowed(slot.plain, rng, like.dtype).to(like.device)
+                path: self._library_layer(slot.plain, rng, like.dtype).to(like.device)
                 for path, slot in _slots(net)
             }
         return _LAYERS[key]
 
-    def _borrowed(self, plain: nn.Module, rng: torch.Generator, dtype: torch.dtype) -> nn.Module:
+    def _library_layer(
+        self, plain: nn.Module, rng: torch.Generator, dtype: torch.dtype
+    ) -> nn.Module:
         with _drawing(rng, dtype):
             return self.made(plain).train()
 
@@ -259,7 +261,7 @@ class _Back(torch.autograd.Function):
         return None, None
 
 
-def _absent(method: type[Borrowed]) -> str:
+def _absent(method: type[LibraryMethod]) -> str:
     return f'{method.package} is not installed: pip install "lipbench[{method.extra}]"'
 
 

@@ -32,7 +32,9 @@ def nearest(
     return torch.cat(neighbours)
 
 
-def anyone(samples: int, count: int, rng: torch.Generator) -> Int[Tensor, "samples count"]:
+def random_neighbours(
+    samples: int, count: int, rng: torch.Generator
+) -> Int[Tensor, "samples count"]:
     """Return rows of others, drawn for each sample, on the CPU."""
     ahead = torch.randint(1, samples, (samples, count), generator=rng)
     return (torch.arange(samples).unsqueeze(1) + ahead) % samples

@@ -23,7 +23,7 @@ class ContractiveResidual(Contractive):
     with entries in [0, 1], which are symmetric with eigenvalues in [-1, 1].
     """
 
-    def is_bent(self, site: LayerSite) -> bool:
+    def holds_activation(self, site: LayerSite) -> bool:
         """Return whether a layer keeps the shape of what it reads."""
         layer = site.layer
         if site.input_shape != site.output_shape:
@@ -36,7 +36,7 @@ class ContractiveResidual(Contractive):
     def layer(self, site: LayerSite, rng: torch.Generator) -> nn.Module:
         """Return the residual or linear layer, whose weight starts orthogonal."""
         linear = super().layer(site, rng)
-        if not self.is_bent(site):
+        if not self.holds_activation(site):
             return linear
         weight, bias = linear.weight, linear.bias
         assert isinstance(weight, Tensor)

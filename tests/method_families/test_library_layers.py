@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from lipbench.bound import Bound
 from lipbench.data.splits import Batch
 from lipbench.method import Method
-from lipbench.method_families import library_layers as borrowed
+from lipbench.method_families import library_layers
 from lipbench.method_families.library_layers import is_installed
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
@@ -202,7 +202,7 @@ def test_a_saved_network_is_read_without_the_library(name, fields, monkeypatch):
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_an_absent_library_is_refused_with_the_way_out(name, monkeypatch):
-    monkeypatch.setattr(borrowed, "find_spec", lambda package: None)
+    monkeypatch.setattr(library_layers, "find_spec", lambda package: None)
     reason = a_method(name).refuses(initial(digits()), digits())
     assert reason == f'{PACKAGES[name]} is not installed: pip install "lipbench[{name}]"'
     family = load("lipbench.methods", name, Method)

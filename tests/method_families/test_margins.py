@@ -14,7 +14,7 @@ def test_the_bottom_class_has_the_largest_logit_that_a_rival_can_rise_to():
 
 
 def test_a_sample_is_safe_where_no_rival_reaches_the_label():
-    """The second sample ties: what only reaches the own logit might win."""
+    """The second sample ties: what only reaches the label's logit might win."""
     assert margins.safe(LOGITS, torch.tensor([0, 1]), RISES).tolist() == [True, False]
     assert margins.safe(LOGITS, torch.tensor([1, 2]), RISES).tolist() == [False, False]
 

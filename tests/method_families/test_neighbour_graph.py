@@ -1,6 +1,6 @@
 import torch
 
-from lipbench.method_families.neighbour_graph import anyone, nearest
+from lipbench.method_families.neighbour_graph import nearest, random_neighbours
 
 
 def samples(count=40):
@@ -32,7 +32,7 @@ def test_an_equal_sample_is_a_neighbour():
 
 
 def test_anyone_is_any_other():
-    rows = anyone(5, 400, torch.Generator().manual_seed(0))
+    rows = random_neighbours(5, 400, torch.Generator().manual_seed(0))
     assert rows.shape == (5, 400)
     for own, row in enumerate(rows.tolist()):
         assert set(row) == {0, 1, 2, 3, 4} - {own}

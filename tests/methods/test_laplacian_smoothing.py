@@ -75,9 +75,9 @@ def test_a_sample_has_edges_to_its_nearest_others():
     some = a_method(NAME, among=30).start(net, DATA, rng)["neighbours"]
     assert some.shape == (128, 4)
     assert 20 <= len(some.unique()) <= 30
-    anyone = a_method(NAME, graph="random").start(net, DATA, rng)["neighbours"]
-    assert len(anyone.unique()) > 100
-    assert not (anyone == torch.arange(128).unsqueeze(1)).any()
+    drawn = a_method(NAME, graph="random").start(net, DATA, rng)["neighbours"]
+    assert len(drawn.unique()) > 100
+    assert not (drawn == torch.arange(128).unsqueeze(1)).any()
 
 
 def test_multipliers_that_stay_at_0_are_standard_training_bit_for_bit():
