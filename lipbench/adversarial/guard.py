@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipbench.adversary import AttackInvalid, Classifier
 from lipbench.networks.modes import evaluation_mode, modules_of
-from lipbench.networks.network_stack import Joint
+from lipbench.networks.network_stack import StackClassifier
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def guarded(model: Classifier, rng: torch.Generator, device: torch.device) -> It
     modules = modules_of(model)
     parameters = dict(named for module in modules[:1] for named in module.named_parameters())
     buffers = dict(named for module in modules[:1] for named in module.named_buffers())
-    tensors = parameters | buffers | (model.tensors() if isinstance(model, Joint) else {})
+    tensors = parameters | buffers | (model.tensors() if isinstance(model, StackClassifier) else {})
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     gradients = {name: (p.requires_grad, p.grad) for name, p in parameters.items()}
     with evaluation_mode(model), _private_randomness(rng, device), torch.enable_grad():

@@ -141,7 +141,7 @@ def _joint(
     """Return the problem of some networks one after the other, each with all the samples."""
     count = len(group)
     return Problem(
-        model=networks.joint(lot.owner.to(inputs.device) + group.start),
+        model=networks.classifier(lot.owner.to(inputs.device) + group.start),
         inputs=inputs.repeat(count, *[1] * (inputs.ndim - 1)),
         labels=labels.repeat(count),
         threat=replace(threat, epsilon=threat.epsilon.repeat(count)),

@@ -36,7 +36,7 @@ def item(node: fx.Node, index: Any) -> Call:
     return call
 
 
-def both(tensors: Argument, axis: Argument) -> Call | None:
+def sorted_pair(tensors: Argument, axis: Argument) -> Call | None:
     """Return the sort that puts the larger of two values before the smaller, or None for others.
 
     As one sorting, which keeps lengths; of a larger and a smaller value alone each could grow.

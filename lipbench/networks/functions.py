@@ -10,8 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from lipbench.layers.activations import ABSOLUTE, Curve
-from lipbench.networks import combination, comparisons, copies, steps
-from lipbench.networks import constant_operands as weighted
+from lipbench.networks import combination, comparisons, constant_operands, copies, steps
 from lipbench.networks.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
 from lipbench.networks.combination import Combination
 from lipbench.networks.primitives import Reader, Site, curve_step, reader
@@ -40,7 +39,7 @@ def _read(node: fx.Node, args: tuple[Argument, ...], kwargs: dict[str, Argument]
     is_item = node.target in (operator.getitem, getattr) and isinstance(whole, fx.Node)
     if is_item and "shape" not in whole.meta:  # one of several values
         return _item(whole, node.args[1])
-    call = weighted.scaled(node.target, args, kwargs)
+    call = constant_operands.scaled(node.target, args, kwargs)
     if call is not None:
         return call
     rule = _RULES.get(node.target)
@@ -125,7 +124,7 @@ def _combined(combine: Callable[..., Combination]) -> Rule:
 
 def _concatenate(tensors: Argument, dim: Argument = 0) -> Call:
     refuse_values(dim)
-    compared = comparisons.both(tensors, dim)
+    compared = comparisons.sorted_pair(tensors, dim)
     if compared is not None:
         return compared
 
@@ -255,4 +254,4 @@ _NAMED: dict[str, Rule] = {
     "softsign": _like(nn.Softsign),
     "hardswish": _like(nn.Hardswish),
 }
-_RULES = copies.RULES | comparisons.RULES | weighted.RULES | _OPERATORS | _forms(_NAMED)
+_RULES = copies.RULES | comparisons.RULES | constant_operands.RULES | _OPERATORS | _forms(_NAMED)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lipbench.adversary import Classifier
 from lipbench.networks.trees import Tree, take, tree_map
 
-Call = Callable[[Tree, Tree, Tensor], Tensor]
+Forward = Callable[[Tree, Tree, Tensor], Tensor]
 """Outputs of one network, from its parameters, buffers and inputs."""
 
 
@@ -20,7 +20,7 @@ class Networks:
     """Networks of one architecture with stacked parameters: trees have a leading network axis."""
 
     def __init__(
-        self, call: Call, params: Tree, buffers: Tree, modules: Sequence[nn.Module] = ()
+        self, call: Forward, params: Tree, buffers: Tree, modules: Sequence[nn.Module] = ()
     ) -> None:
         """Take the function of one network, and the numbers of all.
 
@@ -59,10 +59,10 @@ class Networks:
         params, buffers = take(self.params, number), take(self.buffers, number)
         return lambda inputs: self.call(params, buffers, inputs)
 
-    def joint(self, owner: Int[Tensor, " samples"]) -> Classifier:
+    def classifier(self, owner: Int[Tensor, " samples"]) -> Classifier:
         """Return the classifier of samples that belong to these networks, given by number."""
         first = int(owner[0]) if len(owner) else 0
-        return self.alone(first) if bool((owner == first).all()) else Joint(self, owner)
+        return self.alone(first) if bool((owner == first).all()) else StackClassifier(self, owner)
 
     def subset(self, numbers: Sequence[int]) -> tuple[Tree, Tree]:
         """Return the parameters and buffers of some of the networks, stacked."""
@@ -80,7 +80,7 @@ class Networks:
         return self._subsets[key]
 
 
-class Joint:
+class StackClassifier:
     """One classifier that answers each sample by the network it belongs to.
 
     All networks are asked in one call, on as many samples each as the one with most has: the
@@ -102,9 +102,9 @@ class Joint:
         trees = {"params": self.networks.params, "buffers": self.networks.buffers}
         return {f"{kind}/{name}": v for kind, tree in trees.items() for name, v in tree.items()}
 
-    def on_rows(self, rows: Tensor) -> "Joint":
+    def on_rows(self, rows: Tensor) -> "StackClassifier":
         """Return the classifier of the samples that `rows` selects, in that order."""
-        return Joint(self.networks, self.owner[rows])
+        return StackClassifier(self.networks, self.owner[rows])
 
     def __call__(self, inputs: Float[Tensor, "samples *shape"]) -> Float[Tensor, "samples classes"]:
         """Return the outputs.

@@ -2,7 +2,7 @@ import pytest
 import torch
 from support.training import SMALL
 
-from lipbench.networks.network_stack import Joint, Networks
+from lipbench.networks.network_stack import Networks, StackClassifier
 
 INPUTS = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -25,9 +25,9 @@ def modules(count=3):
 )
 def test_each_sample_is_answered_by_its_own_network(owner):
     nets = modules()
-    joint = Joint(Networks.of(nets), torch.tensor(owner))
+    classifier = StackClassifier(Networks.of(nets), torch.tensor(owner))
     points = INPUTS.clone().requires_grad_()
-    outputs = joint(points)
+    outputs = classifier(points)
     (gradient,) = torch.autograd.grad(outputs[:, 0].sum(), points)
     for number, own in enumerate(owner):
         point = INPUTS[number : number + 1].clone().requires_grad_()
@@ -39,15 +39,15 @@ def test_each_sample_is_answered_by_its_own_network(owner):
 
 def test_a_part_of_the_samples_is_answered_by_their_networks():
     nets = modules()
-    joint = Joint(Networks.of(nets), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]))
+    classifier = StackClassifier(Networks.of(nets), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]))
     rows = torch.tensor([1, 7, 8])
-    torch.testing.assert_close(joint.on_rows(rows)(INPUTS[rows]), joint(INPUTS)[rows])
+    torch.testing.assert_close(classifier.on_rows(rows)(INPUTS[rows]), classifier(INPUTS)[rows])
 
 
 def test_other_samples_than_its_own_are_refused():
-    joint = Joint(Networks.of(modules()), torch.tensor([0, 1, 2]))
+    classifier = StackClassifier(Networks.of(modules()), torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="answers 3 samples in order, got 9"):
-        joint(INPUTS)
+        classifier(INPUTS)
 
 
 def test_alone_a_module_is_itself():
@@ -55,7 +55,7 @@ def test_alone_a_module_is_itself():
     nets = modules()
     networks = Networks.of(nets)
     assert networks.alone(1) is nets[1]
-    assert networks.joint(torch.tensor([2, 2])) is nets[2]
+    assert networks.classifier(torch.tensor([2, 2])) is nets[2]
 
 
 def test_networks_without_modules_are_functions():
