@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from lipbench.networks.effective_weights import LayerWeights
 from lipbench.networks.explain import check_explanation, check_slopes
 from lipbench.networks.primitives import refuse
-from lipbench.networks.steps import Linear, Rearrange, Shape, Slope, Step
+from lipbench.networks.steps import Linear, Shape, Slope, Step
 from lipbench.networks.tracing import Trace, trace
 
 _TOLERANCE = 1e-8
@@ -60,16 +60,6 @@ class Network:
     def weights(self) -> int:
         """Return how many numbers the weights of all linear steps have, biases left out."""
         return sum(layer.weight.numel() for layer in self.layers)
-
-    def follows(self, step: Step) -> Linear | None:
-        """Return the linear step whose result `step` reads, reshaped at most, or None."""
-        while len(step.inputs) == 1 and step.inputs[0] > 0:
-            step = self.steps[step.inputs[0] - 1]
-            if isinstance(step, Linear):
-                return step
-            if not isinstance(step, Rearrange):
-                break
-        return None
 
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
         """Return the network's outputs, computed through its own steps."""

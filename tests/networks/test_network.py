@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from lipbench.layers.normalise import Normalise
 from lipbench.networks.network import as_network, walk
-from lipbench.networks.steps import Convolution, Dense, Slope
+from lipbench.networks.steps import Convolution, Dense
 from lipbench.refused import Refused
 
 RTOL = 1e-12  # rounding only
@@ -92,21 +92,12 @@ def test_layers_are_the_linear_steps_in_order(convolutional):
 
 def test_functional_calls_are_steps_of_their_own():
     network = as_network(Functional(), (2, 3))
-    slopes = [step for step in network.steps if isinstance(step, Slope)]
-    assert [network.follows(step).name for step in slopes] == ["first", "second"]
     assert [x.weight_name for x in network.layers] == ["first.weight", "second.weight"]
 
 
-def test_a_slope_behind_normalisation_follows_no_layer():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Flatten()).eval()
-    network = as_network(model, (2,))
-    assert network.follows(network.steps[2]) is None
-
-
-def test_a_sum_and_what_is_behind_it_follow_no_layer():
+def test_a_network_with_a_sum_is_no_chain():
     network = as_network(Written(lambda self, x: (self.f(x) + x).relu(), f=nn.Linear(2, 2)), (2,))
     assert not network.is_chain
-    assert [network.follows(step) for step in network.steps[1:]] == [None, None]
 
 
 def test_a_single_layer_is_a_network():
