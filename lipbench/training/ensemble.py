@@ -133,21 +133,21 @@ class Ensemble:
         """Return one number per trial as a tensor."""
         return torch.tensor(values, dtype=self.dtype, device=self.device)
 
-    def scalars(self, progress: TrainingState) -> dict[str, Float[Tensor, " trials"]]:
+    def scalars(self, state: TrainingState) -> dict[str, Float[Tensor, " trials"]]:
         """Return the fields of the methods that may differ, the strength at its present value."""
         driven = {}
         if self.method.strength is not None:
-            driven[self.method.strength.field] = progress.course["strength"]
+            driven[self.method.strength.field] = state.course["strength"]
         return {**self._constants, **driven}
 
     def net(self, params: Tree, state: Tree) -> Net:
         """Return the network of one trial with these numbers; its calls are not counted."""
         return Net(self.skeleton, params, state.get("buffers", {}))
 
-    def nets(self, progress: TrainingState) -> list[Net]:
+    def nets(self, state: TrainingState) -> list[Net]:
         """Return the networks of all trials."""
         return [
-            self.net(take(progress.params, number), take(progress.state, number))
+            self.net(take(state.params, number), take(state.state, number))
             for number in range(len(self.trials))
         ]
 
@@ -169,11 +169,11 @@ class Ensemble:
         """Return whether the accuracy on each batch after its step is needed."""
         return self.drives("step") or self.drives("epoch", "batch")
 
-    def move(self, progress: TrainingState, accuracy: Float[Tensor, " trials"]) -> None:
+    def move(self, state: TrainingState, accuracy: Float[Tensor, " trials"]) -> None:
         """Move the strengths after a comparison of accuracies and targets."""
         law = self.method.strength
         assert law is not None
-        progress.course = self.discrepancy.move(progress.course, accuracy, self._targets, law)
+        state.course = self.discrepancy.move(state.course, accuracy, self._targets, law)
 
     def mapped(self, function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
         """Return `function` for all trials at once; its last `shared` arguments have no trials."""

@@ -33,9 +33,9 @@ def training_step(ensemble: Ensemble) -> Replayer:
 
 
 def train_epoch(
-    ensemble: Ensemble, progress: TrainingState, step: Replayer
+    ensemble: Ensemble, state: TrainingState, step: Replayer
 ) -> tuple[Float[Tensor, " trials"], Float[Tensor, " trials"]]:
-    """Take the steps of one epoch, as `training_step` gives them, and count them in `progress`.
+    """Take the steps of one epoch, as `training_step` gives them, and count them in `state`.
 
     Every trial has its own order of the samples, the last batch may be smaller, and nothing is
     read back from the device.
@@ -45,12 +45,12 @@ def train_epoch(
         not needed).
     """
     data, training = ensemble.data, ensemble.training
-    _begin(ensemble, progress)
-    streams = progress.streams["order"]
+    _begin(ensemble, state)
+    streams = state.streams["order"]
     order = torch.stack([torch.randperm(len(data.train), generator=g) for g in streams])
     order = order.to(ensemble.device)
     rates = ensemble.column([trial.entry.training.optimizer.lr for trial in ensemble.trials])
-    h = ensemble.scalars(progress)
+    h = ensemble.scalars(state)
     losses: Any = 0.0
     correct: Any = 0.0
     seen = 0
@@ -58,31 +58,31 @@ def train_epoch(
         rows = order[:, start : start + training.batch_size]
         inputs, targets = data.train.rows(rows), data.train.targets[rows]
         for _ in range(ensemble.method.replays):
-            draws = _draws(ensemble, progress, inputs, targets, rows)
-            before = (progress.params, progress.moments, progress.state)
+            draws = _draws(ensemble, state, inputs, targets, rows)
+            before = (state.params, state.moments, state.state)
             after = step(*before, h, rates, inputs, targets, rows, draws)
-            progress.params, progress.moments, progress.state, value, accuracy = after
-            if ensemble.drives("step") and progress.epoch >= training.warmup:
-                ensemble.move(progress, accuracy)
-                h = ensemble.scalars(progress)
+            state.params, state.moments, state.state, value, accuracy = after
+            if ensemble.drives("step") and state.epoch >= training.warmup:
+                ensemble.move(state, accuracy)
+                h = ensemble.scalars(state)
             losses = losses + value * rows.shape[1]
             correct = correct + accuracy * rows.shape[1]
             seen += rows.shape[1]
-    progress.forwards += ensemble.meter.forwards
-    progress.gradients += ensemble.meter.gradients
+    state.forwards += ensemble.meter.forwards
+    state.gradients += ensemble.meter.gradients
     return losses / seen, correct / seen
 
 
-def _begin(ensemble: Ensemble, progress: TrainingState) -> None:
+def _begin(ensemble: Ensemble, state: TrainingState) -> None:
     ensemble.meter.forwards = ensemble.meter.gradients = 0
-    nets, streams = ensemble.nets(progress), progress.streams["method"]
+    nets, streams = ensemble.nets(state), state.streams["method"]
 
-    def begin(number: int, state: Tree) -> Tree:
+    def begin(number: int, method_state: Tree) -> Tree:
         method, rng = ensemble.trials[number].method, streams[number]
-        return method.begin_epoch(nets[number], ensemble.data, state, progress.epoch + 1, rng)
+        return method.begin_epoch(nets[number], ensemble.data, method_state, state.epoch + 1, rng)
 
     # In memory of its own, since a recorded step overwrites what it is given.
-    progress.state = ensemble.each(begin, progress.state)
+    state.state = ensemble.each(begin, state.state)
 
 
 def _step(
@@ -121,7 +121,7 @@ def _step(
 
 
 def _draws(
-    ensemble: Ensemble, progress: TrainingState, inputs: Tensor, targets: Tensor, rows: Tensor
+    ensemble: Ensemble, state: TrainingState, inputs: Tensor, targets: Tensor, rows: Tensor
 ) -> Tree:
     if type(ensemble.method).draw is Method.draw:
         return {}
@@ -129,5 +129,5 @@ def _draws(
     for number, trial in enumerate(ensemble.trials):
         samples = (inputs[number], targets[number])
         batch = Batch(*samples, data.task, data.box, rows[number], data)
-        drawn.append(trial.method.draw(batch, progress.streams["method"][number]))
+        drawn.append(trial.method.draw(batch, state.streams["method"][number]))
     return stack(drawn)

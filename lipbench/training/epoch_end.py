@@ -19,23 +19,26 @@ Score = Callable[[Networks, Sequence[int]], list[float]]
 """Validation accuracy of networks under the selection attack, for the seed of each."""
 
 
-def survey(
+def measure_epoch(
     ensemble: Ensemble,
-    progress: TrainingState,
+    state: TrainingState,
     loss: Float[Tensor, " trials"],
     batch_accuracy: Float[Tensor, " trials"],
     score: Score | None,
 ) -> None:
-    """Measure the networks after an epoch, offer them for choice, and move the strengths."""
+    """Measure the networks after an epoch, offer them for choice, and move the strengths.
+
+    What was measured, which trials ended, and the new strengths are kept in `state`.
+    """
     data = ensemble.data
-    effective, train, answers = _effective(ensemble, progress)
+    effective, train, answers = _effective(ensemble, state)
     if type(ensemble.method).end_epoch is not Method.end_epoch:
-        _end(ensemble, progress, loss, train)
+        _end(ensemble, state, loss, train)
         # What the hook made of the networks is what will be chosen and saved.
-        effective, train, answers = _effective(ensemble, progress)
+        effective, train, answers = _effective(ensemble, state)
     validation = None
     if train is not None and len(data.validation):
-        buffers = progress.state["buffers"]
+        buffers = state.state["buffers"]
         validation, finite = _accuracy(ensemble, effective, buffers, data.validation)
         answers = answers & finite
     columns = {
@@ -44,53 +47,53 @@ def survey(
         "train_accuracy": train,
         "validation_accuracy": validation,
         "validation_score": None,
-        "strength": progress.course.get("strength"),
+        "strength": state.course.get("strength"),
     }
     # Read at once: each reading waits for the device.
     read = {name: None if column is None else column.tolist() for name, column in columns.items()}
-    finite = _finite(progress.params, loss) & _finite(effective, loss) & answers
+    finite = _finite(state.params, loss) & _finite(effective, loss) & answers
     is_finite: list[bool] = finite.tolist()
     going: list[int] = []
     for number in range(len(ensemble.trials)):
-        if progress.ended[number] is not None:
+        if state.ended[number] is not None:
             continue
-        row = _row(read, number, len(progress.histories[number]) + 1)
-        row |= _report(ensemble, progress, number)
-        progress.histories[number].append(row)
+        row = _row(read, number, len(state.histories[number]) + 1)
+        row |= _report(ensemble, state, number)
+        state.histories[number].append(row)
         if not is_finite[number]:
-            progress.ended[number] = row["epoch"]
+            state.ended[number] = row["epoch"]
         else:
             going.append(number)
     if train is not None and score is not None and not ensemble.trials[0].entry.path:
-        _offer(ensemble, progress, going, effective, score)
-    if ensemble.drives("epoch") and progress.epoch + 1 >= ensemble.training.warmup:
+        _offer(ensemble, state, going, effective, score)
+    if ensemble.drives("epoch") and state.epoch + 1 >= ensemble.training.warmup:
         measures = {"train": train, "batch": batch_accuracy, "validation": validation}
-        ensemble.move(progress, _measured(measures, ensemble.discrepancy.measure))
+        ensemble.move(state, _measured(measures, ensemble.discrepancy.measure))
 
 
-def snapshot(ensemble: Ensemble, progress: TrainingState, number: int, row: dict[str, Any]) -> Tree:
+def snapshot(ensemble: Ensemble, state: TrainingState, number: int, row: dict[str, Any]) -> Tree:
     """Return a copy of one trial after the epoch of `row`, enough to finish its network later."""
     numbers = {
         key: torch.tensor(math.nan if row[key] is None else row[key], dtype=torch.float64)
         for key in ("epoch", "train_accuracy", "strength")
     }
-    h = {name: column[number].clone() for name, column in ensemble.scalars(progress).items()}
+    h = {name: column[number].clone() for name, column in ensemble.scalars(state).items()}
     if ensemble.method.strength is not None:
         # That of the epoch: at the end of a point it has moved on already.
         h[ensemble.method.strength.field].fill_(row["strength"])
     return {
-        "params": tree_map(torch.clone, take(progress.params, number)),
-        "state": tree_map(torch.clone, take(progress.state, number)),
+        "params": tree_map(torch.clone, take(state.params, number)),
+        "state": tree_map(torch.clone, take(state.state, number)),
         "h": h,
         "numbers": numbers,
     }
 
 
 def _offer(
-    ensemble: Ensemble, progress: TrainingState, going: list[int], effective: Tree, score: Score
+    ensemble: Ensemble, state: TrainingState, going: list[int], effective: Tree, score: Score
 ) -> None:
     """Offer the networks after an epoch for choice; those that are attacked are so together."""
-    rows = {number: progress.histories[number][-1] for number in going}
+    rows = {number: state.histories[number][-1] for number in going}
     effects = {
         number: not ensemble.trials[number].unregularised(row["strength"])
         for number, row in rows.items()
@@ -98,19 +101,19 @@ def _offer(
     wanted = [
         number
         for number, row in rows.items()
-        if progress.choices[number].wants(row["epoch"], row["train_accuracy"], effects[number])
+        if state.choices[number].wants(row["epoch"], row["train_accuracy"], effects[number])
     ]
     if wanted:
-        networks = ensemble.networks(effective, progress.state, wanted)
+        networks = ensemble.networks(effective, state.state, wanted)
         seeds = [ensemble.trials[number].seed for number in wanted]
         for number, value in zip(wanted, score(networks, seeds), strict=True):
             rows[number]["validation_score"] = value
     for number, row in rows.items():
-        progress.choices[number].offer(
+        state.choices[number].offer(
             row["epoch"],
             row["train_accuracy"],
             row["validation_score"],
-            partial(snapshot, ensemble, progress, number, row),
+            partial(snapshot, ensemble, state, number, row),
             regularised=effects[number],
         )
 
@@ -125,45 +128,47 @@ def _measured(measures: dict[str, Tensor | None], name: str) -> Tensor:
     return accuracy
 
 
-def _end(ensemble: Ensemble, progress: TrainingState, loss: Tensor, train: Tensor | None) -> None:
-    nets, h = ensemble.nets(progress), ensemble.scalars(progress)
+def _end(ensemble: Ensemble, state: TrainingState, loss: Tensor, train: Tensor | None) -> None:
+    nets, h = ensemble.nets(state), ensemble.scalars(state)
 
-    def end(number: int, state: Tree) -> Tree:
+    def end(number: int, method_state: Tree) -> Tree:
         summary = Summary(
-            epoch=progress.epoch + 1,
+            epoch=state.epoch + 1,
             epochs=ensemble.training.epochs,
             loss=float(loss[number]),
             train_accuracy=math.nan if train is None else float(train[number]),
         )
         scalars = {name: column[number] for name, column in h.items()}
-        return ensemble.trials[number].method.end_epoch(nets[number], summary, state, scalars)
+        return ensemble.trials[number].method.end_epoch(
+            nets[number], summary, method_state, scalars
+        )
 
-    progress.state = ensemble.each(end, progress.state)
+    state.state = ensemble.each(end, state.state)
 
 
 def _effective(
-    ensemble: Ensemble, progress: TrainingState
+    ensemble: Ensemble, state: TrainingState
 ) -> tuple[Tree, Float[Tensor, " trials"] | None, Bool[Tensor, " trials"]]:
     """Return the parameters in effect, their training accuracy, and whether outputs are finite."""
     method, data = ensemble.method, ensemble.data
     params = ensemble.mapped(
         lambda params, state, h: method.effective(ensemble.net(params, state), state, h)
-    )(progress.params, progress.state, ensemble.scalars(progress))
+    )(state.params, state.state, ensemble.scalars(state))
     if data.task != "classification":
         return (
             params,
             None,
             torch.ones(len(ensemble.trials), dtype=torch.bool, device=ensemble.device),
         )
-    return params, *_accuracy(ensemble, params, progress.state["buffers"], data.train)
+    return params, *_accuracy(ensemble, params, state.state["buffers"], data.train)
 
 
-def _report(ensemble: Ensemble, progress: TrainingState, number: int) -> dict[str, float]:
+def _report(ensemble: Ensemble, state: TrainingState, number: int) -> dict[str, float]:
     method = ensemble.trials[number].method
     if type(method).report is Method.report:
         return {}
-    h = {name: column[number] for name, column in ensemble.scalars(progress).items()}
-    return method.report(ensemble.nets(progress)[number], take(progress.state, number), h)
+    h = {name: column[number] for name, column in ensemble.scalars(state).items()}
+    return method.report(ensemble.nets(state)[number], take(state.state, number), h)
 
 
 def _row(columns: dict[str, list[float] | None], number: int, epoch: int) -> dict[str, Any]:

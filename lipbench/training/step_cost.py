@@ -73,12 +73,12 @@ def _epochs(method: Method, data: Data) -> Iterator[float]:
     )
     entry = MethodEntry(name="it", method=method, training=training)
     trainer = Trainer([Trial(entry=entry, seed=0)], _Reference(), data)
-    progress = trainer.begin()
+    state = trainer.begin()
     wait = _waiting(trainer.ensemble.device)
     while True:
         began = time.perf_counter()
-        train_epoch(trainer.ensemble, progress, trainer.step)
-        progress.epoch += 1
+        train_epoch(trainer.ensemble, state, trainer.step)
+        state.epoch += 1
         wait()
         yield time.perf_counter() - began
 

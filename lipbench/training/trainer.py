@@ -1,4 +1,4 @@
-"""Train a stack of trials as one program."""
+"""Trainer: a stack of trials, trained as one program."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from lipbench.seeds import stream
 from lipbench.training.checkpoint_choice import Choice
 from lipbench.training.ensemble import Ensemble, TrainingState
 from lipbench.training.epoch import train_epoch, training_step
-from lipbench.training.epoch_end import Score, snapshot, survey
+from lipbench.training.epoch_end import Score, measure_epoch, snapshot
 from lipbench.training.trial import Checkpoint, Outcome, Trial
 
 
@@ -46,9 +46,9 @@ class Trainer:
         self.step = training_step(self.ensemble)
 
     def begin(self) -> TrainingState:
-        """Return the progress of a stack that has not taken a step."""
+        """Return the training state of a stack that has not taken a step."""
         count = len(self.trials)
-        progress = TrainingState(
+        state = TrainingState(
             params=stack([dict(params) for params, _ in self.ensemble.initial]),
             streams={
                 "order": [stream(trial.seed, "order") for trial in self.trials],
@@ -62,77 +62,77 @@ class Trainer:
             histories=[[] for _ in range(count)],
             ended=[None] * count,
         )
-        self._start_point(progress)
-        return progress
+        self._start_point(state)
+        return state
 
     def run(
         self,
-        progress: TrainingState,
-        after_epoch: Callable[[TrainingState], None] = lambda progress: None,
+        state: TrainingState,
+        after_epoch: Callable[[TrainingState], None] = lambda state: None,
     ) -> list[Outcome]:
-        """Train to the end from where `progress` stands.
+        """Train to the end from where `state` stands.
 
         Returns:
             What became of each trial.
         """
         points = len(self.trials[0].points)
-        while progress.point < points:
-            while progress.epoch < self.training.epochs and None in progress.ended:
+        while state.point < points:
+            while state.epoch < self.training.epochs and None in state.ended:
                 began = time.perf_counter()
-                loss, batch_accuracy = train_epoch(self.ensemble, progress, self.step)
-                survey(self.ensemble, progress, loss, batch_accuracy, self.score)
-                progress.epoch += 1
+                loss, batch_accuracy = train_epoch(self.ensemble, state, self.step)
+                measure_epoch(self.ensemble, state, loss, batch_accuracy, self.score)
+                state.epoch += 1
                 self._synchronise()
-                progress.seconds += time.perf_counter() - began
-                after_epoch(progress)
-            self._end_point(progress)
-            progress.point += 1
-            progress.epoch = 0
-            if progress.point < points:
-                self._start_point(progress)
-        return [self._outcome(progress, number) for number in range(len(self.trials))]
+                state.seconds += time.perf_counter() - began
+                after_epoch(state)
+            self._end_point(state)
+            state.point += 1
+            state.epoch = 0
+            if state.point < points:
+                self._start_point(state)
+        return [self._outcome(state, number) for number in range(len(self.trials))]
 
-    def _start_point(self, progress: TrainingState) -> None:
+    def _start_point(self, state: TrainingState) -> None:
         """Set the optimiser, the strengths and the methods' states for a point of the path."""
         ensemble = self.ensemble
-        progress.moments = ensemble.each(
-            lambda number, params: self.training.optimizer.start(params), progress.params
+        state.moments = ensemble.each(
+            lambda number, params: self.training.optimizer.start(params), state.params
         )
         law = ensemble.method.strength
         if law is not None:
-            points = [trial.points[progress.point] for trial in self.trials]
+            points = [trial.points[state.point] for trial in self.trials]
             defaults = [float(getattr(trial.method, law.field)) for trial in self.trials]
             pairs = zip(defaults, points, strict=True)
             values = [default if point is None else point for default, point in pairs]
-            progress.course = ensemble.discrepancy.start(ensemble.column(values))
-        before = progress.state
+            state.course = ensemble.discrepancy.start(ensemble.column(values))
+        before = state.state
 
         def start(number: int, params: Tree) -> Tree:
-            trial, rng = self.trials[number], progress.streams["method"][number]
+            trial, rng = self.trials[number], state.streams["method"][number]
             buffers = take(before["buffers"], number) if before else ensemble.initial[number][1]
             net = Net(ensemble.skeleton, params, buffers)
             return {"buffers": buffers, **trial.method.start(net, ensemble.data, rng)}
 
-        progress.state = ensemble.each(start, progress.params)
+        state.state = ensemble.each(start, state.params)
 
-    def _end_point(self, progress: TrainingState) -> None:
+    def _end_point(self, state: TrainingState) -> None:
         for number, trial in enumerate(self.trials):
-            if progress.ended[number] is None:
-                last = progress.histories[number][-1]
-                name = f"path:{progress.point}" if trial.entry.path else "last"
-                kept = snapshot(self.ensemble, progress, number, last)
-                progress.snapshots[number][name] = kept
+            if state.ended[number] is None:
+                last = state.histories[number][-1]
+                name = f"path:{state.point}" if trial.entry.path else "last"
+                kept = snapshot(self.ensemble, state, number, last)
+                state.snapshots[number][name] = kept
 
-    def _outcome(self, progress: TrainingState, number: int) -> Outcome:
-        trial, ended = self.trials[number], progress.ended[number]
+    def _outcome(self, state: TrainingState, number: int) -> Outcome:
+        trial, ended = self.trials[number], state.ended[number]
         checkpoints = {}
         if ended is None:
-            snapshots = progress.snapshots[number]
+            snapshots = state.snapshots[number]
             checkpoints = {name: self._finish(trial, kept) for name, kept in snapshots.items()}
             if trial.entry.path:
                 checkpoints["last"] = checkpoints[f"path:{len(trial.entry.path) - 1}"]
             checkpoints["chosen"] = checkpoints["last"]
-            choice = progress.choices[number].chosen()
+            choice = state.choices[number].chosen()
             if choice is not None:
                 best, flags = choice
                 checkpoints["chosen"] = self._finish(trial, best.snapshot, best.score, flags)
@@ -140,10 +140,10 @@ class Trainer:
             state="done" if ended is None else "nan",
             message="" if ended is None else f"a number was not finite after epoch {ended}",
             checkpoints=checkpoints,
-            history=progress.histories[number],
-            seconds=progress.seconds / len(self.trials),
-            forwards=progress.forwards,
-            gradients=progress.gradients,
+            history=state.histories[number],
+            seconds=state.seconds / len(self.trials),
+            forwards=state.forwards,
+            gradients=state.gradients,
         )
 
     def _finish(

@@ -288,7 +288,7 @@ def test_a_stack_without_a_survivor_stops(frail):
 def test_a_diverged_trial_stays_so_when_it_is_resumed(frail, tmp_path):
     entry = an_entry("frail", fails=2.0)
     trainer, path = a_trainer(entry), tmp_path / "last"
-    trainer.run(trainer.begin(), lambda progress: write_training_state(path, progress, ("a",)))
+    trainer.run(trainer.begin(), lambda state: write_training_state(path, state, ("a",)))
     (outcome,) = trainer.run(read_training_state(path, trainer.begin(), ("a",)))
     assert (outcome.state, len(outcome.history)) == ("nan", 1)
 
@@ -517,8 +517,8 @@ def test_steps_read_nothing_back_from_the_device(name):
     found = []
     for size in (16, 32):
         trainer = a_trainer(variant(name, batch_size=size), digits(train=64))
-        progress = trainer.begin()
+        state = trainer.begin()
         with Readback() as counted:
-            train_epoch(trainer.ensemble, progress, trainer.step)
+            train_epoch(trainer.ensemble, state, trainer.step)
         found.append(counted.numbers)
     assert found[0] == found[1]
