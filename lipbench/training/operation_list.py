@@ -14,6 +14,7 @@ from lipbench.lipschitz.lower_bounds.row_updates import overwrite
 from lipbench.networks.trees import Tree, leaves, memory, tree_map
 
 Function = Callable[..., Tree]
+"""What is traced or recorded: a pure function of trees of tensors."""
 
 
 class Traced:
@@ -45,7 +46,11 @@ class Traced:
         self._run: Callable[[list[Tensor]], Any] = program.forward
 
     def __call__(self, *arguments: Tree) -> Tree:
-        """Return the outputs for other numbers; the arguments may be overwritten."""
+        """Compute the outputs for other numbers; the arguments may be overwritten.
+
+        Returns:
+            The outputs.
+        """
         values = leaves(arguments)
         if self._overwritten:
             self._separate(values)

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lipbench.method import Params
 from lipbench.ranges import between, positive, require
 
-Params = dict[str, Tensor]
 Moments = dict[str, Params]
 
 

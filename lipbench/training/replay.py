@@ -10,6 +10,7 @@ import torch
 
 from lipbench.networks.net import Meter
 from lipbench.networks.trees import Tree, leaves, memory, tree_map
+from lipbench.training.operation_list import Function
 
 _PATIENCE = 12
 """Calls of one shape before it is recorded: a recording takes as long as a dozen steps or more."""
@@ -20,8 +21,6 @@ _WARM_UP = 3
 """Calls before a recording, in which libraries set up what they must not set up during it."""
 _TRIES = 3
 """Calls that a recording has to show that it is faster."""
-
-Function = Callable[..., Tree]
 
 
 class CudaGraph:
@@ -49,7 +48,11 @@ class CudaGraph:
             self._outputs = tree_map(lambda v: v.clone() if memory(v) in given else v, outputs)
 
     def __call__(self, *arguments: Tree) -> Tree:
-        """Return the outputs for other numbers; the next call overwrites them."""
+        """Compute the outputs for other numbers; the next call overwrites them.
+
+        Returns:
+            The outputs.
+        """
         refill(self._inputs, arguments)
         self._graph.replay()
         return self._outputs
@@ -93,7 +96,11 @@ class Replayer:
         self._recordings: dict[Any, tuple[Function, Meter] | None] = {}
 
     def __call__(self, *arguments: Tree) -> Tree:
-        """Return what the function returns."""
+        """Call the function or replay it, and count the call; record it once that pays.
+
+        Returns:
+            What the function returns.
+        """
         if self._record is None:
             return self._function(*arguments)
         shapes = tuple((value.shape, value.dtype) for value in leaves(arguments))
