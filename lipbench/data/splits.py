@@ -89,10 +89,6 @@ class Split:
         return rounded if torch.equal(_floats(rounded), self.inputs) else None
 
 
-def _floats(values: Tensor) -> Tensor:
-    return values.to(torch.float32).div_(_LEVELS)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """The four disjoint splits of a data set, all on one device."""
@@ -189,6 +185,10 @@ def split(
         validation=subset(train_inputs, train_targets, validation),
         test=subset(test_inputs, test_targets, np.arange(len(test_inputs))),
     )
+
+
+def _floats(values: Tensor) -> Tensor:
+    return values.to(torch.float32).div_(_LEVELS)
 
 
 def _keep_classes(

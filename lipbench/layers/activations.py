@@ -30,6 +30,23 @@ class Curve(NamedTuple):
     """What its slopes on an interval are; None if `sides` says it, or nothing is known."""
 
 
+def prelu(slope: Tensor, axes: int) -> Curve:
+    """Return the curve of a PReLU, whose slopes may differ by channel.
+
+    Args:
+        slope: Slope on the negative side, for all entries or one per channel.
+        axes: Number of axes after the channel axis of one sample.
+    """
+    ends = slope if slope.numel() == 1 else slope.reshape(-1, *[1] * axes)
+    ones = torch.ones_like(ends)
+    return Curve(
+        lambda x: torch.where(x >= 0, x, ends * x),
+        torch.minimum(ends, ones),
+        torch.maximum(ends, ones),
+        sides=(ends, ones),
+    )
+
+
 def _outwards(curve: Curve) -> Curve:
     return curve._replace(lo=curve.lo - 1e-9, hi=curve.hi + 1e-9)
 
@@ -220,20 +237,3 @@ CURVES: Mapping[type[nn.Module], Callable[[Any], Curve]] = {
     nn.Tanhshrink: lambda layer: _TANHSHRINK,
 }
 """The curve of an activation layer without parameters."""
-
-
-def prelu(slope: Tensor, axes: int) -> Curve:
-    """Return the curve of a PReLU, whose slopes may differ by channel.
-
-    Args:
-        slope: Slope on the negative side, for all entries or one per channel.
-        axes: Number of axes after the channel axis of one sample.
-    """
-    ends = slope if slope.numel() == 1 else slope.reshape(-1, *[1] * axes)
-    ones = torch.ones_like(ends)
-    return Curve(
-        lambda x: torch.where(x >= 0, x, ends * x),
-        torch.minimum(ends, ones),
-        torch.maximum(ends, ones),
-        sides=(ends, ones),
-    )

@@ -38,6 +38,16 @@ def symbolic(module: nn.Module, example: Tensor, is_leaf: Leaf) -> fx.Graph:
     return _Tracer(example, outputs, is_leaf).trace(module)
 
 
+def attribute(module: nn.Module, path: str) -> Any:
+    """Return a tensor that a module holds, whether it is registered there or not."""
+    *parents, name = path.split(".")
+    # Not by getattr, which gives a symbol while the module is traced.
+    for parent in parents:
+        module = module._modules[parent]  # type: ignore[assignment]
+    namespaces: tuple[Mapping[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+    return next(namespace[name] for namespace in namespaces if name in namespace)
+
+
 def _leaf_outputs(module: nn.Module, example: Tensor, is_leaf: Leaf) -> list[Any]:
     """Return what the calls of leaves return, in their order."""
     outputs: list[Any] = []
@@ -117,16 +127,6 @@ class _Tracer(fx.Tracer):
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
-
-
-def attribute(module: nn.Module, path: str) -> Any:
-    """Return a tensor that a module holds, whether it is registered there or not."""
-    *parents, name = path.split(".")
-    # Not by getattr, which gives a symbol while the module is traced.
-    for parent in parents:
-        module = module._modules[parent]  # type: ignore[assignment]
-    namespaces: tuple[Mapping[str, Any], ...] = (module._parameters, module._buffers, vars(module))
-    return next(namespace[name] for namespace in namespaces if name in namespace)
 
 
 def _shadow(value: Tensor) -> Tensor:

@@ -81,16 +81,6 @@ def representative(trials: Sequence[Trial]) -> Method:
     return method
 
 
-def _only_in_h(kind: type[Method], name: str) -> property:
-    def refuse(method: Method) -> None:
-        raise TypeError(
-            f"{kind.__name__} reads self.{name} in a hook that runs for a whole stack, in which "
-            f'it has no one value: read h["{name}"].'
-        )
-
-    return property(refuse)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A network worth judging, and how training came to it."""
@@ -124,3 +114,13 @@ class Outcome:
     """Samples sent through the network in training."""
     gradients: int
     """Samples whose gradient was taken in training, in the weights or in the inputs."""
+
+
+def _only_in_h(kind: type[Method], name: str) -> property:
+    def refuse(method: Method) -> None:
+        raise TypeError(
+            f"{kind.__name__} reads self.{name} in a hook that runs for a whole stack, in which "
+            f'it has no one value: read h["{name}"].'
+        )
+
+    return property(refuse)
