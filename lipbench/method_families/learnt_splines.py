@@ -16,13 +16,16 @@ def with_splines(
     *,
     shared: bool,
 ) -> nn.Module:
-    """Return the model with a spline in place of each activation layer, equal to it at the knots.
+    """Put a spline in place of each activation layer of a model, equal to it at the knots.
 
     Args:
         model: A network, which is changed.
         input_shape: Shape of one input.
         knots: Where the splines may bend.
         shared: One function for a whole layer, instead of one for each channel.
+
+    Returns:
+        The model.
     """
     splines = {
         layer: Spline.near(layer, 1 if shared else widths[0], knots)

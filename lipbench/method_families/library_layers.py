@@ -297,14 +297,22 @@ def _load(into: list[Tensor], values: "list[Tensor] | tuple[Tensor, ...]") -> No
 
 
 def _weight(layer: nn.Module) -> Tensor:
-    """Return the weight that a library's layer makes anew each time."""
+    """Let a library's layer make its weight anew, which may move its vectors.
+
+    Returns:
+        The weight.
+    """
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight
 
 
 def _settled(layer: nn.Module) -> Float[Tensor, "out *rest"]:
-    """Return the converged weight, after passes until it stands still."""
+    """Take passes of a library's layer until its weight stands still.
+
+    Returns:
+        The weight, converged.
+    """
     with torch.no_grad():
         weight = _weight(layer).clone()
         for _ in range(_PASSES):
