@@ -37,8 +37,8 @@ class Attack(ABC):
     """The norms of the threat models that the attack can work on."""
     samplewise: ClassVar[bool] = False
     """Promises that no sample feels the others: that it honours an epsilon for each, says with
-    `lipbench.adversarial.queries.on_rows` which it asks about, and draws with `numbers`. Then
-    samples of several epsilons, and of several networks, share a batch."""
+    `lipbench.on_rows` which it asks about, and draws with `lipbench.numbers`. Then samples of
+    several epsilons, and of several networks, share a batch."""
 
     @property
     def cost(self) -> float:

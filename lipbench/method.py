@@ -75,10 +75,10 @@ class Method(ABC):
     `stackable` is True: they must be pure tensor code, take their randomness from `draw`, and
     never look at a value. All others are called for one trial at a time.
 
-    `net` is a `lipbench.networks.net.Net`; `h` holds the fields that may differ inside a stack (all
-    float fields but norms), as 0-d tensors under their field names: hooks marked * read them there
-    and not from `self`, where a field that differs in the stack raises. All other hooks are called
-    on the trial's own method; but a strength that the core drives is found in `h` only.
+    `net` is a `lipbench.Net`; `h` holds the fields that may differ inside a stack (all float fields
+    but norms), as 0-d tensors under their field names: hooks marked * read them there and not from
+    `self`, where a field that differs in the stack raises. All other hooks are called on the
+    trial's own method; but a strength that the core drives is found in `h` only.
     """
 
     stackable: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Ranges that fields must keep: rules, and the sentences that refuse what breaks them.
+"""Range checks of fields: rules, and the sentences that refuse what breaks them.
 
 A value that is not a number is in no range.
 """

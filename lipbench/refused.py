@@ -2,7 +2,10 @@
 
 
 class Refused(Exception):
-    """A bound does not understand the network; the message names the layer and the reason."""
+    """A network, a norm or a domain is not covered; the message names what and why.
+
+    Where a layer has no rule, it names the layer.
+    """
 
 
 def too_many(count: int, what: str, most: int) -> str | None:

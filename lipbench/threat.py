@@ -1,4 +1,4 @@
-"""What an attacker may do: a ball around each input, cut by the box of valid inputs."""
+"""Threat model: a ball around each input, cut by the box of valid inputs."""
 
 from dataclasses import dataclass, replace
 

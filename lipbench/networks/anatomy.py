@@ -1,4 +1,4 @@
-"""The size of a network: numbers per sample, products, weights."""
+"""Network size: numbers per sample, products of a forward pass, weights."""
 
 import math
 from dataclasses import dataclass

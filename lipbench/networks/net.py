@@ -1,4 +1,4 @@
-"""A network as a function of its parameters, which is how training methods see it."""
+"""Functional networks (torch.func): pure functions of their parameters, as methods see them."""
 
 import copy
 from collections.abc import Mapping
@@ -132,14 +132,22 @@ class Net:
     is_frozen: bool = False
 
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch outputs"]:
-        """Return the outputs in evaluation mode: running statistics, no dropout."""
+        """Compute in evaluation mode (running statistics, no dropout), and count it in `meter`.
+
+        Returns:
+            The outputs.
+        """
         self._count(inputs)
         return self.skeleton.call(self.params, self.buffers, inputs)
 
     def train(
         self, inputs: Float[Tensor, "batch *shape"]
     ) -> tuple[Float[Tensor, "batch outputs"], dict[str, Tensor]]:
-        """Return the outputs with batch statistics, and the buffers to store in the state."""
+        """Compute in training mode, with batch statistics, and count it in `meter`.
+
+        Returns:
+            The outputs, and the buffers to store in the state.
+        """
         self._count(inputs)
         return self.skeleton.train(self.params, self.buffers, inputs)
 
