@@ -41,8 +41,15 @@ if TYPE_CHECKING:
     from lipbench.model import Model as Model
     from lipbench.networks.net import Net as Net
     from lipbench.networks.network import Network as Network
+    from lipbench.norm import NORMS as NORMS
     from lipbench.norm import Norm as Norm
     from lipbench.planning.plan import plan as plan
+    from lipbench.ranges import at_least as at_least
+    from lipbench.ranges import between as between
+    from lipbench.ranges import finite_at_least as finite_at_least
+    from lipbench.ranges import finite_positive as finite_positive
+    from lipbench.ranges import optional as optional
+    from lipbench.ranges import positive as positive
     from lipbench.ranges import require as require
     from lipbench.refused import Refused as Refused
     from lipbench.runs.run import run as run
@@ -52,6 +59,7 @@ if TYPE_CHECKING:
     from lipbench.threat import Threat as Threat
 
 __all__ = [
+    "NORMS",
     "Attack",
     "AttackInvalid",
     "Batch",
@@ -85,11 +93,17 @@ __all__ = [
     "Summary",
     "Task",
     "Threat",
+    "at_least",
     "attack",
+    "between",
     "bracket",
+    "finite_at_least",
+    "finite_positive",
     "numbers",
     "on_rows",
+    "optional",
     "plan",
+    "positive",
     "require",
     "run",
     "run_cell",
@@ -131,6 +145,7 @@ _HOMES = {
     "Network": "lipbench.networks.network",
     "Refused": "lipbench.refused",
     "Norm": "lipbench.norm",
+    "NORMS": "lipbench.norm",
     "Box": "lipbench.threat",
     "witness": "lipbench.lipschitz.lower_bounds.witness",
     # data sets and models
@@ -148,6 +163,12 @@ _HOMES = {
     "Normalise": "lipbench.layers.normalise",
     # checks of fields
     "require": "lipbench.ranges",
+    "at_least": "lipbench.ranges",
+    "positive": "lipbench.ranges",
+    "between": "lipbench.ranges",
+    "finite_at_least": "lipbench.ranges",
+    "finite_positive": "lipbench.ranges",
+    "optional": "lipbench.ranges",
 }
 
 

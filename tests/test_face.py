@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from lipbench import Attack, Norm, Threat, numbers, on_rows, require
+from lipbench import Attack, Norm, Threat, at_least, numbers, on_rows, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Guess(Attack):
     tries: int = 3
 
     def __post_init__(self):
-        require((self.tries >= 1, f"tries must be at least 1, got {self.tries}"))
+        require(at_least("tries", self.tries, 1))
 
     def propose(self, model, inputs, labels, threat: Threat, rng):
         found = inputs.clone()
@@ -76,7 +76,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from lipbench import Bound, Box, Lipschitz, Network, Norm, Refused, Side, witness
+from lipbench import NORMS, Bound, Box, Lipschitz, Network, Norm, Refused, Side
+from lipbench import positive, require, witness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,11 @@ class Sampled(Bound):
     """The largest quotient of random pairs."""
 
     side: ClassVar[Side] = "lower"
-    norms: ClassVar[frozenset[Norm]] = frozenset(map(Norm, (1, 2, float("inf"))))
+    norms: ClassVar[frozenset[Norm]] = NORMS
     pairs: int = 16
+
+    def __post_init__(self):
+        require(positive("pairs", self.pairs))
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         return 0.01
