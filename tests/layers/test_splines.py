@@ -1,4 +1,3 @@
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +9,6 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.layers.splines import Spline, piece_slopes, values, variation_norms
-from lipbench.lipschitz.soundness import crossings
-from lipbench.method_families.learnt_splines import activation_widths, with_splines
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.registry import load
@@ -75,19 +72,6 @@ def test_it_starts_as_the_activation_at_the_knots():
     torch.testing.assert_close(tanh(knots.unsqueeze(1)), knots.tanh().unsqueeze(1))
 
 
-def a_network(*layers, seed=0, shape=(3,)):
-    rng = torch.Generator().manual_seed(seed)
-    model = with_splines(nn.Sequential(*layers), shape, torch.linspace(-2, 2, 5), shared=False)
-    with torch.no_grad():
-        for value in model.parameters():
-            value.copy_(torch.randn(value.shape, generator=rng))
-    return model.double()
-
-
-def value(name, network, box=None):
-    return load("lipbench.bounds", name, Bound)().compute(network, Norm(2), box)
-
-
 def test_a_bound_reads_its_exact_slopes():
     """By hand: slopes -1.5 to 2 of the first channel, -4 to 0 of the second."""
     model = nn.Sequential(nn.Linear(1, 2), Spline(torch.zeros(2, 3), torch.tensor([-1.0, 0, 1])))
@@ -101,47 +85,7 @@ def test_a_bound_reads_its_exact_slopes():
     torch.testing.assert_close(step.lo, torch.tensor([-1.5, -4], dtype=torch.float64))
     torch.testing.assert_close(step.hi, torch.tensor([2.0, 0], dtype=torch.float64))
     assert bool((step.lo <= torch.tensor([-1.5, -4])).all() and (step.hi >= 2).any())
-    found = value("product", as_network(model, (1,)))
+    product = load("lipbench.bounds", "product", Bound)()
+    found = product.compute(as_network(model, (1,)), Norm(2), None)
     assert found.value == pytest.approx(2**0.5 * 4 * 2**0.5)
     assert found.flags == ()
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_lower_and_upper_bounds_of_trained_activations_do_not_cross(seed):
-    model = a_network(
-        nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2), seed=seed
-    )
-    network, box = as_network(model, (3,)), (-1.0, 1.0)
-    found = [value(name, network, box) for name in ("jacobian", "local_l2", "lipsdp_neuron")]
-    assert crossings([*found, value("product", network)]) == []
-    assert found[0].value > 0
-
-
-def test_convolutions_have_a_function_for_each_channel():
-    layers = (
-        nn.Conv2d(1, 3, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(12, 4),
-        nn.Sigmoid(),
-        nn.Linear(4, 2),
-    )
-    model = a_network(*layers, shape=(1, 4, 4))
-    assert [len(model[place].heights) for place in (1, 4)] == [3, 4]
-    network = as_network(model, (1, 4, 4))
-    assert network.steps[1].hi.shape == (3, 1, 1)
-    assert crossings([value("jacobian", network, (0.0, 1.0)), value("product", network)]) == []
-
-
-def test_one_function_may_serve_a_whole_layer():
-    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
-    model = with_splines(model, (3,), torch.linspace(-2, 2, 5), shared=True)
-    assert model[1].heights.shape == (1, 5)
-    assert math.isfinite(value("product", as_network(model, (3,))).value)
-
-
-def test_a_layer_that_is_used_twice_has_two_widths():
-    one = nn.ReLU()
-    model = nn.Sequential(nn.Linear(3, 5), one, nn.Linear(5, 4), one)
-    assert activation_widths(model, (3,)) == {one: (5, 4)}
-    assert len(one._forward_pre_hooks) == 0

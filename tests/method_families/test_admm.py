@@ -1,55 +1,22 @@
-"""Training under LipSDP: the penalty and the enforced constant."""
+"""ADMM under LipSDP: what the penalty and the enforced constant share."""
 
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.training import (
-    a_method,
-    a_model,
-    a_net,
-    a_trainer,
-    an_entry,
-    digits,
-    initial,
-    same,
-    train,
-)
+from support.admm import QUICK, TANH, curve, saved, value
+from support.training import a_method, a_model, an_entry, digits, initial, train
 from torch import nn
 from torch.nn import functional as F
 
-from lipbench.bound import Bound
-from lipbench.data.splits import split
-from lipbench.dataset import Dataset
 from lipbench.lipschitz.semidefinite import conic
 from lipbench.lipschitz.semidefinite.chain import Layers
 from lipbench.method import Summary
 from lipbench.networks.network import as_network
-from lipbench.norm import Norm
-from lipbench.registry import load
-from lipbench.training.discrepancy import Discrepancy
-from lipbench.training.optimiser import Optimizer
 
 METHODS = ("sdp_penalty", "sdp_enforced")
-TANH = a_model(widths=(4,), activation="tanh")
-QUICK = {"optimizer": Optimizer(name="adam", lr=0.05), "tolerance": 1e-2}
-
-
-def curve(name="sine", dtype=torch.float32):
-    dataset = load("lipbench.datasets", name, Dataset)(samples=20)
-    return split(dataset, dataset.read(Path()), dtype=dtype)
-
-
-def saved(params, data, model):
-    return a_net(initial(data, model=model), data.dataset.input_shape).with_params(params)
-
-
-def value(bound, net):
-    network = as_network(net.module(), net.skeleton.input_shape)
-    return load("lipbench.bounds", bound, Bound)().compute(network, Norm(2), None).value
 
 
 def by_the_paper(weights, duals, own, r, *, mu=None, constant=None):
@@ -112,85 +79,6 @@ def test_training_is_the_algorithm_of_the_paper(name):
         torch.testing.assert_close(params[key], bar, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(params["1.bias"], first.bias.detach(), rtol=1e-3, atol=1e-3)
     assert outcome.history[-1]["loss"] == pytest.approx(float(loss.detach()), rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        ("sine", {"widths": (4,), "activation": "tanh"}),
-        ("step", {"widths": (4,), "activation": "relu"}),
-        ("digits", {"widths": (4,), "activation": "relu", "normalisation": (0.5, 0.25)}),
-        ("digits", {"widths": (4, 3), "activation": "sigmoid", "output_activation": "tanh"}),
-    ],
-)
-def test_the_enforced_constant_is_proved_of_the_network_that_is_returned(kind, fields):
-    """By lipbench's own bound, strictly; and of a steep function it is nearly used up."""
-    data = curve(kind) if kind != "digits" else digits(train=64, classes=(3, 8))
-    model = a_model(**fields)
-    entry = an_entry(
-        "sdp_enforced", constant=0.5, epochs=12, warm_start=0.5, rounds=1, refresh=True, **QUICK
-    )
-    (outcome,) = train(entry, data, model=model)
-    net = saved(outcome.checkpoints["last"].params, data, model)
-    claim = entry.method.claims(net)
-    assert (claim.constant, claim.norm, claim.domain) == (0.5, Norm(2), None)
-    proved = value("lipsdp_neuron", net)
-    assert proved <= 0.5
-    assert proved > 0.1
-    assert value("jacobian", net) <= proved
-
-
-def test_a_checkpoint_of_the_warm_start_keeps_the_enforced_constant():
-    data, model, left = (
-        digits(train=64, classes=(3, 8)),
-        a_model(widths=(4,)),
-        iter(range(9, 0, -1)),
-    )
-    entry = an_entry("sdp_enforced", constant=0.1, epochs=4, rounds=1, warm_start=0.75, **QUICK)
-    (outcome,) = train(entry, data, model=model, score=lambda model, seed: next(left) / 10)
-    chosen = outcome.checkpoints["chosen"]
-    assert chosen.epoch == 1
-    assert value("lipsdp_neuron", saved(chosen.params, data, model)) <= 0.1
-
-
-def test_a_constant_that_is_driven_is_kept_at_every_epoch():
-    data, model = digits(train=64, classes=(3, 8)), a_model(widths=(4,))
-    entry = an_entry(
-        "sdp_enforced", constant=0.2, epochs=5, rounds=1, target=0.2, warmup=1, **QUICK,
-        discrepancy=Discrepancy(rule="additive", step=0.04, scale=1.0),
-    )  # fmt: skip
-    trainer = a_trainer(entry, data, model=model)
-    progress, seen = trainer.begin(), []
-
-    def after(now):
-        state, row = now.state, now.histories[0][-1]
-        params = {name: part[0] for name, part in now.params.items()}
-        params |= {name: part[0] for name, part in state["bar"].items()}
-        seen.append((row["strength"], value("lipsdp_neuron", saved(params, data, model))))
-
-    trainer.run(progress, after)
-    strengths = [strength for strength, _ in seen]
-    assert strengths[-1] < strengths[2] < strengths[0]
-    assert all(proved <= strength for strength, proved in seen)
-
-
-def test_a_larger_penalty_gives_a_smaller_constant():
-    data = curve("step")
-    found = []
-    for mu in (0.0, 0.01, 0.5):
-        entry = an_entry("sdp_penalty", mu=mu, epochs=12, rounds=3, **QUICK)
-        (outcome,) = train(entry, data, model=TANH)
-        found.append(value("lipsdp_neuron", saved(outcome.checkpoints["last"].params, data, TANH)))
-        assert entry.method.claims(None) is None
-    assert found[0] > found[1] > found[2] > 0
-
-
-def test_without_a_penalty_the_warm_start_is_standard_training_bit_for_bit():
-    data = digits(train=64)
-    model = a_model(widths=(8,))
-    ours = an_entry("sdp_penalty", mu=0.0, warm_start=1.0, weight_decay=0.0)
-    (one,), (other,) = (train(entry, data, model=model) for entry in (ours, an_entry("standard")))
-    assert same(one.checkpoints["last"].params, other.checkpoints["last"].params)
 
 
 def test_the_warm_start_decays_weights():
@@ -294,9 +182,6 @@ def test_a_solver_that_is_not_installed_is_refused_with_the_way_out(monkeypatch)
 @pytest.mark.parametrize(
     ("name", "field", "bad", "reason"),
     [
-        ("sdp_penalty", "mu", -1.0, "at least 0"),
-        ("sdp_enforced", "constant", 0.0, "positive and finite"),
-        ("sdp_enforced", "constant", math.inf, "positive and finite"),
         ("sdp_penalty", "r", 0.0, "positive and finite"),
         ("sdp_penalty", "tolerance", math.nan, "positive and finite"),
         ("sdp_penalty", "rounds", 0, "at least 1"),
