@@ -39,7 +39,7 @@ class Call:
     """Returns the readers of the steps at a site; raises `NoRule` if its shapes have no rule."""
 
 
-Rule = Callable[..., Call]
+CallRule = Callable[..., Call]
 """Takes the arguments of a call under the names that torch gives them."""
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from lipbench.layers.elementwise import Elementwise
 from lipbench.networks import copies, steps
-from lipbench.networks.call import Argument, Call, NoRule, Rule, refuse_values, source
+from lipbench.networks.call import Argument, Call, CallRule, NoRule, refuse_values, source
 from lipbench.networks.primitives import Reader, Site
 from lipbench.networks.steps import Shape
 
@@ -61,7 +61,7 @@ def _pair(node: Argument) -> tuple[bool | None, tuple[fx.Node, ...]]:
     return None, ()
 
 
-def _extreme(is_larger: bool) -> Rule:
+def _extreme(is_larger: bool) -> CallRule:
     def rule(input: Argument, other: Argument = None, **settings: Argument) -> Call:
         if settings or not isinstance(other, fx.Node):
             raise NoRule("only the larger or smaller of two values has one, or that of an axis")
@@ -70,7 +70,7 @@ def _extreme(is_larger: bool) -> Rule:
     return rule
 
 
-def _extreme_of_axis(is_larger: bool) -> Rule:
+def _extreme_of_axis(is_larger: bool) -> CallRule:
     def rule(input: Argument, dim: Argument = None, keepdim: Argument = False) -> Call:
         return _along(is_larger, input, dim, keepdim)
 
@@ -197,7 +197,7 @@ class _Chain:
         self.add(steps.Copy, shape, copy=copy)
 
 
-RULES: dict[Any, Rule] = {
+RULES: dict[Any, CallRule] = {
     **{target: _extreme(is_larger) for target, is_larger in _EXTREMES.items()},
     torch.amax: _extreme_of_axis(True),
     "amax": _extreme_of_axis(True),

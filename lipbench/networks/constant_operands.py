@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lipbench.networks import steps
-from lipbench.networks.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
+from lipbench.networks.call import Argument, Call, CallRule, Constant, NoRule, refuse_values, source
 from lipbench.networks.primitives import Reader, Site
 from lipbench.networks.steps import Shape, Tensors
 
@@ -114,7 +114,7 @@ def _dense(
     return Call((source(input),), readers_at)
 
 
-def _convolution(axes: int) -> Rule:
+def _convolution(axes: int) -> CallRule:
     def rule(
         input: Argument,
         weight: Argument,
@@ -170,7 +170,7 @@ def _tensor(value: Argument) -> Constant:
     return value
 
 
-RULES: dict[Any, Rule] = {
+RULES: dict[Any, CallRule] = {
     F.linear: _linear,
     operator.matmul: _matmul,
     torch.matmul: _matmul,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lipbench.layers.elementwise import Elementwise
 from lipbench.networks import steps
-from lipbench.networks.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
+from lipbench.networks.call import Argument, Call, CallRule, Constant, NoRule, refuse_values, source
 from lipbench.networks.primitives import Reader, Site
 from lipbench.networks.steps import Shape, Tensors
 from lipbench.refused import Refused
@@ -47,7 +47,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 _PARTITIONS = ("chunk", "split", "tensor_split", "unbind")
 
 
-def copying(function: Callable[..., Tensor]) -> Rule:
+def copying(function: Callable[..., Tensor]) -> CallRule:
     """Return the rule of a function that copies entries of its first argument."""
 
     def rule(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
@@ -156,7 +156,7 @@ def _homes(name: str) -> set[Any]:
 
 PARTITIONS = {target for name in _PARTITIONS for target in _homes(name)}
 """Functions that give several parts of a value at once."""
-RULES: dict[Any, Rule] = {
+RULES: dict[Any, CallRule] = {
     operator.getitem: _indexed,
     "expand": _expand,
     F.interpolate: _interpolated,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lipbench.layers.activations import ABSOLUTE, Curve
 from lipbench.networks import combination, comparisons, constant_operands, copies, steps
-from lipbench.networks.call import Argument, Call, Constant, NoRule, Rule, refuse_values, source
+from lipbench.networks.call import Argument, Call, CallRule, Constant, NoRule, refuse_values, source
 from lipbench.networks.combination import Combination
 from lipbench.networks.primitives import Reader, Site, curve_step, reader
 
@@ -54,7 +54,7 @@ def _item(whole: fx.Node, index: Argument) -> Call:
     return comparisons.item(whole, index)
 
 
-def _like(layer: Callable[..., nn.Module]) -> Rule:
+def _like(layer: Callable[..., nn.Module]) -> CallRule:
     """Return the rule of a function that does the same as a layer with its other arguments."""
 
     def rule(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
@@ -65,7 +65,7 @@ def _like(layer: Callable[..., nn.Module]) -> Rule:
     return rule
 
 
-def _curved(curve: Curve) -> Rule:
+def _curved(curve: Curve) -> CallRule:
     """Return the rule of an elementwise function that is no layer."""
 
     def rule(input: Argument) -> Call:
@@ -106,7 +106,7 @@ def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn
     return nn.Dropout(p).train(training)
 
 
-def _combined(combine: Callable[..., Combination]) -> Rule:
+def _combined(combine: Callable[..., Combination]) -> CallRule:
     def rule(*args: Argument, **kwargs: Argument) -> Call:
         total = combine(*args, **kwargs)
 
@@ -146,7 +146,7 @@ def _reshape(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
     return Call((source(input),), readers_at)
 
 
-def _soft(layer: Callable[..., nn.Module]) -> Rule:
+def _soft(layer: Callable[..., nn.Module]) -> CallRule:
     """Return the rule of a softmax; its functions and methods differ in the place of `dtype`."""
 
     def rule(input: Argument, dim: Argument = None, *extra: Argument, **named: Argument) -> Call:
@@ -183,9 +183,9 @@ def _mean(
     return Call((source(input),), readers_at)
 
 
-def _forms(rules: Mapping[str, Rule]) -> dict[Any, Rule]:
+def _forms(rules: Mapping[str, CallRule]) -> dict[Any, CallRule]:
     """Return rules by function of torch and method of a tensor, also those that work in place."""
-    forms: dict[Any, Rule] = {}
+    forms: dict[Any, CallRule] = {}
     for name, rule in rules.items():
         for form in (name, f"{name}_"):
             homes = [home for home in (torch, F) if hasattr(home, form)]
@@ -195,7 +195,7 @@ def _forms(rules: Mapping[str, Rule]) -> dict[Any, Rule]:
     return forms
 
 
-_OPERATORS: dict[Any, Rule] = {
+_OPERATORS: dict[Any, CallRule] = {
     operator.add: _combined(combination.add),
     operator.iadd: _combined(combination.add),
     operator.sub: _combined(combination.subtract),
@@ -209,7 +209,7 @@ _OPERATORS: dict[Any, Rule] = {
     operator.abs: _curved(ABSOLUTE),
     abs: _curved(ABSOLUTE),
 }
-_NAMED: dict[str, Rule] = {
+_NAMED: dict[str, CallRule] = {
     "add": _combined(combination.add),
     "sub": _combined(combination.subtract),
     "mul": _combined(combination.multiply),

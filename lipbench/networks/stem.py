@@ -1,4 +1,4 @@
-"""Stem: the first dense layer, cut off for inputs that move step by step in its image."""
+"""Stem: a network cut behind its first dense layer, for inputs that move step by step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -243,11 +243,6 @@ class TransposedConvolution(Linear):
         return self.weight.ndim - 2
 
 
-def _flat(padding: "tuple[Pair, ...] | list[Pair]") -> list[int]:
-    # torch pads from the last axis to the first.
-    return [width for pair in reversed(padding) for width in pair]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Slope(Step):
     """An elementwise function whose difference quotients all lie in [lo, hi]."""
@@ -465,3 +460,8 @@ class Sandwich(Step):
 
     def _channels(self, linear: Linear) -> Float[Tensor, "hidden ..."]:
         return self.scale.reshape(-1, *[1] * (linear.weight.ndim - 1))
+
+
+def _flat(padding: "tuple[Pair, ...] | list[Pair]") -> list[int]:
+    # torch pads from the last axis to the first.
+    return [width for pair in reversed(padding) for width in pair]
