@@ -45,7 +45,7 @@ class Price:
 
 
 def price(method: Callable[[], Method], repeats: int = 5, device: str = "cpu") -> Price:
-    """Return the cost of a step of a method with its default fields.
+    """Measure the cost of a step of a method with its default fields.
 
     Both train `REFERENCE` on noise, in turn, for epochs of 24 steps. What begins an epoch counts,
     such as drawing pairs; what ends one, such as a semidefinite program, does not. The first epoch
@@ -55,6 +55,9 @@ def price(method: Callable[[], Method], repeats: int = 5, device: str = "cpu") -
         method: Makes the method.
         repeats: How many epochs of each are timed.
         device: Where to train.
+
+    Returns:
+        The cost, or why there is none.
     """
     try:
         data = split(_NOISE, _NOISE.read(Path()), device)
