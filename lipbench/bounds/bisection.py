@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.relaxations.bisection import bisected_bound, products
+from lipbench.lipschitz.relaxations.bisection import bisection_bound, products
 from lipbench.networks.network import Network
 from lipbench.norm import NORMS, Norm
 from lipbench.ranges import at_least, require
@@ -75,7 +75,7 @@ class Bisection(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the parts that the box was halved into."""
         assert domain is not None
-        return bisected_bound(network, norm, domain, self.parts, self.tolerance)
+        return bisection_bound(network, norm, domain, self.parts, self.tolerance)
 
 
 def _seconds(network: Network) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.chain import refusal
-from lipbench.lipschitz.semidefinite.layer_by_layer import staged_bound, staged_cost
+from lipbench.lipschitz.semidefinite.layer_by_layer import eclipse_bound, eclipse_cost
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.ranges import at_least, between, require
@@ -50,14 +50,14 @@ class ECLipsE(Bound):
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the programs take."""
-        return staged_cost(network, self.iterations)
+        return eclipse_cost(network, self.iterations)
 
     def within(
         self, network: Network, norm: Norm, domain: Box | None, seconds: float
     ) -> "ECLipsE | None":
         """Return the bound with fewer Newton steps, None if less than ten fit."""
         for iterations in (self.iterations, 20, 10):
-            if staged_cost(network, iterations) <= seconds:
+            if eclipse_cost(network, iterations) <= seconds:
                 return replace(self, iterations=min(iterations, self.iterations))
         return None
 
@@ -70,4 +70,4 @@ class ECLipsE(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the multipliers."""
-        return staged_bound(network, domain, tolerance=self.tolerance, iterations=self.iterations)
+        return eclipse_bound(network, domain, tolerance=self.tolerance, iterations=self.iterations)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.exact.region_search import enumerated_bound
+from lipbench.lipschitz.exact.region_search import lipbab_bound
 from lipbench.lipschitz.exact.vertices import all_corners_fit
 from lipbench.lipschitz.lower_bounds.witness import known_pairs
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, neurons
@@ -71,7 +71,7 @@ class LipBaB(Bound):
         """Return the constant; its proof is a point of the steepest region, and all regions."""
         u, v = known_pairs(known, network, domain)
         starts = torch.cat([(u + v) / 2, u, v])
-        return enumerated_bound(network, norm, domain, self.nodes, self.programs, starts)
+        return lipbab_bound(network, norm, domain, self.nodes, self.programs, starts)
 
 
 def _seconds(network: Network, norm: Norm) -> float:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.exact.gate_search import switching_bound
+from lipbench.lipschitz.exact.gate_search import lipmip_bound
 from lipbench.lipschitz.relaxations.neuron_blocks import neurons
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -84,7 +84,7 @@ class LipMIP(Bound):
         """
         if domain is None:
             raise Refused("it needs a box: all of space has no bounds.")
-        return switching_bound(network, norm, domain, self.nodes, known, inputs)
+        return lipmip_bound(network, norm, domain, self.nodes, known, inputs)
 
     def _seconds(self, network: Network) -> float:
         count = neurons(network)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.relaxations.polynomial_bound import planned_terms, positive_bound
+from lipbench.lipschitz.relaxations.polynomial_bound import lipopt_bound, planned_terms
 from lipbench.networks.network import Network
 from lipbench.norm import NORMS, Norm
 from lipbench.ranges import at_least, optional, require
@@ -81,4 +81,4 @@ class LiPopt(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the products and their weights."""
-        return positive_bound(network, norm, domain, self.degree, self.most_terms)
+        return lipopt_bound(network, norm, domain, self.degree, self.most_terms)

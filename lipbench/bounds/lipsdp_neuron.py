@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.semidefinite.lipsdp import relaxed_bound, relaxed_cost
+from lipbench.lipschitz.semidefinite.lipsdp import lipsdp_bound, lipsdp_cost
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
@@ -36,7 +36,7 @@ class LipSDPNeuron(Bound):
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the program takes."""
-        return relaxed_cost(network)
+        return lipsdp_cost(network)
 
     def compute(
         self,
@@ -47,6 +47,6 @@ class LipSDPNeuron(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the multipliers."""
-        return relaxed_bound(
+        return lipsdp_bound(
             network, domain, tolerance=self.tolerance, iterations=self.iterations, by_block=False
         )

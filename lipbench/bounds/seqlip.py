@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.chain import refusal
-from lipbench.lipschitz.semidefinite.singular_factors import factored_bound, factored_cost
+from lipbench.lipschitz.semidefinite.singular_factors import seqlip_bound, seqlip_cost
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.ranges import at_least, require
@@ -48,7 +48,7 @@ class SeqLip(Bound):
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
         """Return roughly the seconds that the searches take if they do not end before."""
-        return factored_cost(network, self.nodes)
+        return seqlip_cost(network, self.nodes)
 
     def within(
         self, network: Network, norm: Norm, domain: Box | None, seconds: float
@@ -56,7 +56,7 @@ class SeqLip(Bound):
         """Return the bound with shorter searches, None if not even one node can be looked at."""
         if self.cost(network, norm, domain) <= seconds:
             return self
-        start, first = factored_cost(network, 0), factored_cost(network, 1)
+        start, first = seqlip_cost(network, 0), seqlip_cost(network, 1)
         nodes = int((seconds - start) / (first - start)) if first > start else 0
         return replace(self, nodes=min(nodes, self.nodes)) if nodes > 0 else None
 
@@ -69,4 +69,4 @@ class SeqLip(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the largest norm of each factor."""
-        return factored_bound(network, domain, self.nodes)
+        return seqlip_bound(network, domain, self.nodes)

@@ -6,22 +6,22 @@ from collections.abc import Callable
 import torch
 
 from lipbench.bound import Lipschitz, Side
-from lipbench.lipschitz.exact.gate_search import switching_problem
-from lipbench.lipschitz.exact.region_search import enumerated_problem
+from lipbench.lipschitz.exact.gate_search import lipmip_problem
+from lipbench.lipschitz.exact.region_search import lipbab_problem
 from lipbench.lipschitz.lower_bounds.witness import proved_quotients
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
-from lipbench.lipschitz.operator_norms.tight import reproved
-from lipbench.lipschitz.relaxations.bisection import bisected_proved
+from lipbench.lipschitz.operator_norms.tight import proved_by_claims
+from lipbench.lipschitz.relaxations.bisection import proved_by_subboxes
 from lipbench.lipschitz.relaxations.entrywise import boxed_norm
 from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
-from lipbench.lipschitz.relaxations.jacobian_cases import jacobian_proved
+from lipbench.lipschitz.relaxations.jacobian_cases import proved_by_cases
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
-from lipbench.lipschitz.relaxations.polynomial_bound import repositive
+from lipbench.lipschitz.relaxations.polynomial_bound import proved_by_products
 from lipbench.lipschitz.relaxations.recursive_derivatives import recursive_norm
 from lipbench.lipschitz.relaxations.varying_neurons import varying_reach
-from lipbench.lipschitz.semidefinite.lipsdp import recertified
-from lipbench.lipschitz.semidefinite.singular_factors import refactored
+from lipbench.lipschitz.semidefinite.lipsdp import proved_by_multipliers
+from lipbench.lipschitz.semidefinite.singular_factors import proved_by_factors
 from lipbench.lipschitz.softmax_end import ending, is_behind
 from lipbench.lipschitz.soundness import TOLERANCE, Violation, inside, statement
 from lipbench.networks.network import Network
@@ -78,12 +78,12 @@ def _proved_by_steps(network: Network, value: Lipschitz) -> float:
 
 
 def _recheck_regions(network: Network, value: Lipschitz) -> list[Violation]:
-    problem = enumerated_problem(network, value)
+    problem = lipbab_problem(network, value)
     return [Violation(message=f"{statement(value)}, but {problem}.")] if problem else []
 
 
 def _recheck_nodes(network: Network, value: Lipschitz) -> list[Violation]:
-    problem = switching_problem(network, value)
+    problem = lipmip_problem(network, value)
     return [Violation(message=f"{statement(value)}, but {problem}.")] if problem else []
 
 
@@ -121,15 +121,15 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "closed": (("upper", "exact"), _recheck_regions),
     "parts": (("upper", "exact"), _recheck_nodes),
     "constants": (("upper",), _proved("the constants of its steps", _proved_by_steps)),
-    "claims": (("upper",), _proved("the norms claimed of its layers", reproved)),
+    "claims": (("upper",), _proved("the norms claimed of its layers", proved_by_claims)),
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
-    "factors": (("upper",), _proved("the norms of its factors", refactored)),
+    "factors": (("upper",), _proved("the norms of its factors", proved_by_factors)),
     "recursive_entries": (("upper",), _proved("bounds of its derivatives", _proved_by_recursion)),
     "varying_reach": (("upper",), _proved("its neurons that vary", _proved_by_varying_blocks)),
-    "multipliers": (("upper",), _proved("its multipliers", recertified)),
-    "cases": (("upper",), _proved("cases of its derivatives", jacobian_proved)),
-    "halvings": (("upper",), _proved("the parts of its domain", bisected_proved)),
-    "products": (("upper",), _proved("its weights of products", repositive)),
+    "multipliers": (("upper",), _proved("its multipliers", proved_by_multipliers)),
+    "cases": (("upper",), _proved("cases of its derivatives", proved_by_cases)),
+    "halvings": (("upper",), _proved("the parts of its domain", proved_by_subboxes)),
+    "products": (("upper",), _proved("its weights of products", proved_by_products)),
 }
 """By an entry of the proof: the sides that it can prove, and how that is checked."""

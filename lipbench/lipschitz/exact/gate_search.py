@@ -42,7 +42,7 @@ _ENTRIES = 2**22
 """Entries of Jacobians that are computed at once."""
 
 
-def switching_bound(
+def lipmip_bound(
     network: Network,
     norm: Norm,
     domain: Box,
@@ -78,7 +78,7 @@ def switching_bound(
     )
 
 
-def switching_problem(network: Network, value: Lipschitz) -> str:
+def lipmip_problem(network: Network, value: Lipschitz) -> str:
     """Return what is wrong with the stored nodes of a value, empty if they prove it."""
     if value.domain is None:
         return "its parts are those of a box"

@@ -53,7 +53,7 @@ _PATIENCE = 250
 """Regions to look at before what takes seconds is worth it: the norms of all choices of signs."""
 
 
-def enumerated_bound(
+def lipbab_bound(
     network: Network,
     norm: Norm,
     domain: Box | None,
@@ -100,7 +100,7 @@ def enumerated_bound(
     )
 
 
-def enumerated_problem(network: Network, value: Lipschitz) -> str:
+def lipbab_problem(network: Network, value: Lipschitz) -> str:
     """Return what is wrong with the stored regions of a value, empty if they prove it."""
     proof = value.proof
     if not value.value >= 0:

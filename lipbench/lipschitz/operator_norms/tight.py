@@ -44,7 +44,7 @@ def tight_bound(
     )
 
 
-def reproved(network: Network, value: Lipschitz) -> float:
+def proved_by_claims(network: Network, value: Lipschitz) -> float:
     """Return the product of the norms that the stored claims prove, computed anew."""
     claims = value.proof["claims"]
     if claims.shape != (len(network.steps),):

@@ -52,7 +52,7 @@ class Subbox(NamedTuple):
         return first, Subbox(self.depth + 1, 2 * self.number + 1)
 
 
-def bisected_bound(
+def bisection_bound(
     network: Network, norm: Norm, domain: Box, budget: int, tolerance: float
 ) -> Lipschitz:
     """Return the largest of the constants of subboxes that make up the domain.
@@ -94,7 +94,7 @@ def bisected_bound(
     )
 
 
-def bisected_proved(network: Network, value: Lipschitz) -> float:
+def proved_by_subboxes(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored subboxes prove, infinite if they leave anything out."""
     rows = value.proof["halvings"]
     if value.domain is None or rows.ndim != 2 or rows.shape[1] != 2:

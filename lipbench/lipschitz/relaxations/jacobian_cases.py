@@ -52,7 +52,7 @@ def jacobian_bound(network: Network, norm: Norm, domain: Box | None, nodes: int)
     return Lipschitz.upper(network, value, norm, domain, cases=_packed(cases))
 
 
-def jacobian_proved(network: Network, value: Lipschitz) -> float:
+def proved_by_cases(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored cases prove, infinite if they leave anything out."""
     jacobians = Jacobians(as_neuron_blocks(network), value.norm, value.domain)
     cases = _unpacked(value.proof["cases"])

@@ -50,7 +50,7 @@ _LEAST = 1e-3
 """The least weight in l2, as a share of the largest."""
 
 
-def positive_bound(
+def lipopt_bound(
     network: Network, norm: Norm, domain: Box | None, degree: int | None, most_terms: int
 ) -> Lipschitz:
     """Return the bound of the best certificates, never worse than that of intervals.
@@ -82,7 +82,7 @@ def positive_bound(
     )
 
 
-def repositive(network: Network, value: Lipschitz) -> float:
+def proved_by_products(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored weights of products prove, from the network anew."""
     problem = _Problem(network, value.norm, value.domain)
     scales = {name: value.proof[name] for name in _SCALES if name in value.proof}
@@ -98,7 +98,7 @@ def repositive(network: Network, value: Lipschitz) -> float:
 def planned_terms(
     network: Network, norm: Norm, domain: Box | None, degree: int | None, most_terms: int
 ) -> int:
-    """Return how many terms of products `positive_bound` looks at if it does not end before.
+    """Return how many terms of products `lipopt_bound` looks at if it does not end before.
 
     Raises:
         Refused: If it refuses the network.

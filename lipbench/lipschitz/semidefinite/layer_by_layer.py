@@ -84,7 +84,7 @@ Choice = Callable[[Stage], Float[Tensor, " neurons"]]
 """How to choose the ν of a layer."""
 
 
-def staged_bound(
+def eclipse_bound(
     network: Network, domain: Box | None, *, tolerance: float, iterations: int
 ) -> Lipschitz:
     """Return the least of three bounds: of `closed`, of the best of each stage, and in between.
@@ -183,7 +183,7 @@ def solve(stage: Stage, tolerance: float, iterations: int) -> Float[Tensor, " ne
     return multipliers
 
 
-def staged_cost(network: Network, iterations: int) -> float:
+def eclipse_cost(network: Network, iterations: int) -> float:
     """Return roughly the seconds that the stages take one core."""
     counts = widths(network)[1:-1]
     stages = min(iterations, _STEPS) / _STEPS * sum((2 * count) ** 3 for count in counts)

@@ -18,7 +18,7 @@ from lipbench.threat import Box
 _SECONDS_PER_CUBE = 3e-8
 
 
-def relaxed_bound(
+def lipsdp_bound(
     network: Network, domain: Box | None, *, tolerance: float, iterations: int, by_block: bool
 ) -> Lipschitz:
     """Return the bound of the best multipliers, one for each neuron or for each block.
@@ -53,7 +53,7 @@ def certified(
     )
 
 
-def recertified(network: Network, value: Lipschitz) -> float:
+def proved_by_multipliers(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored multipliers prove, computed from the network anew."""
     multipliers, square = value.proof["multipliers"], float(value.proof["square"])
     loops = loop_transformation_on(as_neuron_blocks(network), value.domain)
@@ -62,7 +62,7 @@ def recertified(network: Network, value: Lipschitz) -> float:
     return _proved(loops, multipliers, square)[0]
 
 
-def relaxed_cost(network: Network) -> float:
+def lipsdp_cost(network: Network) -> float:
     """Return roughly the seconds that the best multipliers take one core."""
     count = neurons(network)
     inputs = network.input_size

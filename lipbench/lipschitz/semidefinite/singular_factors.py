@@ -34,7 +34,7 @@ from lipbench.norm import Norm
 from lipbench.threat import Box
 
 
-def factored_bound(network: Network, domain: Box | None, nodes: int) -> Lipschitz:
+def seqlip_bound(network: Network, domain: Box | None, nodes: int) -> Lipschitz:
     """Return the product of the largest norms of the factors; they are the proof.
 
     Args:
@@ -57,7 +57,7 @@ def factored_bound(network: Network, domain: Box | None, nodes: int) -> Lipschit
     )
 
 
-def refactored(network: Network, value: Lipschitz) -> float:
+def proved_by_factors(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored norms of factors prove.
 
     Each factor is searched for a corner with a larger norm, in as many nodes as were allowed when
@@ -70,7 +70,7 @@ def refactored(network: Network, value: Lipschitz) -> float:
     return _product(chain, _largest(chain, nodes, stored))
 
 
-def factored_cost(network: Network, nodes: int) -> float:
+def seqlip_cost(network: Network, nodes: int) -> float:
     """Return roughly the seconds that the factors take one core, if no search ends before."""
     seconds = 5e-3 + 1e-7 * network.weights
     for count in widths(network)[1:-1]:

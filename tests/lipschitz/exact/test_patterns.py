@@ -15,7 +15,7 @@ from lipbench.lipschitz.exact.branching import covered, explore
 from lipbench.lipschitz.exact.exact_matrix import Carried
 from lipbench.lipschitz.exact.patterns import explore_patterns, fits, proved
 from lipbench.lipschitz.exact.polyhedra import Empty
-from lipbench.lipschitz.exact.region_search import _PATIENCE, enumerated_bound
+from lipbench.lipschitz.exact.region_search import _PATIENCE, lipbab_bound
 from lipbench.lipschitz.exact.regions import Regions
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
@@ -131,7 +131,7 @@ def test_a_neuron_that_does_not_move_has_its_value_and_not_a_side(model, constan
     regions = Regions(as_neuron_blocks(network), Norm(norm), BOX)
     for search in (explore, explore_patterns):
         assert search(regions, 100).upper == pytest.approx(constant, rel=1e-9)
-    value = enumerated_bound(network, Norm(norm), BOX, 500)
+    value = lipbab_bound(network, Norm(norm), BOX, 500)
     assert value.value == pytest.approx(constant, rel=1e-9)
     assert recheck(network, value) == []
 
@@ -170,7 +170,7 @@ def test_no_slope_is_steeper_than_the_constant(seed, kind, slope, norm, domain):
             )
     model = model.double()
     network = as_network(model, (widths[0],))
-    value = enumerated_bound(network, Norm(norm), domain, 1_000)
+    value = lipbab_bound(network, Norm(norm), domain, 1_000)
     assert recheck(network, value) == []
     points = torch.rand(2_000, widths[0], dtype=torch.float64) * 1.5 - 0.5
     points = points if domain else 4 * points
@@ -200,7 +200,7 @@ def test_a_network_of_tiny_slopes_is_not_flat():
 
 def test_no_proof_makes_a_value_that_is_no_number():
     network = as_network(MAXIMUM.double(), (2,))
-    value = enumerated_bound(network, Norm(2.0), BOX, 500)
+    value = lipbab_bound(network, Norm(2.0), BOX, 500)
     for wrong in (math.nan, -1.0):
         assert recheck(network, replace(value, value=wrong))
 
@@ -209,7 +209,7 @@ def test_neurons_in_parallel_are_combined():
     torch.manual_seed(4)
     network = as_network(Branches(3).double(), (2,))
     for norm in NORMS:
-        value = enumerated_bound(network, Norm(norm), BOX, 2_000)
+        value = lipbab_bound(network, Norm(norm), BOX, 2_000)
         assert value.side == "exact"
         assert recheck(network, value) == []
 
@@ -217,7 +217,7 @@ def test_neurons_in_parallel_are_combined():
 def test_a_layer_of_many_inputs_is_exact():
     """Rounding of 400 columns is far below what counts as exact."""
     network = as_network(random_network(0, (400, 3, 2), nn.ReLU).double(), (400,))
-    assert enumerated_bound(network, Norm(2.0), (0.0, 1.0), 500).side == "exact"
+    assert lipbab_bound(network, Norm(2.0), (0.0, 1.0), 500).side == "exact"
 
 
 def test_borders_that_sum_weights_are_not_read_exactly():
@@ -227,9 +227,9 @@ def test_borders_that_sum_weights_are_not_read_exactly():
         layer.weight[:] = torch.tensor([1.0, 1e-20, -1.0])
     network = as_network(nn.Sequential(layer, nn.ReLU()), (1, 1))
     with pytest.raises(Refused, match="rounding"):
-        enumerated_bound(network, Norm(2.0), None, 10)
+        lipbab_bound(network, Norm(2.0), None, 10)
     layer.padding_mode = "zeros"
-    enumerated_bound(as_network(nn.Sequential(layer, nn.ReLU()), (1, 1)), Norm(2.0), None, 10)
+    lipbab_bound(as_network(nn.Sequential(layer, nn.ReLU()), (1, 1)), Norm(2.0), None, 10)
 
 
 def flipped(path, proof):
@@ -315,7 +315,7 @@ def test_what_the_first_search_does_not_end_the_other_one_does():
     network = as_network(random_network(0, (10, 15, 10, 3), nn.ReLU).double(), (10,))
     regions = Regions(as_neuron_blocks(network), Norm(math.inf), (0.0, 1.0))
     assert not explore(regions, _PATIENCE).is_exact
-    value = enumerated_bound(network, Norm(math.inf), (0.0, 1.0), 2_000)
+    value = lipbab_bound(network, Norm(math.inf), (0.0, 1.0), 2_000)
     assert value.side == "exact"
     assert value.value == pytest.approx(0.659377117249, rel=1e-9)  # by halves, after 12 s
     assert not len(value.proof["closed"])
@@ -328,7 +328,7 @@ def test_what_the_first_search_does_not_end_the_other_one_does():
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_networks_of_25_neurons_are_known_exactly(seed, norm):
     network = as_network(random_network(seed, (10, 15, 10, 3), nn.ReLU).double(), (10,))
-    value = enumerated_bound(network, Norm(norm), (0.0, 1.0), 20_000)
+    value = lipbab_bound(network, Norm(norm), (0.0, 1.0), 20_000)
     assert value.side == "exact"
     assert recheck(network, value) == []
 
@@ -338,7 +338,7 @@ def test_a_network_with_too_many_signs_is_searched_by_halves():
     regions = regions_of(model, 3, 1.0)
     assert not fits(regions)
     assert not proved(regions, math.inf, ())
-    value = enumerated_bound(as_network(model, (3,)), Norm(1.0), BOX, _PATIENCE + 50)
+    value = lipbab_bound(as_network(model, (3,)), Norm(1.0), BOX, _PATIENCE + 50)
     assert len(value.proof["closed"])
     explored = explore(regions, 10)
     assert covered(regions, explored.upper, explored.closed, explored.empty)

@@ -13,7 +13,7 @@ from torch import nn
 import lipbench
 from lipbench.bound import Bound
 from lipbench.lipschitz.proof_check import recheck
-from lipbench.lipschitz.relaxations.bisection import MOST_DEPTH, bisected_bound
+from lipbench.lipschitz.relaxations.bisection import MOST_DEPTH, bisection_bound
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 from lipbench.refused import Refused
@@ -200,7 +200,7 @@ def test_what_has_no_halves_is_refused(shape, domain, message):
 def test_derivatives_beyond_float64_are_refused():
     network = as_network(random_net(0, (2, 3, 3, 2), spread=1e120), (2,))
     with pytest.raises(Refused, match="too large for float64"):
-        bisected_bound(network, L2, (0.0, 1.0), 10, 0.0)
+        bisection_bound(network, L2, (0.0, 1.0), 10, 0.0)
 
 
 def test_a_constant_needs_no_halving():

@@ -8,7 +8,7 @@ from support.nets import random_network
 from torch import nn
 
 from lipbench.bound import Lipschitz
-from lipbench.lipschitz.relaxations.jacobian_cases import jacobian_proved
+from lipbench.lipschitz.relaxations.jacobian_cases import proved_by_cases
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
 
@@ -31,7 +31,7 @@ def proved(*cases):
         domain=(-1.0, 1.0),
         proof={"cases": rows.reshape(len(cases), longest)},
     )
-    return jacobian_proved(as_network(model, (2,)), claim)
+    return proved_by_cases(as_network(model, (2,)), claim)
 
 
 @pytest.mark.parametrize(
