@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lipbench.lipschitz.operator_norms.constants import constant as step_constant
 from lipbench.lipschitz.operator_norms.dense_and_convolution import converged_norm, power_iteration
-from lipbench.lipschitz.operator_norms.kernel_matrix import reshaped
+from lipbench.lipschitz.operator_norms.kernel_matrix import as_kernel_matrix
 from lipbench.method import Claim, Method, Params, Scalars, State, Strength
 from lipbench.method_families.readable_layers import read, unreadable_reason
 from lipbench.networks.net import Net
@@ -145,7 +145,7 @@ class SpectralNorm(Method):
     def _layers(self, net: Net) -> tuple[Linear, ...]:
         if self.conv_norm == "operator":
             return net.layers
-        return tuple(reshaped(layer) for layer in net.layers)
+        return tuple(as_kernel_matrix(layer) for layer in net.layers)
 
     def _bounds(self, net: Net, h: Scalars) -> list[Tensor]:
         slopes: list[float] = []

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.lipschitz.operator_norms.dense_and_convolution import power_iteration
-from lipbench.lipschitz.operator_norms.kernel_matrix import reshaped
+from lipbench.lipschitz.operator_norms.kernel_matrix import as_kernel_matrix
 from lipbench.method import Method, Scalars, State, Strength
 from lipbench.method_families.readable_layers import unreadable_reason
 from lipbench.networks.net import Net
@@ -100,4 +100,4 @@ class SpectralRegularization(Method):
     def _layers(self, net: Net) -> tuple[Linear, ...]:
         if self.conv_norm == "operator":
             return net.layers
-        return tuple(reshaped(layer) for layer in net.layers)
+        return tuple(as_kernel_matrix(layer) for layer in net.layers)

@@ -65,7 +65,7 @@ ROOMS = {
     "lipschitz.lower_bounds": Room(
         "networks layers adversarial lipschitz.relaxations",
         "witness pairs pair_momentum pair_steps expansion jacobian_products slope_ascent "
-        "linear_pieces chords decision_boundary extreme_values row_updates",
+        "linear_regions chords decision_boundary extreme_values row_updates",
     ),
     "training": Room(
         "networks data lipschitz.lower_bounds:row_updates",

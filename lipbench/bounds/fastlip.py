@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.relaxations.entrywise import boxed_norm
+from lipbench.lipschitz.relaxations.entrywise import interval_norm
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.norm import NORMS, Norm
@@ -43,5 +43,5 @@ class FastLip(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the bound; its certificate is the largest absolute value of each derivative."""
-        value, entries = boxed_norm(as_neuron_blocks(network), norm, domain)
+        value, entries = interval_norm(as_neuron_blocks(network), norm, domain)
         return Lipschitz.upper(network, value, norm, domain, entries=entries)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.operator_norms.gram import gram_norm
-from lipbench.lipschitz.operator_norms.layer_products import layerwise
+from lipbench.lipschitz.operator_norms.layer_products import layer_product_bound
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Linear
 from lipbench.norm import Norm
@@ -48,7 +48,7 @@ class Gram(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the product; its certificate is the constant of each step."""
-        return layerwise(network, domain, self._norm)
+        return layer_product_bound(network, domain, self._norm)
 
     def _norm(self, step: Linear) -> float:
         return float(gram_norm(step, self.iterations))

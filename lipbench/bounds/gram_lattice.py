@@ -8,7 +8,11 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.operator_norms.gram import gram_norms, grown, kernel_norm
-from lipbench.lipschitz.operator_norms.layer_products import convolution, kernelwise, refused_kernel
+from lipbench.lipschitz.operator_norms.layer_products import (
+    convolution,
+    kernel_product_bound,
+    refused_kernel,
+)
 from lipbench.lipschitz.operator_norms.symbol import repetition
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution
@@ -76,7 +80,7 @@ class GramLattice(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the product; its certificate is the constant of each step."""
-        return kernelwise(network, domain, self._kernel_norm, self._matrix_norm)
+        return kernel_product_bound(network, domain, self._kernel_norm, self._matrix_norm)
 
     def _matrix_norm(self, matrix: Tensor) -> float:
         return float(gram_norms(matrix.unsqueeze(0), self.iterations)[0])

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.lower_bounds.decision_boundary import borders
+from lipbench.lipschitz.lower_bounds.decision_boundary import boundary_points
 from lipbench.lipschitz.lower_bounds.expansion import pairs_along
 from lipbench.lipschitz.lower_bounds.jacobian_products import power_iteration, products
 from lipbench.lipschitz.lower_bounds.slope_ascent import climb
@@ -117,8 +117,15 @@ class JacobianAscent(Bound):
         first = steepest(random.flatten(1), norm).view_as(points)
         values, directions = power_iteration(network, points, first, norm, self.iterations)
         best = values.topk(min(climbers, len(values))).indices
-        arguments = points[best], directions[best], norm, domain, self.steps, spread
-        values, points, directions = climb(network, *arguments)
+        values, points, directions = climb(
+            network,
+            points[best],
+            directions[best],
+            norm=norm,
+            domain=domain,
+            steps=self.steps,
+            spread=spread,
+        )
         best = values.topk(min(_BEST, len(values))).indices
         _, directions = power_iteration(network, points[best], directions[best], norm, _LAST)
         u, v = pairs_along(points[best], directions, domain)
@@ -134,7 +141,7 @@ class JacobianAscent(Bound):
         rng: torch.Generator,
     ) -> Float[Tensor, "more *shape"]:
         near = data + _NOISE * torch.randn(data.shape, generator=rng, dtype=torch.float64)
-        edge = borders(network, data, _BORDER * spread, domain, self.attack)
+        edge = boundary_points(network, data, _BORDER * spread, domain, self.attack)
         u, v = known_pairs(known, network, domain)
         points = torch.cat([(u + v) / 2, u, v, data, near, edge])
         return points if domain is None else points.clamp(*domain)

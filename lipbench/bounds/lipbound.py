@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.operator_norms.layer_products import kernelwise
+from lipbench.lipschitz.operator_norms.layer_products import kernel_product_bound
 from lipbench.lipschitz.operator_norms.toeplitz import sampled_norm, too_many_taps
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution
@@ -51,7 +51,7 @@ class LipBound(Bound):
         inputs: Tensor | None = None,
     ) -> Lipschitz:
         """Return the product; its certificate is the constant of each step."""
-        return kernelwise(network, domain, self._norm)
+        return kernel_product_bound(network, domain, self._norm)
 
     def _norm(self, kernel: Convolution) -> float:
         return float(sampled_norm(kernel, self.samples))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded
-from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
+from lipbench.lipschitz.lower_bounds.linear_regions import LinearRegions
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points, witness
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, neurons
 from lipbench.networks.network import Network
@@ -83,11 +83,11 @@ class RegionAscent(Bound):
         Raises:
             Refused: If a neuron is not linear on both sides of 0, or the matrices are too large.
         """
-        pieces = Pieces(as_neuron_blocks(network), norm, domain)
+        regions = LinearRegions(as_neuron_blocks(network), norm, domain)
         points = self._starts(network, domain, known, inputs)
         steepness, _ = most_expanded(network, points, norm)
         starts = points[steepness.argsort(descending=True)].flatten(1)
-        u, v = pieces.pairs(pieces.climb(starts, self.programs)[:_BEST])
+        u, v = regions.pairs(regions.climb(starts, self.programs)[:_BEST])
         shape = network.input_shape
         return witness(network, u.reshape(-1, *shape), v.reshape(-1, *shape), norm, domain)
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
-from lipbench.lipschitz.operator_norms.layer_products import kernelwise, refused_kernel
+from lipbench.lipschitz.operator_norms.layer_products import kernel_product_bound, refused_kernel
 from lipbench.lipschitz.operator_norms.symbol import largest_symbol_norm
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution
@@ -53,7 +53,7 @@ class Sedghi(Bound):
         Raises:
             Refused: If a convolution's padding is not circular.
         """
-        return kernelwise(network, domain, _norm)
+        return kernel_product_bound(network, domain, _norm)
 
 
 def _norm(kernel: Convolution) -> float:

@@ -71,32 +71,32 @@ def _by_multipliers(network: Network, value: Lipschitz, pairs: OutputPairs) -> T
     any c. So for T near the inverse root of FP⁻¹F' one certificate of the outputs Ty, with these
     multipliers, proves all: |c'Δy| is at most ‖w‖·‖TΔy‖ + ‖c - T'w‖·‖Δy‖ for any w.
     """
-    unrolled = as_neuron_blocks(network)
-    centred = loop_transformation_on(unrolled, value.domain)
+    blocks = as_neuron_blocks(network)
+    loops = loop_transformation_on(blocks, value.domain)
     multipliers, square = value.proof["multipliers"], float(value.proof["square"])
-    mixing = _mixing(centred, multipliers, square) if centred.neurons else None
+    mixing = _mixing(loops, multipliers, square) if loops.neurons else None
     if mixing is None:
         return _by_blocks(network, value, pairs)
-    mixed = replace(unrolled, output=unrolled.output.each(lambda matrix: matrix.times(mixing)))
+    mixed = replace(blocks, output=blocks.output.each(lambda matrix: matrix.times(mixing)))
     constant_of_mixed = certify(loop_transformation_on(mixed, value.domain), multipliers, square)[0]
-    signs = torch.zeros(len(pairs), centred.outputs, dtype=torch.float64)
+    signs = torch.zeros(len(pairs), loops.outputs, dtype=torch.float64)
     for row, (i, j) in enumerate(pairs):
         signs[row, i], signs[row, j] = 1.0, -1.0
     weights: Tensor = torch.linalg.solve(mixing.T, signs.T).T
-    rounding = (centred.outputs + 2) * UNIT * (1 + weights.abs() @ mixing.abs())
+    rounding = (loops.outputs + 2) * UNIT * (1 + weights.abs() @ mixing.abs())
     rest = (signs - weights @ mixing).abs() + rounding
     length, rest_length = (torch.linalg.vector_norm(rows, dim=1) for rows in (weights, rest))
     total = length * constant_of_mixed + rest_length * value.value
-    return total * (1 + 1e-12 * centred.outputs)
+    return total * (1 + 1e-12 * loops.outputs)
 
 
-def _mixing(centred: LoopTransformation, multipliers: Tensor, square: float) -> Tensor | None:
+def _mixing(loops: LoopTransformation, multipliers: Tensor, square: float) -> Tensor | None:
     """Return an inverse root of FP⁻¹F', None if there is none in float64."""
-    if multipliers.shape != (centred.neurons,):
+    if multipliers.shape != (loops.neurons,):
         return None
-    values = centred.matrix.values
-    rows, outputs = values[: centred.neurons], values[centred.neurons :]
-    diagonal = torch.cat([multipliers.new_full((centred.inputs,), square), multipliers])
+    values = loops.matrix.values
+    rows, outputs = values[: loops.neurons], values[loops.neurons :]
+    diagonal = torch.cat([multipliers.new_full((loops.inputs,), square), multipliers])
     factor, info = torch.linalg.cholesky_ex(diagonal.diag() - rows.T * multipliers @ rows)
     if int(info):
         return None
@@ -110,11 +110,11 @@ def _mixing(centred: LoopTransformation, multipliers: Tensor, square: float) -> 
 
 def _by_blocks(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
     """Return for each pair the sum over blocks of the constant times the weights' dual norm."""
-    centred = loop_transformation_on(_of_pairs(network, pairs), value.domain)
-    *reach, _ = centred.reach(value.norm)
-    blocks = [slice(0, centred.inputs), *(block for _, block in centred.blocks())]
+    loops = loop_transformation_on(_of_pairs(network, pairs), value.domain)
+    *reach, _ = loops.reach(value.norm)
+    blocks = [slice(0, loops.inputs), *(block for _, block in loops.blocks())]
     values, radius = (
-        tensor[centred.neurons :] for tensor in (centred.matrix.values, centred.matrix.radius)
+        tensor[loops.neurons :] for tensor in (loops.matrix.values, loops.matrix.radius)
     )
     total = values.new_zeros(len(pairs))
     for block, known in zip(blocks, [1.0, *reach], strict=True):

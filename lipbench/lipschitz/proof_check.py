@@ -13,7 +13,7 @@ from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.operator_norms.tight import proved_by_claims
 from lipbench.lipschitz.relaxations.bisection import proved_by_subboxes
-from lipbench.lipschitz.relaxations.entrywise import boxed_norm
+from lipbench.lipschitz.relaxations.entrywise import interval_norm
 from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
 from lipbench.lipschitz.relaxations.jacobian_cases import proved_by_cases
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
@@ -92,7 +92,7 @@ def _proved_by_blocks(network: Network, value: Lipschitz) -> float:
 
 
 def _proved_by_derivatives(network: Network, value: Lipschitz) -> float:
-    return boxed_norm(as_neuron_blocks(network), value.norm, value.domain)[0]
+    return interval_norm(as_neuron_blocks(network), value.norm, value.domain)[0]
 
 
 def _proved_by_recursion(network: Network, value: Lipschitz) -> float:

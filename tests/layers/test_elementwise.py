@@ -28,8 +28,8 @@ def local(layer, lo, hi):
     spread.weight.copy_((hi - lo).unsqueeze(1))
     spread.bias.copy_(lo)
     model = nn.Sequential(spread, layer.double())
-    unrolled = as_neuron_blocks(as_network(model, (1,)))
-    return slopes(unrolled, (0.0, 1.0))[0] if unrolled.blocks else (torch.ones(1), torch.ones(1))
+    blocks = as_neuron_blocks(as_network(model, (1,)))
+    return slopes(blocks, (0.0, 1.0))[0] if blocks.blocks else (torch.ones(1), torch.ones(1))
 
 
 def slope_at(layer, points):
@@ -135,8 +135,8 @@ def test_the_least_value_of_a_curve_that_dips_is_known(layer, minimum, gap):
     with torch.no_grad():
         shift.weight.fill_(1)
         shift.bias.fill_(gap - minimum)
-    unrolled = as_neuron_blocks(as_network(nn.Sequential(layer, shift, nn.ReLU()), (1,)))
-    lo, hi = slopes(unrolled, (-4.0, 0.5))[1]
+    blocks = as_neuron_blocks(as_network(nn.Sequential(layer, shift, nn.ReLU()), (1,)))
+    lo, hi = slopes(blocks, (-4.0, 0.5))[1]
     assert (lo, hi) == ((1, 1) if gap > 0 else (0, 1))
 
 

@@ -31,7 +31,7 @@ from lipbench.refused import Refused
 from lipbench.registry import load, names
 
 NORMS = [Norm(1.0), Norm(2.0), Norm(math.inf)]
-NOT_UNROLLED = {steps.Softmax}
+NOT_READ = {steps.Softmax}
 NO_RULE = "has no rule for this kind"
 
 
@@ -98,16 +98,16 @@ def test_every_kind_has_a_rule_everywhere(kind):
     assert _has_scales(network) in (True, False)
 
 
-@pytest.mark.parametrize("kind", sorted(set(EXAMPLES) - NOT_UNROLLED, key=lambda k: k.__name__))
+@pytest.mark.parametrize("kind", sorted(set(EXAMPLES) - NOT_READ, key=lambda k: k.__name__))
 def test_every_kind_is_unrolled_into_as_many_neurons_as_are_counted(kind):
     network = an_example(kind)
-    unrolled = as_neuron_blocks(network)
+    blocks = as_neuron_blocks(network)
     inputs = torch.rand(2, *network.input_shape, dtype=torch.float64)
-    torch.testing.assert_close(unrolled(inputs.flatten(1)), network(inputs).flatten(1))
-    assert sum(map(len, unrolled.blocks)) == neurons(network)
+    torch.testing.assert_close(blocks(inputs.flatten(1)), network(inputs).flatten(1))
+    assert sum(map(len, blocks.blocks)) == neurons(network)
 
 
-@pytest.mark.parametrize("kind", sorted(NOT_UNROLLED, key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", sorted(NOT_READ, key=lambda kind: kind.__name__))
 def test_a_kind_that_is_not_unrolled_says_so(kind):
     with pytest.raises(Refused, match=rf"\({kind.__name__}\) is not read neuron by neuron\.$"):
         as_neuron_blocks(an_example(kind))

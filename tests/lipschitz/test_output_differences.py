@@ -89,8 +89,8 @@ def test_multipliers_prove_what_the_formula_says():
     """‖c'FP⁻¹F'c‖·ρ for each c = e_i - e_j, with P of the stored multipliers."""
     network = as_network(random_network(3, (3, 6, 5, 4), nn.ReLU), (3,))
     value = value_of(network, "lipsdp_neuron")
-    centred = loop_transformation(as_neuron_blocks(network))
-    rows, outputs = centred.matrix.values[:11], centred.matrix.values[11:]
+    loops = loop_transformation(as_neuron_blocks(network))
+    rows, outputs = loops.matrix.values[:11], loops.matrix.values[11:]
     weights, square = value.proof["multipliers"], value.proof["square"]
     form = torch.block_diag(square * torch.eye(3), weights.diag()) - rows.T @ weights.diag() @ rows
     table = difference_constants(network, value)

@@ -71,9 +71,9 @@ def test_copies_of_entries_have_a_constant(forward, copies):
     for p in (1, 2, math.inf):
         product = math.prod(constant(step, Norm(p)) for step in network.steps)
         assert product == pytest.approx(copies ** (1 / p), rel=1e-11)
-    unrolled = as_neuron_blocks(network)
+    blocks = as_neuron_blocks(network)
     x = torch.randn(3, *shape, dtype=torch.float64)
-    matrix = unrolled.output.matrices[0].values
+    matrix = blocks.output.matrices[0].values
     torch.testing.assert_close(x.flatten(1) @ matrix.T, forward(x).flatten(1))
 
 

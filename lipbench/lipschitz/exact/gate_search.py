@@ -22,13 +22,13 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.exact.branching import SAME
 from lipbench.lipschitz.exact.gates import Gates
-from lipbench.lipschitz.exact.mixed_integer import Mixed
+from lipbench.lipschitz.exact.mixed_integer import MixedIntegerProgram
 from lipbench.lipschitz.exact.polyhedra import Empty, Interior
 from lipbench.lipschitz.exact.proof_tensors import joined, packed, split, unpacked
 from lipbench.lipschitz.exact.regions import Region, Regions
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points
 from lipbench.lipschitz.relaxations.decisions import Decision, cover
-from lipbench.lipschitz.relaxations.entrywise import boxed_norm
+from lipbench.lipschitz.relaxations.entrywise import interval_norm
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -57,15 +57,15 @@ def lipmip_bound(
     Raises:
         Refused: If the network is not piecewise linear.
     """
-    unrolled = as_neuron_blocks(network)
-    search = _Search(unrolled, norm, domain)
+    blocks = as_neuron_blocks(network)
+    search = _Search(blocks, norm, domain)
     u, v = known_pairs(known, network, domain)
     rng = torch.Generator().manual_seed(0)
     samples = starting_points(network, domain, inputs, _SAMPLES, rng)
     search.look(torch.cat([(u + v) / 2, samples]).flatten(1))
     search.run(nodes)
     value, is_exact, proof = search.upper, search.is_exact, search.proof()
-    simple, entries = boxed_norm(unrolled, norm, domain)
+    simple, entries = interval_norm(blocks, norm, domain)
     if simple < value and not is_exact:
         value, proof = simple, {"entries": entries}
     return Lipschitz(
@@ -82,8 +82,8 @@ def lipmip_problem(network: Network, value: Lipschitz) -> str:
     """Return what is wrong with the stored nodes of a value, empty if they prove it."""
     if value.domain is None:
         return "its parts are those of a box"
-    unrolled = as_neuron_blocks(network)
-    gates = Gates(unrolled, value.norm, value.domain)
+    blocks = as_neuron_blocks(network)
+    gates = Gates(blocks, value.norm, value.domain)
     nodes = _unpacked(value.proof)
     paths: dict[int, list[tuple[Decision, ...]]] = {number: [] for number in range(gates.sums)}
     for node in nodes:
@@ -91,7 +91,7 @@ def lipmip_problem(network: Network, value: Lipschitz) -> str:
     if len(paths) > gates.sums or not all(cover(tree, gates.decisions) for tree in paths.values()):
         return "its parts are not all there is"
     exact = any(node.empty for node in nodes) or (value.side == "exact" and value.value > 0)
-    regions = Regions(unrolled, value.norm, value.domain) if exact else None
+    regions = Regions(blocks, value.norm, value.domain) if exact else None
     if not all(node.proved(gates, regions) <= value.value * _SLACK for node in nodes):
         return "its parts do not prove that no sum is larger"
     if regions is not None and value.side == "exact" and value.value > 0:
@@ -112,9 +112,9 @@ class _Node:
     empty: Empty | None = None
     """A proof that its region has no interior, all gates decided."""
 
-    def mixed(self, gates: Gates) -> Mixed:
-        """Return the sum that is to be bounded."""
-        return Mixed(gates, self.number, self.path)
+    def program(self, gates: Gates) -> MixedIntegerProgram:
+        """Return the program of the sum that is to be bounded."""
+        return MixedIntegerProgram(gates, self.number, self.path)
 
     def half(self, variable: int, right: bool) -> "_Node":
         """Return the child node with one more decision."""
@@ -122,17 +122,17 @@ class _Node:
 
     def proved(self, gates: Gates, regions: Regions | None) -> float:
         """Return an upper bound of the sum, from what is stored."""
-        mixed = self.mixed(gates)
+        program = self.program(gates)
         if self.empty is not None:
             assert regions is not None
             region = (
                 None
-                if len(mixed.undecided)
-                else regions.region_of_sides(mixed.sides(None).tolist())
+                if len(program.undecided)
+                else regions.region_of_sides(program.sides(None).tolist())
             )
             if region is not None and regions.excludes(region, self.empty):
                 return 0.0
-        return mixed.program().bound(self.duals) if len(self.duals) else mixed.bounds.total
+        return program.relaxation().bound(self.duals) if len(self.duals) else program.bounds.total
 
 
 def _packed(nodes: Sequence[_Node]) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ class _Search:
         self._seen: dict[tuple[bool, ...], Region] = {}
         for number in range(self.gates.sums):
             node = _Node(number=number)
-            self._put(node.mixed(self.gates).bounds.total, node, None)
+            self._put(node.program(self.gates).bounds.total, node, None)
 
     @property
     def upper(self) -> float:
@@ -218,14 +218,14 @@ class _Search:
             chosen = (
                 [worst] if then is None else [worst.half(then, right) for right in (True, False)]
             )
-            sums = [node.mixed(self.gates) for node in chosen]
+            sums = [node.program(self.gates) for node in chosen]
             # A half without a program of its own would be bounded worse than the whole.
-            nodes -= sum(mixed.bounds.total > self._enough for mixed in sums)
+            nodes -= sum(program.bounds.total > self._enough for program in sums)
             if nodes < 0:
                 break
             heapq.heappop(self.queue)
-            for node, mixed in zip(chosen, sums, strict=True):
-                self._bound(node, mixed)
+            for node, program in zip(chosen, sums, strict=True):
+                self._bound(node, program)
 
     @property
     def _enough(self) -> float:
@@ -235,27 +235,27 @@ class _Search:
     def _put(self, bound: float, node: _Node, then: int | None) -> None:
         heapq.heappush(self.queue, (-bound, next(self._order), node, then))
 
-    def _bound(self, node: _Node, mixed: Mixed) -> None:
+    def _bound(self, node: _Node, program: MixedIntegerProgram) -> None:
         """Bound a node, and find out what to decide next."""
-        bound = mixed.bounds.total
-        if bound > self._enough and not len(mixed.undecided):
-            region = self._raise(mixed.sides(None))
+        bound = program.bounds.total
+        if bound > self._enough and not len(program.undecided):
+            region = self._raise(program.sides(None))
             if region is not None and isinstance(region.proof, Empty):
                 node, bound = replace(node, empty=region.proof), 0.0
         if bound <= self._enough:
             self._close(node, bound)
             return
-        program = mixed.program()
-        proposal = program.propose()
+        relaxation = program.relaxation()
+        proposal = relaxation.propose()
         point = None if proposal is None else proposal.point
-        if proposal is not None and (proved := program.bound(proposal.duals)) < bound:
+        if proposal is not None and (proved := relaxation.bound(proposal.duals)) < bound:
             bound, node = proved, replace(node, duals=proposal.duals)
-        following = mixed.next(point)
+        following = program.next(point)
         if following is None:
             self._close(node, bound)
             return
         if point is not None:
-            self._raise(mixed.sides(point))
+            self._raise(program.sides(point))
         self._put(bound, node, following)
 
     def _close(self, node: _Node, bound: float) -> None:
@@ -263,9 +263,10 @@ class _Search:
         self.settled = max(self.settled, bound)
 
     def _raise(self, sides: Tensor) -> Region | None:
-        """Return the region with these sides, which raises the lower side if it has an interior.
+        """Raise the lower side to the norm of the region with these sides, if it has an interior.
 
-        None if it could not raise it, or no region is known exactly.
+        Returns:
+            The region; None if it could not raise it, or no region is known exactly.
         """
         matrix = self.gates.matrices(sides.unsqueeze(0))[0]
         least = float(torch.linalg.matrix_norm(matrix, float(self.norm)))

@@ -28,12 +28,12 @@ _SIGNS_FIRST = 4.0
 """How much more than a gate a sign counts that is off by as much; so there are fewer nodes."""
 
 
-class Mixed:
-    """The sum of one column or row of the Jacobian after decisions.
+class MixedIntegerProgram:
+    """The program of the sum of one column or row of the Jacobian, after decisions.
 
-    The variables of its program are the inputs x; each neuron's pre-activation z, and the
-    derivative d that arrives at its gate; the entries that are summed; and for each gate that is
-    not decided, relu(z), the product of d with the gate, and the gate.
+    Its variables are the inputs x; each neuron's pre-activation z, and the derivative d that
+    arrives at its gate; the entries that are summed; and for each gate that is not decided,
+    relu(z), the product of d with the gate, and the gate.
     """
 
     def __init__(self, gates: Gates, number: int, path: Iterable[Decision] = ()) -> None:
@@ -49,8 +49,8 @@ class Mixed:
         }
         self._width = ends[-1]
 
-    def program(self) -> Program:
-        """Return the linear program: no point that the decisions allow has a larger sum."""
+    def relaxation(self) -> Program:
+        """Return the linear relaxation: no point that the decisions allow has a larger sum."""
         slopes, offsets = self._chords
         objective = torch.zeros(self._width, dtype=torch.float64)
         objective[self._variables["entry"]] = slopes

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.exact.branching import SAME, Explored, covered, explore
-from lipbench.lipschitz.exact.exact_matrix import Carried
+from lipbench.lipschitz.exact.exact_matrix import ExactMatrix
 from lipbench.lipschitz.exact.patterns import explore_patterns, fits, proved
 from lipbench.lipschitz.exact.polyhedra import Empty
 from lipbench.lipschitz.exact.proof_tensors import joined, packed, split, unpacked
 from lipbench.lipschitz.exact.regions import Regions
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded
-from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
+from lipbench.lipschitz.lower_bounds.linear_regions import LinearRegions
 from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.networks.network import Network
@@ -77,14 +77,14 @@ def lipbab_bound(
         Refused: If the network is not piecewise linear, or cannot be read exactly.
     """
     regions = _regions(network, norm, domain)
-    unrolled = regions.network
+    blocks = regions.network
     known = [] if starts is None else _exactly(starts.flatten(1))
     explored = _explored(regions, nodes, known)
     if not explored.is_exact:
-        points = _rounded((*known, *explored.inside), unrolled.inputs)
-        steep = _climbed(network, unrolled, norm, domain, points, programs)
+        points = _rounded((*known, *explored.inside), blocks.inputs)
+        steep = _climbed(network, blocks, norm, domain, points, programs)
         explored = _raised(explored, regions, steep)
-    point = split(explored.point or [Fraction(0)] * unrolled.inputs)
+    point = split(explored.point or [Fraction(0)] * blocks.inputs)
     is_exact = explored.is_exact
     if is_exact and explored.upper > 0:
         # What is stored of the point must do.
@@ -118,7 +118,7 @@ def lipbab_problem(network: Network, value: Lipschitz) -> str:
 
 
 def _regions(network: Network, norm: Norm, domain: Box | None) -> Regions:
-    return Regions(as_neuron_blocks(network, kind=Carried), norm, domain)
+    return Regions(as_neuron_blocks(network, kind=ExactMatrix), norm, domain)
 
 
 def _explored(regions: Regions, nodes: int, starts: list[tuple[Fraction, ...]]) -> Explored:
@@ -136,18 +136,18 @@ def _explored(regions: Regions, nodes: int, starts: list[tuple[Fraction, ...]]) 
 
 def _climbed(
     network: Network,
-    unrolled: NeuronBlocks,
+    blocks: NeuronBlocks,
     norm: Norm,
     domain: Box | None,
     points: Float[Tensor, "points inputs"],
     programs: int,
 ) -> Float[Tensor, "ends inputs"]:
-    """Return points of steep pieces near the given ones."""
+    """Return points of steep regions near the given ones."""
     if not len(points):
         return points
     steepness, _ = most_expanded(network, points.reshape(-1, *network.input_shape), norm)
     order = steepness.argsort(descending=True)
-    ends = Pieces(unrolled, norm, domain).climb(points[order], programs)
+    ends = LinearRegions(blocks, norm, domain).climb(points[order], programs)
     return torch.stack([end.point for end in ends[:_BEST]])
 
 

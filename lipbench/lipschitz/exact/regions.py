@@ -192,12 +192,12 @@ class Regions:
             return _norm(matrix, self.norm) * (1 + _SLACK * max(matrix.shape))
         if sharp and self.norm != 2.0 and self.has_sharp_bound(region):
             return norm_of_corners(self.network, self.slopes(region), self.norm)
-        centred = loop_transformation(self.network, self.slopes(region)).bent
-        if sharp and self.norm == 2.0 and centred.neurons:
+        loops = loop_transformation(self.network, self.slopes(region)).bent
+        if sharp and self.norm == 2.0 and loops.neurons:
             with suppress(Refused):  # nothing better is known then
-                proposal = propose(centred, tolerance=_CLOSE)
-                return certify(centred, proposal.multipliers, proposal.square)[0]
-        return min(centred.reach(self.norm)[-1], centred.entrywise(self.norm))
+                proposal = propose(loops, tolerance=_CLOSE)
+                return certify(loops, proposal.multipliers, proposal.square)[0]
+        return min(loops.reach(self.norm)[-1], loops.entrywise(self.norm))
 
     def has_sharp_bound(self, region: Region) -> bool:
         """Return whether there is a better bound of a region than the first one."""

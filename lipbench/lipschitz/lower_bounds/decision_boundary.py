@@ -15,7 +15,7 @@ from lipbench.threat import Box, Threat
 _FIRST_STEP = 0.5
 
 
-def borders(
+def boundary_points(
     network: Network,
     points: Float[Tensor, "points *shape"],
     reach: float,

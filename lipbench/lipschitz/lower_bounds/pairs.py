@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.func import grad_and_value, vjp
 
-from lipbench.lipschitz.lower_bounds.row_updates import moved
+from lipbench.lipschitz.lower_bounds.row_updates import updated_rows
 from lipbench.networks.stem import Stem
 from lipbench.threat import Box
 
@@ -200,8 +200,8 @@ def _ascend_behind(
         moves = moves & (after > before)
         values = torch.where(moves, after, before)
         lengths = torch.where(moves, lengths * factor, lengths / factor)
-    total = moved(pairs.total, moves, a, stem.weight)
-    difference = moved(pairs.difference, moves, b, stem.weight, beta)
+    total = updated_rows(pairs.total, moves, a, stem.weight)
+    difference = updated_rows(pairs.difference, moves, b, stem.weight, beta)
     return Pairs(total, difference, lengths), values.sqrt()
 
 

@@ -11,7 +11,7 @@ _LARGE = 100_000
 """Numbers in the rows of one network from which on it pays to leave those alone that stay."""
 
 
-def moved(
+def updated_rows(
     values: Float[Tensor, "rows *shape"],
     moves: Bool[Tensor, " rows"],
     along: Float[Tensor, "rows width"],

@@ -3,7 +3,7 @@
 from lipbench.networks.steps import Convolution, Dense, Linear
 
 
-def reshaped(layer: Linear) -> Linear:
+def as_kernel_matrix(layer: Linear) -> Linear:
     """Return the dense layer whose matrix is a convolution's kernel, flattened per output channel.
 
     Its norm is no bound of the convolution's: with k taps and stride 1 that may be √k times as

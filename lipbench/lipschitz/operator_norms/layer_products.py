@@ -1,4 +1,4 @@
-"""Product bounds with other norms of linear layers than the exact ones."""
+"""Layer product bounds: products of other norms of linear layers than the exact ones."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ def largest_singular_value(matrix: Float[Tensor, "out in"]) -> float:
     return float(torch.linalg.matrix_norm(matrix, ord=2))
 
 
-def layerwise(
+def layer_product_bound(
     network: Network, domain: Box | None, layer_norm: Callable[[Linear], float]
 ) -> Lipschitz:
     """Return the l2 bound that upper bounds of the layers' norms make; they are its certificate.
@@ -54,7 +54,7 @@ def layerwise(
     )
 
 
-def kernelwise(
+def kernel_product_bound(
     network: Network,
     domain: Box | None,
     kernel_norm: Callable[[Convolution], float],
@@ -73,7 +73,7 @@ def kernelwise(
         kernel = convolution(step)
         return matrix_norm(step.weight) if kernel is None else kernel_norm(kernel)
 
-    return layerwise(network, domain, layer_norm)
+    return layer_product_bound(network, domain, layer_norm)
 
 
 def refused_kernel(network: Network, reason: Callable[[Convolution], str | None]) -> str | None:

@@ -41,7 +41,7 @@ class Balls:
     """Bounds of a network on balls around samples, from the lengths of its derivatives."""
 
     def __init__(self, network: Network, norm: Norm) -> None:
-        """Unroll a network.
+        """Read a network as blocks of neurons.
 
         Args:
             network: The network, in float64, whose outputs form a vector.

@@ -66,7 +66,7 @@ def bisection_bound(
             above the largest norm of derivatives at a centre, as a share of it.
 
     Raises:
-        Refused: If the network cannot be unrolled, or its slopes are not bounded.
+        Refused: If a step cannot be read neuron by neuron, or its slopes are not bounded.
     """
     local = _Local(as_neuron_blocks(network), norm, domain)
     queue, order = list[tuple[float, int, Subbox]](), count()

@@ -12,7 +12,7 @@ from lipbench.norm import Norm
 from lipbench.threat import Box
 
 
-def boxed_norm(
+def interval_norm(
     network: NeuronBlocks, norm: Norm, domain: Box | None
 ) -> tuple[float, Float[Tensor, "outputs inputs"]]:
     """Return a certified Lipschitz constant on a domain, and bounds of all derivatives there."""

@@ -39,7 +39,8 @@ def jacobian_bound(network: Network, norm: Norm, domain: Box | None, nodes: int)
             no others.
 
     Raises:
-        Refused: If the network cannot be unrolled, or its slopes or derivatives are not bounded.
+        Refused: If a step cannot be read neuron by neuron, or its slopes or derivatives are not
+            bounded.
     """
     jacobians = Jacobians(as_neuron_blocks(network), norm, domain)
     if norm == 2.0:

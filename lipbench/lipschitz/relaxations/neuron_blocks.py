@@ -107,7 +107,7 @@ def as_neuron_blocks(
         Refused: If it has more, or a step that has no rule.
     """
     size = network.input_size
-    unroller = _Unroller(largest, kind)
+    builder = _Builder(largest, kind)
     identity = Affine(
         matrices={0: kind.exact(torch.eye(size, dtype=torch.float64))},
         offset=kind.exact(torch.zeros(size, 1, dtype=torch.float64)),
@@ -119,11 +119,11 @@ def as_neuron_blocks(
             columns = sum(
                 matrix.values.shape[1] for value in read for matrix in value.matrices.values()
             )
-            unroller.reserve(math.prod(step.output_shape) * columns, step.name)
-            values.append(_unrolled(step, unroller, *read))
+            builder.reserve(math.prod(step.output_shape) * columns, step.name)
+            values.append(_read(step, builder, *read))
     return NeuronBlocks(
         inputs=size,
-        blocks=tuple(unroller.blocks),
+        blocks=tuple(builder.blocks),
         output=values[network.output],
         flags=network.flags,
     )
@@ -146,7 +146,7 @@ def widths(network: Network) -> tuple[int, ...]:
 
 _WITHOUT_NEURONS = (
     *(Linear, AveragePool, Scale, Rearrange, Copy, Sum, Concatenation),
-    Softmax,  # which is not unrolled at all
+    Softmax,  # which is not read neuron by neuron
 )
 
 
@@ -166,7 +166,7 @@ def _count(step: Step) -> int:
     refuse_kind(step, "has no number of neurons", __name__)
 
 
-class _Unroller:
+class _Builder:
     """The blocks so far, and how much room is left."""
 
     def __init__(self, largest: int, kind: type[Matrix]) -> None:
@@ -187,7 +187,7 @@ class _Unroller:
                 f"step {name!r}: the network as matrices has more than {self.largest} entries."
             )
 
-    def neurons(
+    def add(
         self,
         name: str,
         reads: Affine,
@@ -196,7 +196,14 @@ class _Unroller:
         sides: Ends | None,
         derivative: Derivative | None = None,
     ) -> Affine:
-        """Return new neurons as affine numbers: themselves."""
+        """Add a block of neurons.
+
+        Returns:
+            The new neurons as affine numbers: themselves.
+
+        Raises:
+            Refused: If there is no room for them.
+        """
         self.reserve(len(reads) ** 2, name)
         lo, hi = slopes
         self.blocks.append(
@@ -218,17 +225,17 @@ class _Unroller:
 
 
 @singledispatch
-def _unrolled(step: Step, unroller: _Unroller, *values: Affine) -> Affine:
+def _read(step: Step, builder: _Builder, *values: Affine) -> Affine:
     refuse_kind(step, "is not read neuron by neuron", __name__)
 
 
-@_unrolled.register(Softmax)
-def _(step: Softmax, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(Softmax)
+def _(step: Softmax, builder: _Builder, value: Affine) -> Affine:
     raise Refused(f"step {step.name!r} (Softmax) is not read neuron by neuron.")
 
 
-@_unrolled.register(Linear)
-def _(step: Linear, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(Linear)
+def _(step: Linear, builder: _Builder, value: Affine) -> Affine:
     absolute, sums = step.absolute(), _sums_weights(step)
 
     def applied(matrix: Matrix) -> Matrix:
@@ -254,8 +261,8 @@ def _sums_weights(step: Linear) -> bool:
     return bool((counting.apply(units.reshape(-1, *step.input_shape)) > 1).any())
 
 
-@_unrolled.register(AveragePool)
-def _(step: AveragePool, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(AveragePool)
+def _(step: AveragePool, builder: _Builder, value: Affine) -> Affine:
     terms = len(value)  # more than any window has
 
     def pool(matrix: Matrix) -> Matrix:
@@ -266,24 +273,24 @@ def _(step: AveragePool, unroller: _Unroller, value: Affine) -> Affine:
     return value.each(pool)
 
 
-@_unrolled.register(Scale)
-def _(step: Scale, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(Scale)
+def _(step: Scale, builder: _Builder, value: Affine) -> Affine:
     factor, offset = (
         values.expand(step.input_shape).reshape(-1, 1) for values in (step.factor, step.offset)
     )
     scaled = value.each(lambda matrix: matrix.scaled(factor, held=True))
     # Factor and offset are made of a few operations on what the layer stores.
-    held = unroller.kind.held(offset, 8 * UNIT * offset.abs())
+    held = builder.kind.held(offset, 8 * UNIT * offset.abs())
     return replace(scaled, offset=scaled.offset.plus(held))
 
 
-@_unrolled.register(Rearrange)
-def _(step: Rearrange, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(Rearrange)
+def _(step: Rearrange, builder: _Builder, value: Affine) -> Affine:
     return value
 
 
-@_unrolled.register(Slope)
-def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(Slope)
+def _(step: Slope, builder: _Builder, value: Affine) -> Affine:
     shape, like = step.input_shape, value.offset.values
 
     def entries(ends: tuple[float | Tensor, float | Tensor]) -> Ends:
@@ -301,7 +308,7 @@ def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
 
     sides = step.sides and entries(step.sides)
     if bool(bent.all()):
-        return unroller.neurons(step.name, value, curve, (lo, hi), sides, step.derivative)
+        return builder.add(step.name, value, curve, (lo, hi), sides, step.derivative)
     # Where all slopes are one number the function is affine, and no neuron.
     zero = step.function(like.new_zeros(1, *shape)).reshape(-1, 1)
     straight = value.each(lambda matrix: matrix.scaled(torch.where(bent, 0.0, lo).unsqueeze(1)))
@@ -314,12 +321,12 @@ def _(step: Slope, unroller: _Unroller, value: Affine) -> Affine:
     sides = sides and (sides[0][indices], sides[1][indices])
     ends = lo[indices], hi[indices]
     reads = value.rows(indices)
-    neurons = unroller.neurons(step.name, reads, curve, ends, sides, step.derivative)
+    neurons = builder.add(step.name, reads, curve, ends, sides, step.derivative)
     return straight.plus(neurons.each(lambda matrix: matrix.among(indices, len(lo))))
 
 
-@_unrolled.register(Sum)
-def _(step: Sum, unroller: _Unroller, *values: Affine) -> Affine:
+@_read.register(Sum)
+def _(step: Sum, builder: _Builder, *values: Affine) -> Affine:
     total = _weighted(values[0], step.coefficients[0])
     for value, coefficient in zip(values[1:], step.coefficients[1:], strict=True):
         total = total.plus(_weighted(value, coefficient))
@@ -327,8 +334,8 @@ def _(step: Sum, unroller: _Unroller, *values: Affine) -> Affine:
     return replace(total, offset=total.offset.plus(Matrix.exact(offset)))
 
 
-@_unrolled.register(Concatenation)
-def _(step: Concatenation, unroller: _Unroller, *values: Affine) -> Affine:
+@_read.register(Concatenation)
+def _(step: Concatenation, builder: _Builder, *values: Affine) -> Affine:
     ends = list(accumulate(map(len, values), initial=0))
     numbers = [
         torch.arange(start, stop).reshape(shape)
@@ -338,8 +345,8 @@ def _(step: Concatenation, unroller: _Unroller, *values: Affine) -> Affine:
     return _assembled(values, [positions[start:stop] for start, stop in pairwise(ends)])
 
 
-@_unrolled.register(Copy)
-def _(step: Copy, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(Copy)
+def _(step: Copy, builder: _Builder, value: Affine) -> Affine:
     # Which entry is copied to each position, from 1; 0 where nothing is.
     numbers = torch.arange(1, len(value) + 1, dtype=torch.float64).reshape(1, *step.input_shape)
     copied = step.copy(numbers).flatten().long()
@@ -347,47 +354,47 @@ def _(step: Copy, unroller: _Unroller, value: Affine) -> Affine:
     return value.rows((copied - 1).clamp_min(0)).each(lambda matrix: matrix.scaled(mask))
 
 
-@_unrolled.register(GroupSort)
-def _(step: GroupSort, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(GroupSort)
+def _(step: GroupSort, builder: _Builder, value: Affine) -> Affine:
     numbers = torch.arange(len(value)).reshape(-1, step.group, *step.input_shape[1:])
     positions = [numbers[:, index].flatten() for index in range(step.group)]
     members = [value.rows(rows) for rows in positions]
     for last in range(step.group - 1, 0, -1):  # bubbles, the smallest to the end
         for index in range(last):
             left, right = members[index : index + 2]
-            rise = _bend(step.name, unroller, right.plus(left.negative))
+            rise = _bend(step.name, builder, right.plus(left.negative))
             members[index : index + 2] = left.plus(rise), right.plus(rise.negative)
     return _assembled(members, positions)
 
 
-@_unrolled.register(MaxPool)
-def _(step: MaxPool, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(MaxPool)
+def _(step: MaxPool, builder: _Builder, value: Affine) -> Affine:
     windows = _windows(step)
     candidates = [value.rows(windows[:, tap]) for tap in range(windows.shape[1])]
     while len(candidates) > 1:  # a tournament, in which the larger of two numbers goes on
         pairs = zip(candidates[::2], candidates[1::2], strict=False)
-        winners = [_larger(step.name, unroller, *pair) for pair in pairs]
+        winners = [_larger(step.name, builder, *pair) for pair in pairs]
         candidates = winners + candidates[len(winners) * 2 :]
     return candidates[0]
 
 
-@_unrolled.register(Contraction)
-def _(step: Contraction, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(Contraction)
+def _(step: Contraction, builder: _Builder, value: Affine) -> Affine:
     count = len(step.diagonal)
     pulled = value.each(lambda matrix: matrix.times(step.weight.T))
     pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(step.bias.unsqueeze(1))))
     zero = step.diagonal.new_zeros(count)
-    hidden = unroller.neurons(step.name, pulled, step.function, (zero, zero + 1), None)
+    hidden = builder.add(step.name, pulled, step.function, (zero, zero + 1), None)
     back = hidden.each(lambda matrix: matrix.scaled(-2 / step.diagonal.unsqueeze(1)))
     return value.plus(back.each(lambda matrix: matrix.times(step.weight)))
 
 
-@_unrolled.register(ConvContraction)
-def _(step: ConvContraction, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(ConvContraction)
+def _(step: ConvContraction, builder: _Builder, value: Affine) -> Affine:
     operator = step.operator
-    pulled = _unrolled(operator, unroller, value)
+    pulled = _read(operator, builder, value)
     zero = torch.zeros(len(pulled), dtype=torch.float64)
-    hidden = unroller.neurons(step.name, pulled, step.function, (zero, zero + 1), None)
+    hidden = builder.add(step.name, pulled, step.function, (zero, zero + 1), None)
     back, terms = operator.absolute().adjoint, operator.weight[:, 0].numel()
     pushed = hidden.each(
         lambda matrix: matrix.through(operator.adjoint, back, operator.output_shape, terms)
@@ -395,12 +402,12 @@ def _(step: ConvContraction, unroller: _Unroller, value: Affine) -> Affine:
     return value.plus(_weighted(pushed, -2.0))
 
 
-@_unrolled.register(Sandwich)
-def _(step: Sandwich, unroller: _Unroller, value: Affine) -> Affine:
+@_read.register(Sandwich)
+def _(step: Sandwich, builder: _Builder, value: Affine) -> Affine:
     inner, outer, root = step.inner, step.outer, math.sqrt(2)
     hidden = outer.output_shape
     scale, bias = (values.expand(hidden).reshape(-1, 1) for values in (step.scale, step.bias))
-    pulled = _unrolled(inner, unroller, value).each(lambda matrix: matrix.scaled(root / scale))
+    pulled = _read(inner, builder, value).each(lambda matrix: matrix.scaled(root / scale))
     pulled = replace(pulled, offset=pulled.offset.plus(Matrix.exact(bias)))
     zero = torch.zeros(len(pulled), dtype=torch.float64)
     ends = zero, zero + 1
@@ -409,23 +416,31 @@ def _(step: Sandwich, unroller: _Unroller, value: Affine) -> Affine:
     def curve(numbers: Tensor) -> Tensor:
         return step.function(numbers.reshape(-1, *hidden)).flatten(1)
 
-    neurons = unroller.neurons(step.name, pulled, curve, ends, sides)
+    neurons = builder.add(step.name, pulled, curve, ends, sides)
     back, terms = outer.absolute().adjoint, outer.weight[:, 0].numel()
     return neurons.each(
         lambda matrix: matrix.scaled(root * scale).through(outer.adjoint, back, hidden, terms)
     )
 
 
-def _larger(name: str, unroller: _Unroller, left: Affine, right: Affine) -> Affine:
-    """Return max(a, b) = a + relu(b - a)."""
-    return left.plus(_bend(name, unroller, right.plus(left.negative)))
+def _larger(name: str, builder: _Builder, left: Affine, right: Affine) -> Affine:
+    """Add the neurons that the larger of two numbers takes.
+
+    Returns:
+        max(a, b) = a + relu(b - a).
+    """
+    return left.plus(_bend(name, builder, right.plus(left.negative)))
 
 
-def _bend(name: str, unroller: _Unroller, value: Affine) -> Affine:
-    """Return relu of every number."""
+def _bend(name: str, builder: _Builder, value: Affine) -> Affine:
+    """Add a neuron for every number.
+
+    Returns:
+        relu of every number.
+    """
     zero = torch.zeros(len(value), dtype=torch.float64)
     ends = zero, zero + 1
-    return unroller.neurons(name, value, torch.relu, ends, ends)
+    return builder.add(name, value, torch.relu, ends, ends)
 
 
 def _weighted(value: Affine, coefficient: float) -> Affine:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
-from lipbench.lipschitz.relaxations.entrywise import boxed_norm
+from lipbench.lipschitz.relaxations.entrywise import interval_norm
 from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
 from lipbench.lipschitz.relaxations.krivine import (
     Family,
@@ -65,7 +65,8 @@ def lipopt_bound(
         most_terms: Most terms of all products that are tried.
 
     Raises:
-        Refused: If the network cannot be unrolled, slopes are not bounded, or there are more terms.
+        Refused: If a step cannot be read neuron by neuron, slopes are not bounded, or there are
+            more terms.
     """
     problem = _Problem(network, norm, domain)
     plans = _plans(problem.programs, degree, most_terms)
@@ -150,12 +151,12 @@ class _Problem:
         """Read a network.
 
         Raises:
-            Refused: If it cannot be unrolled, or slopes are not bounded.
+            Refused: If a step cannot be read neuron by neuron, or slopes are not bounded.
         """
         blocks = as_neuron_blocks(network, _LARGEST)
         self.norm = norm
         self.loops = loop_transformation_on(blocks, domain)
-        self.boxed, self.entries = boxed_norm(blocks, norm, domain)
+        self.by_intervals, self.entries = interval_norm(blocks, norm, domain)
 
     @property
     def programs(self) -> list[_Programs]:
@@ -211,8 +212,8 @@ class _Problem:
         largest = [max(side, default=0.0) for side in bounds]
         if self.norm == 2.0:
             rows, columns = map(math.sqrt, largest)
-            return _least(rows * columns * (1 + 4 * UNIT), self.boxed)
-        return _least(largest[0], self.boxed)
+            return _least(rows * columns * (1 + 4 * UNIT), self.by_intervals)
+        return _least(largest[0], self.by_intervals)
 
     def _of_norm(self, rows: T, columns: T) -> list[T]:
         if self.norm == 2.0:

@@ -1,14 +1,14 @@
 """Derivatives of a network as polynomials in the slopes of its neurons.
 
 Along any two inputs, Δy = J·Δx, where J sums the products of weights and slopes along all paths.
-With centred neurons slopes are numbers in [-1, 1], of which a path has one for each neuron on it. A
-neuron is one level above the highest that it reads, so no path has two neurons of one level, and
-the polynomials are linear in each level, and in each single number.
+After the loop transformation slopes are numbers in [-1, 1], of which a path has one for each neuron
+on it. A neuron is one level above the highest that it reads, so no path has two neurons of one
+level, and the polynomials are linear in each level, and in each single number.
 
 Source:
     Latorre, Rolland, Cevher, Lipschitz constant estimation of Neural Networks via sparse polynomial
     optimization (ICLR 2020), https://arxiv.org/abs/2004.08688, for chains of layers and slopes in
-    [0, 1]; centred slopes, and levels for any architecture, are this project's.
+    [0, 1]; the loop transformation, and levels for any architecture, are this project's.
 """
 
 import math

@@ -41,7 +41,7 @@ def recursive_norm(
 ) -> tuple[float, Float[Tensor, "outputs inputs"]]:
     """Return a certified Lipschitz constant on a domain, and bounds of all derivatives there.
 
-    It is no larger than that of `boxed_norm`.
+    It is no larger than that of `interval_norm`.
 
     Raises:
         Refused: If slopes are not bounded.

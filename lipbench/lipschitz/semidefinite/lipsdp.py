@@ -24,7 +24,7 @@ def lipsdp_bound(
     """Return the bound of the best multipliers, one for each neuron or for each block.
 
     Raises:
-        Refused: If the network cannot be unrolled.
+        Refused: If a step cannot be read neuron by neuron.
     """
     loops = loop_transformation_on(as_neuron_blocks(network), domain)
     groups = _blocks(loops) if by_block else None

@@ -16,7 +16,7 @@ import lipbench
 from lipbench.bound import Bound
 from lipbench.layers.normalise import Normalise
 from lipbench.lipschitz.exact.dyadic import Dyadic
-from lipbench.lipschitz.exact.exact_matrix import Carried, plain, very
+from lipbench.lipschitz.exact.exact_matrix import ExactMatrix, plain, very
 from lipbench.lipschitz.exact.region_search import HELD
 from lipbench.lipschitz.exact.vertices import norm_of_corners
 from lipbench.lipschitz.proof_check import recheck
@@ -128,13 +128,13 @@ def test_a_network_is_evaluated_exactly(seed):
     image = [nn.Unflatten(1, (1, 2)), nn.ZeroPad1d(1), nn.Conv1d(1, 2, 2), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(4, 2), *image).double().eval()
     network = as_network(model, (3,))
-    unrolled = as_neuron_blocks(network, kind=Carried)
+    blocks = as_neuron_blocks(network, kind=ExactMatrix)
     x = [Fraction(entry) for entry in torch.randn(3, dtype=torch.float64).tolist()]
     known = [x]
-    for block in unrolled.blocks:
+    for block in blocks.blocks:
         known.append([max(entry, Fraction(0)) for entry in _at(block.reads, known)])
-    assert _at(unrolled.output, known) == _exactly(network, x)
-    for matrix in unrolled.output.matrices.values():
+    assert _at(blocks.output, known) == _exactly(network, x)
+    for matrix in blocks.output.matrices.values():
         for row, middle, half in zip(
             very(matrix).numerators, matrix.values.tolist(), matrix.radius.tolist(), strict=True
         ):
@@ -184,7 +184,7 @@ def _exactly(network, values):
 
 
 def test_what_is_known_up_to_rounding_stays_so():
-    unit = Carried.exact(torch.eye(2, dtype=torch.float64))
+    unit = ExactMatrix.exact(torch.eye(2, dtype=torch.float64))
     third = torch.full((2, 1), 1 / 3, dtype=torch.float64)
     assert very(unit.scaled(third)) is None
     assert very(unit.scaled(third, held=True)) is not None
@@ -200,7 +200,8 @@ def test_what_is_known_up_to_rounding_stays_so():
 @pytest.mark.parametrize("make", [scaled, merged])
 def test_rounded_matrices_are_those_without_exact_ones(make):
     network = as_network(make(), (3,))
-    stripped, rounded = plain(as_neuron_blocks(network, kind=Carried)), as_neuron_blocks(network)
+    stripped = plain(as_neuron_blocks(network, kind=ExactMatrix))
+    rounded = as_neuron_blocks(network)
     pairs = [(stripped.output, rounded.output)]
     pairs += [(a.reads, b.reads) for a, b in zip(stripped.blocks, rounded.blocks, strict=True)]
     for mine, its in pairs:
@@ -228,15 +229,13 @@ def test_corners_allow_for_what_is_known_up_to_rounding_only():
     first.weight.data = torch.tensor([[1e8, 1.0], [1e8, 0.0]])
     second.weight.data = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
     model = nn.Sequential(first, second, nn.ReLU(), nn.Linear(2, 1)).double()
-    unrolled = as_neuron_blocks(as_network(model, (2,)))
-    slopes = [(block.lo, block.hi) for block in unrolled.blocks]
-    radius = unrolled.blocks[0].reads.matrices[0].radius
-    spread = float((unrolled.output.matrices[1].values.abs() @ radius).sum())
-    (block,) = unrolled.blocks
+    blocks = as_neuron_blocks(as_network(model, (2,)))
+    slopes = [(block.lo, block.hi) for block in blocks.blocks]
+    radius = blocks.blocks[0].reads.matrices[0].radius
+    spread = float((blocks.output.matrices[1].values.abs() @ radius).sum())
+    (block,) = blocks.blocks
     bare = Matrix.exact(block.reads.matrices[0].values)
     rounded = replace(block, reads=replace(block.reads, matrices={0: bare}))
     for norm in (Norm(1), Norm(math.inf)):
-        without = norm_of_corners(replace(unrolled, blocks=(rounded,)), slopes, norm)
-        assert (
-            norm_of_corners(unrolled, slopes, norm) >= without + spread / 2 > without * (1 + UNIT)
-        )
+        without = norm_of_corners(replace(blocks, blocks=(rounded,)), slopes, norm)
+        assert norm_of_corners(blocks, slopes, norm) >= without + spread / 2 > without * (1 + UNIT)

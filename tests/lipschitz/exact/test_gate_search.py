@@ -16,7 +16,7 @@ from support.nets import HAT, IDENTITY, LINEAR, SHIFTED, by_hand, dense, random_
 from torch import nn
 
 from lipbench.lipschitz.exact.gates import Gates
-from lipbench.lipschitz.exact.mixed_integer import Mixed
+from lipbench.lipschitz.exact.mixed_integer import MixedIntegerProgram
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import as_network
@@ -74,8 +74,8 @@ def test_an_end_of_a_box_is_not_rounded_to_float32():
         value = searched(late, 1, norm, (0.0, 7000.3))
         assert (value.side, value.value) == ("exact", pytest.approx(1, rel=ROUNDING))
         gates = Gates(as_neuron_blocks(as_network(late, (1,))), norm, (0.0, 7000.3))
-        program = Mixed(gates, 0, [(0, True)]).program()
-        assert program.bound(program.propose().duals) >= 1
+        relaxation = MixedIntegerProgram(gates, 0, [(0, True)]).relaxation()
+        assert relaxation.bound(relaxation.propose().duals) >= 1
 
 
 def test_a_neuron_that_turns_at_0_is_least_there():
@@ -263,15 +263,17 @@ def test_whatever_is_decided_points_of_which_it_is_true_stay_below(seed, activat
     truth = [*sides[0].tolist(), *(sums > 0).tolist()]
     assert len(truth) == gates.decisions
     chosen = data.draw(st.lists(st.integers(0, len(truth) - 1), unique=True))
-    mixed = Mixed(gates, number, [(variable, truth[variable]) for variable in chosen])
-    program = mixed.program()
-    proposal = program.propose()
+    program = MixedIntegerProgram(
+        gates, number, [(variable, truth[variable]) for variable in chosen]
+    )
+    relaxation = program.relaxation()
+    proposal = relaxation.propose()
     least = float(sums.abs().sum()) * (1 - 1e-9)
     assert proposal.point is not None
-    assert program.bound(proposal.duals) >= least
-    assert mixed.bounds.total >= least
-    assert program.bound(torch.zeros(len(program)).double()) >= least
-    decided = mixed.sides(point[0])
+    assert relaxation.bound(proposal.duals) >= least
+    assert program.bounds.total >= least
+    assert relaxation.bound(torch.zeros(len(relaxation)).double()) >= least
+    decided = program.sides(point[0])
     assert all(bool(decided[gate]) == truth[gate] for gate in chosen if gate < gates.neurons)
 
 
@@ -305,9 +307,8 @@ def test_layers_that_had_to_be_multiplied_are_bounded_and_not_called_exact(norm)
     with torch.no_grad():
         merged[0].weight.copy_(model[1].weight @ model[0].weight)
         merged[0].bias.copy_(model[1](model[0].bias))
-    rows = (
-        Mixed(Gates(as_neuron_blocks(as_network(model, (2,))), norm, BOX), 0).program().equal.radius
-    )
+    gates = Gates(as_neuron_blocks(as_network(model, (2,))), norm, BOX)
+    rows = MixedIntegerProgram(gates, 0).relaxation().equal.radius
     assert (rows[:3, :2] > 0).all()
     value = searched(model, 2, norm)
     assert value.side == "upper"

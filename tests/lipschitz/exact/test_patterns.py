@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import jacrev, vmap
 
 from lipbench.lipschitz.exact.branching import covered, explore
-from lipbench.lipschitz.exact.exact_matrix import Carried
+from lipbench.lipschitz.exact.exact_matrix import ExactMatrix
 from lipbench.lipschitz.exact.patterns import explore_patterns, fits, proved
 from lipbench.lipschitz.exact.polyhedra import Empty
 from lipbench.lipschitz.exact.region_search import _PATIENCE, lipbab_bound
@@ -39,7 +39,7 @@ class Skipping(nn.Module):
 
 
 def regions_of(model, features, norm, domain=BOX):
-    network = as_neuron_blocks(as_network(model.double(), (features,)), kind=Carried)
+    network = as_neuron_blocks(as_network(model.double(), (features,)), kind=ExactMatrix)
     return Regions(network, Norm(norm), domain)
 
 
@@ -177,7 +177,7 @@ def test_no_slope_is_steeper_than_the_constant(seed, kind, slope, norm, domain):
     slopes = vmap(jacrev(lambda x: model(x.unsqueeze(0)).squeeze(0)))(points)
     steepest = float(torch.linalg.matrix_norm(slopes.detach(), norm).max())
     assert steepest <= value.value * (1 + 1e-9) + 1e-12
-    regions = Regions(as_neuron_blocks(network, kind=Carried), Norm(norm), domain)
+    regions = Regions(as_neuron_blocks(network, kind=ExactMatrix), Norm(norm), domain)
     if fits(regions):
         assert proved(regions, (cut := explore_patterns(regions, 3)).upper, cut.empty)
         assert steepest <= cut.upper * (1 + 1e-9) + 1e-12

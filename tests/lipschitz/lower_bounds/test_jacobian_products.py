@@ -12,7 +12,7 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.layers.sorting import GroupSort
-from lipbench.lipschitz.lower_bounds.decision_boundary import borders
+from lipbench.lipschitz.lower_bounds.decision_boundary import boundary_points
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded
 from lipbench.lipschitz.lower_bounds.jacobian_products import Linearised, power_iteration, products
 from lipbench.lipschitz.lower_bounds.slope_ascent import _bent, climb
@@ -200,10 +200,10 @@ def test_borders_are_where_answers_change():
         model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
     network = as_network(model, (1,))
     points = torch.tensor([[0.3], [-0.3], [5.0]], dtype=torch.float64)
-    ends = borders(network, points, 1.0, None, 10)
+    ends = boundary_points(network, points, 1.0, None, 10)
     assert (ends[:2] * points[:2] < 0).all()
     assert ends[2] == pytest.approx(4.0)
-    assert len(borders(as_network(HAT, (1,)), points, 1.0, None, 10)) == 0
+    assert len(boundary_points(as_network(HAT, (1,)), points, 1.0, None, 10)) == 0
 
 
 # The bound.

@@ -9,7 +9,7 @@ from support.training import a_trainer, an_entry, digits, same
 from torch.func import grad_and_value, vmap
 
 from lipbench.lipschitz.lower_bounds.pairs import Pairs, ascend
-from lipbench.lipschitz.lower_bounds.row_updates import moved
+from lipbench.lipschitz.lower_bounds.row_updates import updated_rows
 from lipbench.networks.stem import Stem
 from lipbench.training.operation_list import Traced
 
@@ -47,8 +47,8 @@ def test_rows_move_as_one_by_one(seed, share, large, scaled):
     values = drawn(seed, share=share)[: None if scaled else 4]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LARGE, large)
-        batched = vmap(moved)(*values)
-        alone = [moved(*(value[n] for value in values)) for n in range(3)]
+        batched = vmap(updated_rows)(*values)
+        alone = [updated_rows(*(value[n] for value in values)) for n in range(3)]
     for n, single in enumerate(alone):
         expected = one_by_one(*(value[n] for value in values))
         torch.testing.assert_close(batched[n], expected, rtol=1e-13, atol=1e-14)
@@ -60,7 +60,7 @@ def test_networks_may_lie_along_any_axis_or_share_a_part(axes, monkeypatch):
     monkeypatch.setattr(LARGE, 0)
     values = drawn(1)
     given = [v[0] if a is None else v.movedim(0, a) for v, a in zip(values, axes, strict=True)]
-    batched = vmap(moved, in_dims=axes)(*given)
+    batched = vmap(updated_rows, in_dims=axes)(*given)
     for n in range(3):
         arguments = [v[0] if a is None else v[n] for v, a in zip(values, axes, strict=True)]
         torch.testing.assert_close(batched[n], one_by_one(*arguments))
@@ -72,7 +72,7 @@ def test_values_may_lie_in_any_order_in_memory(large, monkeypatch):
     values, *rest = drawn(6)
     turned = values.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     assert not turned.is_contiguous()
-    torch.testing.assert_close(vmap(moved)(turned, *rest), vmap(moved)(values, *rest))
+    torch.testing.assert_close(vmap(updated_rows)(turned, *rest), vmap(updated_rows)(values, *rest))
 
 
 @pytest.mark.parametrize("large", [0, 10**9])
@@ -82,32 +82,32 @@ def test_rows_that_stay_keep_their_bits_beside_rows_that_are_not_numbers(large, 
     along = along.masked_fill(~moves.unsqueeze(1), float("nan"))
     scale = scale.masked_fill(~moves, float("inf"))
     before = values.clone()
-    after = moved(values, moves, along, directions, scale)
+    after = updated_rows(values, moves, along, directions, scale)
     assert torch.equal(after[~moves], values[~moves])
     assert torch.equal(values, before)
 
 
 def keeps(values, moves, along, directions, scale):
-    return moved(values.detach() * 2.0, moves, along, directions, scale)
+    return updated_rows(values.detach() * 2.0, moves, along, directions, scale)
 
 
 def consumes(values, moves, along, directions, scale):
     shadow = values.flatten(1).sum()
-    return moved(values, moves, along, directions, scale), shadow
+    return updated_rows(values, moves, along, directions, scale), shadow
 
 
 def reads_a_view(values, moves, along, directions, scale):
     view = values.flatten(1)
-    return moved(values, moves, along, directions, scale), view.sum()
+    return updated_rows(values, moves, along, directions, scale), view.sum()
 
 
 def hands_it_on(values, moves, along, directions, scale):
-    return moved(values, moves, along, directions, scale), values
+    return updated_rows(values, moves, along, directions, scale), values
 
 
 def moves_twice(values, moves, along, directions, scale):
-    first = moved(values, moves, along, directions, scale)
-    return first, moved(values, moves, along, directions)
+    first = updated_rows(values, moves, along, directions, scale)
+    return first, updated_rows(values, moves, along, directions)
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ def test_arguments_that_share_memory_are_parted(monkeypatch):
     monkeypatch.setattr(LARGE, 0)
 
     def both(values, untouched, moves, along, directions):
-        return moved(values, moves, along, directions), untouched + 0.0
+        return updated_rows(values, moves, along, directions), untouched + 0.0
 
     values, moves, along, directions, _ = drawn(4)
     program = Traced(vmap(both), (values.clone(), values.clone(), moves, along, directions))
     results = program(values, values[:], moves, along, directions)
     assert torch.equal(results[1], drawn(4)[0])
-    assert torch.equal(results[0], vmap(moved)(drawn(4)[0], moves, along, directions))
+    assert torch.equal(results[0], vmap(updated_rows)(drawn(4)[0], moves, along, directions))
 
 
 @pytest.mark.parametrize("accept", [True, False])

@@ -14,7 +14,7 @@ from support.nets import dense, random_network
 from torch import nn
 
 from lipbench.lipschitz.proof_check import recheck
-from lipbench.lipschitz.relaxations.entrywise import boxed_norm
+from lipbench.lipschitz.relaxations.entrywise import interval_norm
 from lipbench.lipschitz.relaxations.intervals import derivatives, slopes
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.recursive_derivatives import (
@@ -113,7 +113,7 @@ NOTHING = dense(([[1]], [0]), ([[1], [1]], [5, 5]), ([[1, -1]], [0]))
 def test_products_of_layers_that_cancel_are_known(norm):
     blocks = as_neuron_blocks(as_network(NOTHING, (1,)))
     assert recursive_norm(blocks, norm, (-1.0, 1.0))[0] <= 1e-14
-    assert boxed_norm(blocks, norm, (-1.0, 1.0))[0] == pytest.approx(1)
+    assert interval_norm(blocks, norm, (-1.0, 1.0))[0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -30,7 +30,7 @@ _BEYOND = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Piece:
+class LinearRegion:
     """The inputs around a point for which every neuron is on the same side of 0 as there."""
 
     point: Float[Tensor, " inputs"]
@@ -46,12 +46,12 @@ class Piece:
 
     @property
     def faces(self) -> Float[Tensor, "neurons inputs_and_one"]:
-        """Return rows (a, -b) of the inequalities a·x < b that make up the piece."""
+        """Return rows (a, -b) of the inequalities a·x < b that make up the region."""
         return torch.where(self.right.unsqueeze(1), -self.ahead, self.ahead)
 
 
-class Pieces:
-    """The pieces of one network in one domain."""
+class LinearRegions:
+    """The regions of one network in one domain."""
 
     def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box | None) -> None:
         """Read the network.
@@ -69,8 +69,8 @@ class Pieces:
         self._left, self._right = (torch.cat([none, *(pair[k] for pair in sides)]) for k in (0, 1))
         self._sizes = [len(block) for block in network.blocks]
 
-    def at(self, point: Float[Tensor, " inputs"]) -> Piece:
-        """Return the piece around a point; a neuron at 0 is taken to be left of it."""
+    def at(self, point: Float[Tensor, " inputs"]) -> LinearRegion:
+        """Return the region around a point; a neuron at 0 is taken to be left of it."""
         values, ahead, slopes, right = [_identity(len(point))], [], [], []
         ends = zip(self._left.split(self._sizes), self._right.split(self._sizes), strict=True)
         homogeneous = torch.cat([point, point.new_ones(1)])
@@ -81,7 +81,7 @@ class Pieces:
             values.append(ahead[-1] * slopes[-1].unsqueeze(1))
         matrix = _read(self.network.output, values)[:, :-1]
         empty = point.new_zeros(0, len(point) + 1)
-        return Piece(
+        return LinearRegion(
             point=point,
             right=torch.cat([torch.zeros(0, dtype=torch.bool), *right]),
             ahead=torch.cat([empty, *ahead]),
@@ -90,14 +90,16 @@ class Pieces:
             steepness=float(torch.linalg.matrix_norm(matrix, float(self.norm))),
         )
 
-    def climb(self, starts: Iterable[Float[Tensor, " inputs"]], programs: int) -> tuple[Piece, ...]:
-        """Return where climbs from piece to steeper neighbour end, the steepest first.
+    def climb(
+        self, starts: Iterable[Float[Tensor, " inputs"]], programs: int
+    ) -> tuple[LinearRegion, ...]:
+        """Return where climbs from region to steeper neighbour end, the steepest first.
 
         Each step crosses the face behind which the matrix has the largest norm. A climb ends where
         no neighbour is steeper, or where an earlier one has been.
 
         Args:
-            starts: Points in the pieces to begin with.
+            starts: Points in the regions to begin with.
             programs: Most linear programs that look for a way through a face, over all climbs.
         """
         seen: set[bytes] = set()
@@ -106,45 +108,45 @@ class Pieces:
         for start in starts:
             if left.is_used_up:
                 break
-            piece: Piece | None = self.at(start)
+            region: LinearRegion | None = self.at(start)
             last = None
-            while piece is not None and _key(piece) not in seen:
-                seen.add(_key(piece))
-                last, piece = piece, self._steeper(piece, left)
+            while region is not None and _key(region) not in seen:
+                seen.add(_key(region))
+                last, region = region, self._steeper(region, left)
             if last is not None:
                 ends.append(last)
         return tuple(sorted(ends, key=lambda end: -end.steepness))
 
     def pairs(
-        self, pieces: Sequence[Piece]
+        self, regions: Sequence[LinearRegion]
     ) -> tuple[Float[Tensor, "pairs inputs"], Float[Tensor, "pairs inputs"]]:
-        """Return pairs of inputs in the pieces, in the directions that they expand most."""
+        """Return pairs of inputs in the regions, in the directions that they expand most."""
         u, v = [], []
-        for piece in pieces:
-            _, directions = operator_norms(piece.matrix.unsqueeze(0), self.norm)
-            faces = piece.faces[piece.faces[:, :-1].any(dim=1)]
-            slack = -faces[:, -1] - faces[:, :-1] @ piece.point
-            ends = chords(faces[:, :-1], slack, piece.point, directions[0], self.domain)
+        for region in regions:
+            _, directions = operator_norms(region.matrix.unsqueeze(0), self.norm)
+            faces = region.faces[region.faces[:, :-1].any(dim=1)]
+            slack = -faces[:, -1] - faces[:, :-1] @ region.point
+            ends = chords(faces[:, :-1], slack, region.point, directions[0], self.domain)
             u.append(ends[0])
             v.append(ends[1])
         return torch.cat(u), torch.cat(v)
 
-    def beyond(self, piece: Piece) -> Iterator[tuple[float, Tensor]]:
+    def beyond(self, region: LinearRegion) -> Iterator[tuple[float, Tensor]]:
         """Yield which neurons change sides at each face, with the norm behind it, largest first.
 
-        Not every one is a face of the piece: others may keep it from being reached. Neurons that
+        Not every one is a face of the region: others may keep it from being reached. Neurons that
         are 0 at the same inputs change together.
         """
-        together = self._together(piece)
-        change = torch.where(piece.right, self._left - self._right, self._right - self._left)
+        together = self._together(region)
+        change = torch.where(region.right, self._left - self._right, self._right - self._left)
         single = torch.tensor([group[0] for group in together if len(group) == 1])
         neighbours: list[tuple[float, Tensor]] = []
         if len(single):
-            values = self._changed(piece, change, single)
+            values = self._changed(region, change, single)
             neighbours += zip(values.tolist(), single.unsqueeze(1), strict=True)
         for group in (torch.tensor(group) for group in together if len(group) > 1):
-            moved = (piece.pull[:, group] * change[group]) @ piece.ahead[group, :-1]
-            norm = torch.linalg.matrix_norm(piece.matrix + moved, float(self.norm))
+            moved = (region.pull[:, group] * change[group]) @ region.ahead[group, :-1]
+            norm = torch.linalg.matrix_norm(region.matrix + moved, float(self.norm))
             neighbours.append((float(norm), group))
         yield from sorted(neighbours, key=lambda pair: -pair[0])
 
@@ -161,14 +163,14 @@ class Pieces:
                     pulls[source - 1] += through @ matrix.values
         return torch.cat([torch.zeros(outputs, 0, dtype=torch.float64), *pulls], dim=1)
 
-    def _together(self, piece: Piece) -> list[list[int]]:
+    def _together(self, region: LinearRegion) -> list[list[int]]:
         """Return the neurons that have a face, those of one face together."""
-        lengths = torch.linalg.vector_norm(piece.ahead[:, :-1], dim=1)
+        lengths = torch.linalg.vector_norm(region.ahead[:, :-1], dim=1)
         bent = (self._left != self._right) & (lengths > 0)
         numbers = bent.nonzero().squeeze(1)
         if not len(numbers):
             return []
-        rows = piece.ahead[numbers] / lengths[numbers].unsqueeze(1)
+        rows = region.ahead[numbers] / lengths[numbers].unsqueeze(1)
         lines = torch.nn.functional.normalize(rows)
         same = (lines @ lines.T).abs() >= 1 - _PARALLEL
         first = same.int().argmax(dim=1).tolist()
@@ -177,10 +179,10 @@ class Pieces:
             groups.setdefault(leader, []).append(number)
         return list(groups.values())
 
-    def _changed(self, piece: Piece, change: Tensor, neurons: Tensor) -> Tensor:
+    def _changed(self, region: LinearRegion, change: Tensor, neurons: Tensor) -> Tensor:
         """Return the norm of the matrix after the change of each neuron alone."""
-        matrix, pull = piece.matrix, (piece.pull * change)[:, neurons].T
-        ahead = piece.ahead[neurons, :-1]
+        matrix, pull = region.matrix, (region.pull * change)[:, neurons].T
+        ahead = region.ahead[neurons, :-1]
         if self.norm == 2.0:
             # Of M + p·a', the smaller one of the two products with its transpose.
             if len(matrix) > matrix.shape[1]:
@@ -197,26 +199,26 @@ class Pieces:
         ]
         return torch.cat(norms)
 
-    def _steeper(self, piece: Piece, left: "_Count") -> Piece | None:
+    def _steeper(self, region: LinearRegion, left: "_Count") -> LinearRegion | None:
         """Return the steepest neighbour that is steeper, as far as there is a way to one."""
         ways: _Ways | None = None
-        for steepness, neurons in self.beyond(piece):
-            if steepness <= piece.steepness * (1 + _SAME) or not left.take():
+        for steepness, neurons in self.beyond(region):
+            if steepness <= region.steepness * (1 + _SAME) or not left.take():
                 return None
-            ways = ways or _Ways(piece, self.domain)
+            ways = ways or _Ways(region, self.domain)
             point = ways.through(neurons)
             if point is not None:
                 neighbour = self.at(point)
-                if neighbour.steepness > piece.steepness * (1 + _SAME):
+                if neighbour.steepness > region.steepness * (1 + _SAME):
                     return neighbour
         return None
 
 
 class _Ways:
-    """The ways out of a piece, through the middle of its faces."""
+    """The ways out of a region, through the middle of its faces."""
 
-    def __init__(self, piece: Piece, domain: Box | None) -> None:
-        faces = piece.faces
+    def __init__(self, region: LinearRegion, domain: Box | None) -> None:
+        faces = region.faces
         lengths = torch.linalg.vector_norm(faces[:, :-1], dim=1)
         self._neurons = (lengths > 0).nonzero().squeeze(1)
         self._rows = faces[self._neurons] / lengths[self._neurons].unsqueeze(1)
@@ -226,7 +228,7 @@ class _Ways:
             # Only what the neurons see of an input matters, which may be less than all of it.
             _, values, right = torch.linalg.svd(self._rows[:, :-1], full_matrices=False)
             seen = values > 1e-12 * values.max()
-            if int(seen.sum()) < piece.point.numel():
+            if int(seen.sum()) < region.point.numel():
                 self._basis = right[seen]
 
     def through(self, neurons: Tensor) -> Tensor | None:
@@ -270,7 +272,11 @@ class _Count:
         self._left = number
 
     def take(self) -> bool:
-        """Return whether there was one, and use it up."""
+        """Use one up.
+
+        Returns:
+            Whether there was one.
+        """
         self._left -= 1
         return self._left >= 0
 
@@ -293,5 +299,5 @@ def _read(affine: Affine, values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _key(piece: Piece) -> bytes:
-    return piece.right.numpy().tobytes()
+def _key(region: LinearRegion) -> bytes:
+    return region.right.numpy().tobytes()

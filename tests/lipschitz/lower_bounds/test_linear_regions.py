@@ -1,4 +1,4 @@
-"""Linear pieces in floats: their matrices, their neighbours, chords, and the climb between them."""
+"""Linear regions in floats: their matrices, neighbours and chords, and the climb between them."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from torch import nn
 
 from lipbench.bound import Bound
 from lipbench.lipschitz.lower_bounds.chords import chords
-from lipbench.lipschitz.lower_bounds.linear_pieces import Pieces
+from lipbench.lipschitz.lower_bounds.linear_regions import LinearRegions
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import as_network
@@ -35,11 +35,11 @@ def exact(network, norm, domain=None):
     return value.value
 
 
-def pieces_of(model, features, norm=L2, domain=None):
-    return Pieces(as_neuron_blocks(as_network(model, (features,))), norm, domain)
+def regions_of(model, features, norm=L2, domain=None):
+    return LinearRegions(as_neuron_blocks(as_network(model, (features,))), norm, domain)
 
 
-# Pieces.
+# Regions.
 
 
 def norms_of_flips(model, point, norm):
@@ -70,16 +70,16 @@ def norms_of_flips(model, point, norm):
 def test_a_piece_is_the_network_around_its_point_and_knows_what_lies_beyond(seed, widths, norm):
     model = random_network(seed, widths, nn.ReLU).double().requires_grad_(False)
     point = torch.randn(widths[0]).double()
-    pieces = pieces_of(model, widths[0], norm)
-    piece = pieces.at(point)
+    regions = regions_of(model, widths[0], norm)
+    region = regions.at(point)
     jacobian = torch.autograd.functional.jacobian(model, point)
-    assert torch.allclose(piece.matrix, jacobian, atol=1e-12)
-    assert piece.steepness == pytest.approx(float(torch.linalg.matrix_norm(jacobian, float(norm))))
-    beyond = sorted((int(neuron), value) for value, (neuron,) in pieces.beyond(piece))
+    assert torch.allclose(region.matrix, jacobian, atol=1e-12)
+    assert region.steepness == pytest.approx(float(torch.linalg.matrix_norm(jacobian, float(norm))))
+    beyond = sorted((int(neuron), value) for value, (neuron,) in regions.beyond(region))
     expected = [
         pair
         for pair in enumerate(norms_of_flips(model, point, norm))
-        if piece.ahead[pair[0], :-1].any()
+        if region.ahead[pair[0], :-1].any()
     ]
     assert [number for number, _ in beyond] == [number for number, _ in expected]
     assert [v for _, v in beyond] == pytest.approx([v for _, v in expected], abs=1e-7)
@@ -87,8 +87,8 @@ def test_a_piece_is_the_network_around_its_point_and_knows_what_lies_beyond(seed
 
 def test_neurons_with_one_face_change_together():
     """relu(x) and relu(-x): behind 0 the absolute value has slope 1, not 0 or 2."""
-    pieces = pieces_of(ABSOLUTE, 1)
-    ((value, neurons),) = pieces.beyond(pieces.at(torch.ones(1).double()))
+    regions = regions_of(ABSOLUTE, 1)
+    ((value, neurons),) = regions.beyond(regions.at(torch.ones(1).double()))
     assert value == pytest.approx(1)
     assert neurons.tolist() == [0, 1]
 
@@ -96,27 +96,27 @@ def test_neurons_with_one_face_change_together():
 @pytest.mark.parametrize("domain", [None, (-1.0, 1.0)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_climb_ends_where_no_neighbour_is_steeper(norm, domain):
-    """Of the two ends of a long line around the end's pieces, none lies in a steeper one."""
+    """Of the two ends of a long line around the end's regions, none lies in a steeper one."""
     model = random_network(3, (3, 6, 5, 2), nn.ReLU)
-    pieces = pieces_of(model, 3, norm, domain)
+    regions = regions_of(model, 3, norm, domain)
     torch.manual_seed(0)
     starts = torch.rand(6, 3).double() * 2 - 1
-    ends = pieces.climb(starts, 1000)
-    assert ends[0].steepness > max(pieces.at(start).steepness for start in starts)
+    ends = regions.climb(starts, 1000)
+    assert ends[0].steepness > max(regions.at(start).steepness for start in starts)
     assert [end.steepness for end in ends] == sorted([e.steepness for e in ends], reverse=True)
     near = ends[0].point + 0.05 * torch.randn(500, 3).double()
     if domain is not None:
         near = near.clamp(*domain)
-    around = [pieces.at(point) for point in near]
+    around = [regions.at(point) for point in near]
     neighbours = [a for a in around if int((a.right != ends[0].right).sum()) == 1]
     assert neighbours
     assert all(a.steepness <= ends[0].steepness * (1 + ROUNDING) for a in neighbours)
 
 
 def test_no_linear_program_leads_nowhere():
-    pieces = pieces_of(random_network(3, (3, 6, 5, 2), nn.ReLU), 3)
+    regions = regions_of(random_network(3, (3, 6, 5, 2), nn.ReLU), 3)
     start = torch.zeros(1, 3, dtype=torch.float64)
-    assert pieces.climb(start, 0)[0].steepness == pieces.at(start[0]).steepness
+    assert regions.climb(start, 0)[0].steepness == regions.at(start[0]).steepness
 
 
 # Chords.
