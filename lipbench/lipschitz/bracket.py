@@ -157,9 +157,11 @@ def bracket(
 def _installed(
     network: Network, norm: Norm, domain: Box | None, refused: dict[str, str]
 ) -> list[tuple[str, Bound, Ending | None]]:
-    """Return the bounds that do not refuse, in order; the reasons of others are added.
+    """Load the installed bounds, and add to `refused` the reasons of those that refuse.
 
-    Beside each is the network's ending if the bound is to be one of what stands before it.
+    Returns:
+        The others, in order; beside each is the network's ending if the bound is to be one of what
+        stands before it.
     """
     candidates = []
     softmax_end = ending(network)

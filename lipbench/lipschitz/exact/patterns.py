@@ -176,7 +176,7 @@ class _Search:
             code = next((c for c in root.codes[drawn].tolist() if c not in root.known), None)
             if code is None:
                 return
-            proof = self._looked_at(root, code)
+            proof = self._look(root, code)
             if isinstance(proof, Empty):
                 root.strike(self._struck(root, code, proof))
                 hits = 0
@@ -187,7 +187,7 @@ class _Search:
         """Look at the signs with the largest norm, of those that are left of a choice."""
         index = int(values.argmax())
         code = int(choice.codes[index])
-        proof = self._looked_at(choice, code)
+        proof = self._look(choice, code)
         if isinstance(proof, Empty):
             keep = ~choice.have(self._struck(choice, code, proof))
             choice.codes, values = choice.codes[keep], values[keep]
@@ -201,8 +201,12 @@ class _Search:
                 self._put(inner, inner.norms())
         self._put(choice, values)
 
-    def _looked_at(self, choice: SignChoice, code: int) -> Interior | Empty | None:
-        """Return a proof that some inputs have the signs of a code, or that none have."""
+    def _look(self, choice: SignChoice, code: int) -> Interior | Empty | None:
+        """Look whether any input has the signs of a code: one node less, and a point is kept.
+
+        Returns:
+            A proof that some inputs have these signs, or that none have; None if there is neither.
+        """
         self.left -= 1
         inequalities = choice.inequalities(choice.signs(code))
         point = choice.known.get(code)
