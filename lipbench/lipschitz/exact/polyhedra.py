@@ -138,6 +138,38 @@ def interior(
     return None
 
 
+def holds(inequalities: Sequence[HalfSpace], point: Sequence[Fraction]) -> bool:
+    """Return whether all inequalities hold strictly at a point."""
+    if not inequalities:
+        return True
+    near = np.array([*map(float, point), 1.0])
+    rows = np.array([face.unit for face in inequalities])
+    # Where rounding cannot have decided, there is nothing to be decided exactly.
+    blur = _ROUNDING * len(near) * (np.abs(rows) @ np.abs(near))
+    doubtful = np.flatnonzero(rows @ near + blur >= 0).tolist()
+    return all(inequalities[number].holds(point) for number in doubtful)
+
+
+def excludes(
+    inequalities: Sequence[HalfSpace], weights: Sequence[float], box: Sequence[HalfSpace] = ()
+) -> bool:
+    """Return whether multipliers near `weights` prove that not all inequalities hold strictly.
+
+    In a box the weights will do: what they leave of y'A, its faces cancel. Else the multipliers
+    are solved for exactly; where y'A = 0 leaves some of them free, these are the weights.
+    """
+    if not inequalities:
+        return False
+    if box and _excludes_in_box(inequalities, weights, box):
+        return True
+    rows = [face.exact for face in inequalities]
+    columns = [list(column) for column in zip(*(row[:-1] for row in rows), strict=True)]
+    exact = _solve(columns, [Fraction(0)] * len(columns), [Fraction(w) for w in weights])
+    if exact is None or not any(exact) or any(y < 0 for y in exact):
+        return False
+    return _product(exact, [-row[-1] for row in rows]) <= 0
+
+
 def _least_squares(
     rows: Float[np.ndarray, "inequalities coordinates_and_one"],
 ) -> tuple[Float[np.ndarray, " inequalities"], tuple[Fraction, ...] | None]:
@@ -174,38 +206,6 @@ def _empty(
 
 def _support(weights: Float[np.ndarray, " inequalities"]) -> list[int]:
     return np.flatnonzero(weights > _SUPPORT * weights.max()).tolist()
-
-
-def holds(inequalities: Sequence[HalfSpace], point: Sequence[Fraction]) -> bool:
-    """Return whether all inequalities hold strictly at a point."""
-    if not inequalities:
-        return True
-    near = np.array([*map(float, point), 1.0])
-    rows = np.array([face.unit for face in inequalities])
-    # Where rounding cannot have decided, there is nothing to be decided exactly.
-    blur = _ROUNDING * len(near) * (np.abs(rows) @ np.abs(near))
-    doubtful = np.flatnonzero(rows @ near + blur >= 0).tolist()
-    return all(inequalities[number].holds(point) for number in doubtful)
-
-
-def excludes(
-    inequalities: Sequence[HalfSpace], weights: Sequence[float], box: Sequence[HalfSpace] = ()
-) -> bool:
-    """Return whether multipliers near `weights` prove that not all inequalities hold strictly.
-
-    In a box the weights will do: what they leave of y'A, its faces cancel. Else the multipliers
-    are solved for exactly; where y'A = 0 leaves some of them free, these are the weights.
-    """
-    if not inequalities:
-        return False
-    if box and _excludes_in_box(inequalities, weights, box):
-        return True
-    rows = [face.exact for face in inequalities]
-    columns = [list(column) for column in zip(*(row[:-1] for row in rows), strict=True)]
-    exact = _solve(columns, [Fraction(0)] * len(columns), [Fraction(w) for w in weights])
-    if exact is None or not any(exact) or any(y < 0 for y in exact):
-        return False
-    return _product(exact, [-row[-1] for row in rows]) <= 0
 
 
 def _excludes_in_box(
