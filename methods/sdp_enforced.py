@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lipbench.lipschitz.semidefinite.chain import Layers, Multipliers, Weights
+from lipbench.lipschitz.semidefinite.dense_layers import Layers, Multipliers, Weights
 from lipbench.lipschitz.semidefinite.inequality import Inequality, rescaled
 from lipbench.method import Claim, Scalars, Strength
 from lipbench.method_families.admm import Alternating, FixedMultipliers

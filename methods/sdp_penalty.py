@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lipbench.lipschitz.semidefinite.chain import Layers, Multipliers, Weights
+from lipbench.lipschitz.semidefinite.dense_layers import Layers, Multipliers, Weights
 from lipbench.lipschitz.semidefinite.inequality import Inequality
 from lipbench.method import Scalars, Strength
 from lipbench.method_families.admm import Alternating, FixedMultipliers

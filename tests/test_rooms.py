@@ -56,7 +56,8 @@ ROOMS = {
     ),
     "lipschitz.semidefinite": Room(
         "networks lipschitz.relaxations lipschitz.operator_norms",
-        "lipsdp certify interior_point layer_by_layer singular_factors chain inequality conic",
+        "lipsdp certify interior_point layer_by_layer singular_factors dense_layers inequality "
+        "conic",
     ),
     "lipschitz.exact": Room(
         "networks layers lipschitz.relaxations lipschitz.lower_bounds lipschitz.semidefinite",

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lipbench.lipschitz.semidefinite import conic
-from lipbench.lipschitz.semidefinite.chain import Layers, Multipliers, Weights
+from lipbench.lipschitz.semidefinite.dense_layers import Layers, Multipliers, Weights
 from lipbench.lipschitz.semidefinite.inequality import Inequality
 from lipbench.method import Method, Params, Scalars, State, Summary
 from lipbench.method_families.penalty import parameter_penalty

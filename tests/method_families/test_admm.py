@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lipbench.lipschitz.semidefinite import conic
-from lipbench.lipschitz.semidefinite.chain import Layers
+from lipbench.lipschitz.semidefinite.dense_layers import Layers
 from lipbench.method import Summary
 from lipbench.networks.network import as_network
 

@@ -28,7 +28,7 @@ _TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proposal:
+class Solution:
     """What a solver says about a program."""
 
     duals: Float[Tensor, " rows"]
@@ -37,7 +37,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Program:
+class LinearProgram:
     """The largest c·w + constant, where rows·w = right or rows·w ≤ right, in a box."""
 
     objective: Float[Tensor, " variables"]
@@ -81,7 +81,7 @@ class Program:
         bound = float(products.sum()) + self.constant + error * (1 + 4 * terms * UNIT)
         return bound if math.isfinite(bound) else math.inf
 
-    def propose(self) -> Proposal | None:
+    def propose(self) -> Solution | None:
         """Return a solver's multipliers, or those that refute all points; None if it has none."""
         solution = _solved(
             self.objective,
@@ -94,9 +94,9 @@ class Program:
         if solution.status != 0:
             return None
         duals = torch.from_numpy(-np.append(solution.eqlin.marginals, solution.ineqlin.marginals))
-        return Proposal(duals=duals, point=torch.from_numpy(solution.x))
+        return Solution(duals=duals, point=torch.from_numpy(solution.x))
 
-    def _refutation(self) -> Proposal | None:
+    def _refutation(self) -> Solution | None:
         """Return multipliers with which the bound falls below 0, as no point satisfies all rows.
 
         With those of the least violation, y·b is negative by more than the box can make up for;
@@ -121,7 +121,7 @@ class Program:
         if not margin < 0:
             return None
         factor = 2 * max(self.bound(torch.zeros_like(duals)), 0.0) / -margin
-        return Proposal(duals=duals * factor, point=None)
+        return Solution(duals=duals * factor, point=None)
 
 
 def _solved(

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lipbench.lipschitz.exact.gates import Gates, columns, joined, transposed
-from lipbench.lipschitz.exact.linear_programs import Program
+from lipbench.lipschitz.exact.linear_programs import LinearProgram
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.decisions import Decision
 from lipbench.lipschitz.relaxations.intervals import Interval
@@ -49,14 +49,14 @@ class MixedIntegerProgram:
         }
         self._width = ends[-1]
 
-    def relaxation(self) -> Program:
+    def relaxation(self) -> LinearProgram:
         """Return the linear relaxation: no point that the decisions allow has a larger sum."""
         slopes, offsets = self._chords
         objective = torch.zeros(self._width, dtype=torch.float64)
         objective[self._variables["entry"]] = slopes
         below, right = self._inequalities()
         passage = self.bounds.passage
-        return Program(
+        return LinearProgram(
             objective=objective,
             constant=float(offsets.sum()) * (1 + 1e-12 * len(offsets)),
             equal=self._equations(),

@@ -13,7 +13,7 @@ from torch.func import grad_and_value
 
 from lipbench.lipschitz.lower_bounds.pairs import Function, Pairs, climb, squared_quotients
 
-Rule = Literal["nesterov", "adam"]
+MomentumRule = Literal["nesterov", "adam"]
 Memory = dict[str, Tensor]
 """One row for each pair: averages for both of its ends, and for Adam how many steps are in them."""
 
@@ -24,7 +24,7 @@ _LONGEST = 1.0
 """Pixels to which the accept test may lengthen a step of Adam."""
 
 
-def nothing(rule: Rule, pairs: Pairs) -> Memory:
+def nothing(rule: MomentumRule, pairs: Pairs) -> Memory:
     """Return the memory of pairs that have taken no step."""
     ends = torch.zeros_like(torch.stack([pairs.total, pairs.difference], dim=1))
     if rule == "nesterov":
@@ -37,7 +37,7 @@ def ascend_with_memory(
     pairs: Pairs,
     memory: Memory,
     *,
-    rule: Rule,
+    rule: MomentumRule,
     decay: float | Float[Tensor, ""],
     accept: bool,
     factor: float | Float[Tensor, ""] = 1.3,
@@ -91,7 +91,7 @@ def ascend_with_memory(
 
 
 def _directed(
-    rule: Rule, slope: Tensor, memory: Memory, decay: float | Float[Tensor, ""]
+    rule: MomentumRule, slope: Tensor, memory: Memory, decay: float | Float[Tensor, ""]
 ) -> tuple[Tensor, Memory]:
     if rule == "nesterov":
         mean = decay * memory["mean"] + slope

@@ -17,7 +17,7 @@ from lipbench.lipschitz.relaxations.loop_transformation import (
     SlopeBounds,
     loop_transformation,
 )
-from lipbench.lipschitz.relaxations.neuron_blocks import Block, NeuronBlocks
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlock, NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.refused import Refused
 from lipbench.threat import Box
@@ -85,7 +85,7 @@ def slopes(network: NeuronBlocks, domain: Box | None) -> SlopeBounds:
 
 
 def between(
-    block: Block, reads: Interval
+    block: NeuronBlock, reads: Interval
 ) -> tuple[tuple[Float[Tensor, " neurons"], Float[Tensor, " neurons"]], Interval]:
     """Return the least and largest slopes of neurons that read numbers in an interval, and values.
 
@@ -153,7 +153,7 @@ def combined(
 
 
 def local_slopes(
-    block: Block, reads: Interval
+    block: NeuronBlock, reads: Interval
 ) -> tuple[Float[Tensor, "neurons columns"], Float[Tensor, "neurons columns"]]:
     """Return the least and largest slopes of neurons that read numbers in an interval."""
     lo, hi = reads
@@ -172,7 +172,7 @@ def local_slopes(
     return torch.where(low > least, low, least), torch.where(high < most, high, most)
 
 
-def values_between(block: Block, reads: Interval) -> Interval:
+def values_between(block: NeuronBlock, reads: Interval) -> Interval:
     """Return the values of neurons that read numbers in an interval."""
     lo, hi = reads.lo.T, reads.hi.T
     steep = torch.maximum(block.lo.abs(), block.hi.abs())

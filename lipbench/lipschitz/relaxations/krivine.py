@@ -30,7 +30,7 @@ from scipy.sparse import csc_array
 from lipbench.lipschitz.relaxations.polynomials import Polynomial
 from lipbench.lipschitz.relaxations.rounding import UNIT
 
-Weights = Float[np.ndarray, " _"]
+ProductWeights = Float[np.ndarray, " _"]
 Numbers = Int[np.ndarray, " _"]
 
 
@@ -111,7 +111,7 @@ class Products:
         shape = len(distinct), len(cliques) * 2**degree
         return cls(csc_array((data, indices.reshape(-1), ends), shape=shape), rows[: len(paths)])
 
-    def propose(self, polynomial: Polynomial) -> tuple[Numbers, Weights]:
+    def propose(self, polynomial: Polynomial) -> tuple[Numbers, ProductWeights]:
         """Return the products that prove the best bound, and their weights; none if that fails."""
         known, weights = self._known(polynomial), np.zeros(0)
         if np.isfinite(known).all():
@@ -124,7 +124,7 @@ class Products:
         numbers = np.flatnonzero(weights)
         return numbers, weights[numbers]
 
-    def bound(self, polynomial: Polynomial, numbers: Numbers, weights: Weights) -> float:
+    def bound(self, polynomial: Polynomial, numbers: Numbers, weights: ProductWeights) -> float:
         """Return the bound that weights of some products prove, infinity if they are no weights."""
         is_product = (numbers >= 0) & (numbers < self.matrix.shape[1])
         if not (is_product.all() and (weights >= 0).all() and np.isfinite(weights).all()):
@@ -137,7 +137,7 @@ class Products:
         rounding = (len(numbers) + 2) * UNIT * sizes
         return _total([*left.tolist(), *rounding.tolist(), *_spread(polynomial)])
 
-    def _known(self, polynomial: Polynomial) -> Weights:
+    def _known(self, polynomial: Polynomial) -> ProductWeights:
         known = np.zeros(self.matrix.shape[0])
         known[self.rows] = polynomial.values.flatten().numpy()
         return known

@@ -92,7 +92,7 @@ class Relaxation:
             start: Where its numbers lie, numbers × cases.
         """
         self._known = [start]
-        self._blocks: list[_Block] = []
+        self._blocks: list[_RelaxedBlock] = []
 
     def reads(self, affine: Affine, bent: Bool[Tensor, "rows _"] | None = None) -> Interval:
         """Return bounds of affine numbers, rows × cases: those of intervals and those of lines.
@@ -110,7 +110,7 @@ class Relaxation:
         rows = wanted.any(dim=1).nonzero().squeeze(1)
         if not self._blocks or not len(rows):
             return interval
-        block = _Block(affine, self._known, interval)
+        block = _RelaxedBlock(affine, self._known, interval)
         lo, hi = interval.lo.clone(), interval.hi.clone()
         # No case gains from what others want: its own values do not depend on them.
         lo[rows] = _larger(lo[rows], -self._most_of(block, rows, -1.0), wanted[rows])
@@ -126,7 +126,7 @@ class Relaxation:
             lines: Lines around the block's numbers where they read that.
             values: Where these lie.
         """
-        self._blocks.append(_Block(affine, self._known, reads, lines))
+        self._blocks.append(_RelaxedBlock(affine, self._known, reads, lines))
         self._known.append(values)
 
     def total(self) -> Float[Tensor, " cases"]:
@@ -135,7 +135,7 @@ class Relaxation:
         weights = torch.ones(last.cases, 1, last.size, dtype=torch.float64)
         return self._back({len(self._blocks): weights}, _Bound.zero(weights)).squeeze(1)
 
-    def _most_of(self, block: "_Block", rows: Int[Tensor, " rows"], sign: float) -> Tensor:
+    def _most_of(self, block: "_RelaxedBlock", rows: Int[Tensor, " rows"], sign: float) -> Tensor:
         """Return upper bounds of numbers, or of their negatives, rows × cases."""
         widest = max(block.size, *(len(known.lo) for known in self._known))
         bounds = []
@@ -188,7 +188,7 @@ class _Bound(NamedTuple):
         return (total + UNIT * total.abs()).squeeze(2)
 
 
-class _Block:
+class _RelaxedBlock:
     """A block, and what back-propagation through it takes."""
 
     def __init__(

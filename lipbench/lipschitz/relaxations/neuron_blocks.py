@@ -50,7 +50,7 @@ LARGEST = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class NeuronBlock:
     """Neurons s(z) that read affine numbers z, each for itself."""
 
     name: str
@@ -74,7 +74,7 @@ class NeuronBlocks:
     """A function of vectors: blocks of neurons, and an output that is affine in all of them."""
 
     inputs: int
-    blocks: tuple[Block, ...]
+    blocks: tuple[NeuronBlock, ...]
     output: Affine
     flags: tuple[str, ...] = ()
     """What was tested and not proved, for the values that rest on it."""
@@ -171,7 +171,7 @@ class _Builder:
 
     def __init__(self, largest: int, kind: type[Matrix]) -> None:
         self.kind = kind
-        self.blocks: list[Block] = []
+        self.blocks: list[NeuronBlock] = []
         self.largest = largest
         self.entries = 0
 
@@ -207,7 +207,7 @@ class _Builder:
         self.reserve(len(reads) ** 2, name)
         lo, hi = slopes
         self.blocks.append(
-            Block(
+            NeuronBlock(
                 name=name,
                 reads=reads,
                 function=function,

@@ -28,7 +28,7 @@ from lipbench.lipschitz.relaxations.krivine import (
     Family,
     Numbers,
     Products,
-    Weights,
+    ProductWeights,
     families,
     plain_bound,
 )
@@ -141,7 +141,7 @@ class _Certificate:
     family: Family | None
     """None where there are no products."""
     numbers: Numbers
-    weights: Weights
+    weights: ProductWeights
 
 
 class _Problem:
@@ -274,13 +274,13 @@ def _search(side: Sequence[_Sum], plan: Sequence[Family]) -> list[_Certificate]:
 
 
 def _certificate(
-    total: _Sum, family: Family | None, numbers: Numbers, weights: Weights
+    total: _Sum, family: Family | None, numbers: Numbers, weights: ProductWeights
 ) -> _Certificate:
     bound = _proved(total, family, numbers, weights)
     return _Certificate(bound=bound, family=family, numbers=numbers, weights=weights)
 
 
-def _proved(total: _Sum, family: Family | None, numbers: Numbers, weights: Weights) -> float:
+def _proved(total: _Sum, family: Family | None, numbers: Numbers, weights: ProductWeights) -> float:
     """Return the bound that weights of products prove, or that of intervals if it is less."""
     if family is None:
         return _least(total.interval, plain_bound(total.polynomial))
@@ -314,7 +314,7 @@ def _packed(certificates: Sequence[_Certificate]) -> dict[str, Tensor]:
 
 def _unpacked(
     proof: Mapping[str, Tensor], count: int
-) -> Iterator[tuple[Family | None, Numbers, Weights]] | None:
+) -> Iterator[tuple[Family | None, Numbers, ProductWeights]] | None:
     """Return family, products and weights of each certificate, or None if they do not fit."""
     products, weights, families = (proof[name] for name in ("products", "weights", "families"))
     lengths = proof["lengths"].tolist()

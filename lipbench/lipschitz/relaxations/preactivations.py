@@ -19,7 +19,7 @@ from torch import Tensor
 from lipbench.lipschitz.relaxations.intervals import Interval, between
 from lipbench.lipschitz.relaxations.linear_relaxation import Line, Lines, Relaxation, above, below
 from lipbench.lipschitz.relaxations.loop_transformation import SlopeBounds
-from lipbench.lipschitz.relaxations.neuron_blocks import Block, NeuronBlocks
+from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlock, NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.refused import Refused
 from lipbench.threat import Box
@@ -105,7 +105,7 @@ def on_subdomains(
     return Subdomains(reads=tuple(reads), slopes=tuple(slopes), possible=~empty)
 
 
-def _between(block: Block, reads: Interval) -> tuple[Interval, Interval]:
+def _between(block: NeuronBlock, reads: Interval) -> tuple[Interval, Interval]:
     """Return slopes and values of neurons, subdomain by subdomain."""
     columns = [
         between(block, Interval(lo, hi))
@@ -116,7 +116,7 @@ def _between(block: Block, reads: Interval) -> tuple[Interval, Interval]:
     return Interval(least, most), Interval(lo, hi)
 
 
-def _decided(block: Block, local: Interval, sides: Tensor) -> Interval:
+def _decided(block: NeuronBlock, local: Interval, sides: Tensor) -> Interval:
     if block.sides is None:
         return Interval(*(end.expand_as(sides) for end in local))
     left, right = (side.unsqueeze(1) for side in block.sides)
@@ -124,7 +124,7 @@ def _decided(block: Block, local: Interval, sides: Tensor) -> Interval:
     return Interval(lo, hi)
 
 
-def _lines(block: Block, reads: Interval, local: Interval) -> Lines:
+def _lines(block: NeuronBlock, reads: Interval, local: Interval) -> Lines:
     """Return lines around the values of neurons."""
     if block.sides is not None:
         left, right = (side.unsqueeze(1) for side in block.sides)

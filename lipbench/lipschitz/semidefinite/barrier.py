@@ -34,7 +34,7 @@ class WeightBlock(NamedTuple):
     right: Float[Tensor, " in"]
 
 
-class Point(NamedTuple):
+class BarrierPoint(NamedTuple):
     """Weights in a row, and q."""
 
     weights: Float[Tensor, " weights"]
@@ -43,7 +43,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
+class BarrierProgram:
     """Minimise ½‖w - v‖² + price·q subject to N(w, q) ≥ 0, by Newton's method on a barrier.
 
     Newton's equations are solved by conjugate gradients: a product with the second derivatives
@@ -61,11 +61,14 @@ class Program:
     price: float | None
     """None keeps q at 1."""
 
-    def solve(self, tolerance: float) -> Point:
+    def solve(self, tolerance: float) -> BarrierPoint:
         """Return a point inside, with an objective close to the least."""
-        if self.price is None and self.barrier(target := Point(self.target, 1.0), 0.0) < math.inf:
+        if (
+            self.price is None
+            and self.barrier(target := BarrierPoint(self.target, 1.0), 0.0) < math.inf
+        ):
             return target
-        point = Point(torch.zeros_like(self.target), 1.0)
+        point = BarrierPoint(torch.zeros_like(self.target), 1.0)
         first = self.objective(point)
         t = self.size / first
         while True:
@@ -74,7 +77,7 @@ class Program:
                 return point
             t *= _GROWTH
 
-    def centred(self, point: Point, t: float) -> Point:
+    def centred(self, point: BarrierPoint, t: float) -> BarrierPoint:
         """Return a point close to the minimum of t·objective - log det N."""
         for _ in range(_HALVINGS):
             step, slope = self.newton(point, t)
@@ -82,7 +85,7 @@ class Program:
             if -slope < _CENTRED**2:
                 break
             for _ in range(_HALVINGS):
-                moved = Point(
+                moved = BarrierPoint(
                     point.weights + length * step[: len(self.target)],
                     point.square + (length * float(step[-1]) if self.price else 0.0),
                 )
@@ -94,7 +97,7 @@ class Program:
             point = moved
         return point
 
-    def newton(self, point: Point, t: float) -> tuple[Tensor, float]:
+    def newton(self, point: BarrierPoint, t: float) -> tuple[Tensor, float]:
         """Return an approximate Newton step, and the barrier's slope along it."""
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.matrix(point)))
         gradient = -self.pulled(inverse)
@@ -111,18 +114,18 @@ class Program:
         step = -_conjugate(curved, self.preconditioner(inverse, t), gradient)
         return step, float(gradient @ step)
 
-    def objective(self, point: Point) -> float:
+    def objective(self, point: BarrierPoint) -> float:
         """Return the objective ½‖w - v‖² + price·q."""
         distance = 0.5 * float((point.weights - self.target).square().sum())
         return distance + (self.price or 0.0) * point.square
 
-    def matrix(self, point: Point) -> Float[Tensor, "size size"]:
+    def matrix(self, point: BarrierPoint) -> Float[Tensor, "size size"]:
         """Return N."""
         diagonal = point.weights.new_ones(self.size)
         diagonal[: self.inputs] = point.square
         return self.spread(point.weights) + diagonal.diag()
 
-    def barrier(self, point: Point, t: float) -> float:
+    def barrier(self, point: BarrierPoint, t: float) -> float:
         """Return t·objective - log det N, infinite outside."""
         if not point.square > 0:
             return math.inf

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipbench.lipschitz.semidefinite.chain import Weights, reduced
+from lipbench.lipschitz.semidefinite.dense_layers import Weights, reduced
 from lipbench.lipschitz.semidefinite.inequality import Inequality
 
 

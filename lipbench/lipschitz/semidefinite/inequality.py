@@ -30,8 +30,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipbench.lipschitz.semidefinite.barrier import Program, WeightBlock
-from lipbench.lipschitz.semidefinite.chain import Multipliers, Weights, reduced
+from lipbench.lipschitz.semidefinite.barrier import BarrierProgram, WeightBlock
+from lipbench.lipschitz.semidefinite.dense_layers import Multipliers, Weights, reduced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,11 @@ class Inequality:
         weights = [vector.view_as(core) for vector, core in zip(vectors, cores, strict=True)]
         return restore(weights), square * point.square
 
-    def _program(self, targets: Sequence[Tensor], square: float, price: float | None) -> Program:
+    def _program(
+        self, targets: Sequence[Tensor], square: float, price: float | None
+    ) -> BarrierProgram:
         blocks, size = _weight_blocks(self, targets, square)
-        return Program(
+        return BarrierProgram(
             target=torch.cat([target.flatten() for target in targets]),
             shapes=tuple((target.shape[0], target.shape[1]) for target in targets),
             blocks=blocks,

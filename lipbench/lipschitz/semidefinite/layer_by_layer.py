@@ -80,7 +80,7 @@ class Stage(NamedTuple):
         return _compressed(self.after @ torch.cat([linear, free], dim=1))
 
 
-Choice = Callable[[Stage], Float[Tensor, " neurons"]]
+MultiplierChoice = Callable[[Stage], Float[Tensor, " neurons"]]
 """How to choose the ν of a layer."""
 
 
@@ -109,14 +109,16 @@ def eclipse_bound(
         kept, loops = loops.is_read, loops.bent
     if not loops.neurons:
         return certified(network, domain, loops, torch.empty(0, dtype=torch.float64), 0.0)
-    best: Choice = partial(solve, tolerance=tolerance, iterations=iterations)
-    early: Choice = partial(solve, tolerance=max(tolerance, _EARLY), iterations=iterations)
+    best: MultiplierChoice = partial(solve, tolerance=tolerance, iterations=iterations)
+    early: MultiplierChoice = partial(
+        solve, tolerance=max(tolerance, _EARLY), iterations=iterations
+    )
     last = len(chain.slopes) - 1
-    choices: list[list[Choice]] = [[closed] * (last + 1), [best] * (last + 1)]
+    choices: list[list[MultiplierChoice]] = [[closed] * (last + 1), [best] * (last + 1)]
     if last:
         choices.append([early] * last + [best])
     proposals = sorted(
-        (staged(chain, choice) for choice in choices), key=lambda proposal: proposal[1]
+        (solve_stages(chain, choice) for choice in choices), key=lambda proposal: proposal[1]
     )
     bounds: list[Lipschitz] = []
     for multipliers, square in proposals:
@@ -126,7 +128,9 @@ def eclipse_bound(
     return min(bounds, key=lambda value: value.value)
 
 
-def staged(chain: Chain, choices: Sequence[Choice]) -> tuple[Float[Tensor, " neurons"], float]:
+def solve_stages(
+    chain: Chain, choices: Sequence[MultiplierChoice]
+) -> tuple[Float[Tensor, " neurons"], float]:
     """Return multipliers, in the order of `certify`, and the square of the bound.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipbench.lipschitz.exact.linear_programs import Program
+from lipbench.lipschitz.exact.linear_programs import LinearProgram
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.intervals import Interval
 
@@ -24,7 +24,7 @@ def random_program(seed, variables=6, equations=2, inequalities=4):
     def random(*shape):
         return torch.randn(shape, generator=rng, dtype=torch.float64)
 
-    return Program(
+    return LinearProgram(
         objective=random(variables),
         constant=0.5,
         equal=Matrix.exact(random(equations, variables)),
@@ -55,7 +55,7 @@ def test_any_multipliers_bound_the_optimum_and_the_solvers_meet_it(seed):
 def test_a_bound_by_hand():
     """Of 2x + y with x + y ≤ 1 in the unit square: 2 by the multiplier 1, 3 by none."""
     unit = Interval(column([0, 0]), column([1, 1]))
-    program = Program(
+    program = LinearProgram(
         objective=torch.tensor([2.0, 1.0]).double(),
         constant=0.0,
         equal=Matrix.exact(torch.zeros(0, 2).double()),
@@ -71,7 +71,7 @@ def test_a_bound_by_hand():
 
 def test_rounding_of_rows_is_paid_for():
     """x = y up to a relative 0.1, in the unit square: x - y may be 0.1."""
-    program = Program(
+    program = LinearProgram(
         objective=torch.tensor([1.0, -1.0]).double(),
         constant=0.0,
         equal=Matrix(values=torch.tensor([[1.0, -1.0]]).double(), radius=column([[0.1, 0]]).T),
@@ -86,7 +86,7 @@ def test_rounding_of_rows_is_paid_for():
 def test_sums_are_rounded_upwards():
     """A hundred tenths, of which none is one: their sum is more than float64 says."""
     count = 100
-    program = Program(
+    program = LinearProgram(
         objective=torch.full((count,), 0.1, dtype=torch.float64),
         constant=0.1,
         equal=Matrix.exact(torch.zeros(0, count).double()),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lipbench.lipschitz.semidefinite.barrier import Point, Program, WeightBlock
+from lipbench.lipschitz.semidefinite.barrier import BarrierPoint, BarrierProgram, WeightBlock
 
 
 def a_program(price=None):
@@ -19,7 +19,9 @@ def a_program(price=None):
     )
     target = 3 * torch.randn(12, generator=rng, dtype=torch.float64)
     shapes = ((3, 2), (2, 3))
-    return Program(target=target, shapes=shapes, blocks=blocks, size=10, inputs=2, price=price)
+    return BarrierProgram(
+        target=target, shapes=shapes, blocks=blocks, size=10, inputs=2, price=price
+    )
 
 
 @pytest.mark.parametrize("price", [None, 0.5])
@@ -35,7 +37,7 @@ def test_what_is_pulled_is_the_adjoint_of_what_is_spread(price):
 @pytest.mark.parametrize("price", [None, 0.5])
 def test_at_the_solution_the_barrier_is_flat(price):
     program = a_program(price)
-    start = Point(torch.zeros_like(program.target), 1.0)
+    start = BarrierPoint(torch.zeros_like(program.target), 1.0)
     t = program.size / program.objective(start)
     point = program.centred(start, t)
     _, slope = program.newton(point, t)
@@ -44,14 +46,15 @@ def test_at_the_solution_the_barrier_is_flat(price):
     for seed in range(5):
         rng = torch.Generator().manual_seed(seed)
         move = torch.randn(12, generator=rng, dtype=torch.float64)
-        away = Point(point.weights + 0.5 * move / move.norm(), point.square)
+        away = BarrierPoint(point.weights + 0.5 * move / move.norm(), point.square)
         assert program.barrier(away, t) > least
 
 
 def test_what_lies_inside_is_its_own_solution():
     program = a_program()
-    small = Program(**{**vars(program), "target": 0.1 * program.target})
+    small = BarrierProgram(**{**vars(program), "target": 0.1 * program.target})
     assert torch.equal(small.solve(1e-6).weights, small.target)
     solution = program.solve(1e-6)
     assert float(torch.linalg.eigvalsh(program.matrix(solution))[0]) > 0
-    assert float(torch.linalg.eigvalsh(program.matrix(Point(1.01 * solution.weights, 1.0)))[0]) < 0
+    outside = BarrierPoint(1.01 * solution.weights, 1.0)
+    assert float(torch.linalg.eigvalsh(program.matrix(outside))[0]) < 0

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lipbench.lipschitz.semidefinite import conic
-from lipbench.lipschitz.semidefinite.chain import Layers
+from lipbench.lipschitz.semidefinite.dense_layers import Layers
 from lipbench.lipschitz.semidefinite.inequality import Inequality, rescaled
 from lipbench.networks.network import as_network
 

@@ -17,7 +17,7 @@ from lipbench.lipschitz.relaxations.chain import Chain
 from lipbench.lipschitz.relaxations.loop_transformation import loop_transformation
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.semidefinite.certify import certify
-from lipbench.lipschitz.semidefinite.layer_by_layer import closed, solve, staged
+from lipbench.lipschitz.semidefinite.layer_by_layer import closed, solve, solve_stages
 from lipbench.lipschitz.soundness import crossings
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
@@ -40,7 +40,7 @@ def proposed(weights, activation, choice):
     """Return the multipliers of each layer as the paper has them, and the square."""
     blocks = as_neuron_blocks(as_network(chained(weights, activation), (weights[0].shape[1],)))
     chain = Chain.of(blocks, None)
-    multipliers, square = staged(chain, [choice] * len(chain.slopes))
+    multipliers, square = solve_stages(chain, [choice] * len(chain.slopes))
     half = torch.cat([(hi - lo) / 2 for lo, hi in chain.slopes])
     sizes = [len(lo) for lo, _ in chain.slopes]
     return (multipliers / (square * half.square())).split(sizes), square

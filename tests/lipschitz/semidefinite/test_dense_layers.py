@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lipbench.lipschitz.semidefinite.chain import Layers, reduced
+from lipbench.lipschitz.semidefinite.dense_layers import Layers, reduced
 from lipbench.networks.network import as_network
 from lipbench.refused import Refused
 

@@ -1,4 +1,4 @@
-"""The dense layers of a network, as the matrix inequality of LipSDP constrains them."""
+"""Dense chain for LipSDP training: the dense layers of a network, as its inequality takes them."""
 
 import math
 from collections.abc import Callable, Sequence
