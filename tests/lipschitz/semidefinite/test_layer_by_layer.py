@@ -8,8 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.bounds import bound, rechecked
-from support.chains import GELU, SLOPED, chained, eclipse, norm, random_weights, steepest
+from support.bounds import bound
+from support.chains import (
+    BY_HAND,
+    GELU,
+    SLOPED,
+    chain_bound,
+    chained,
+    eclipse,
+    l2_bound,
+    norm,
+    random_weights,
+    steepest,
+)
 from support.nets import by_hand, random_network
 from torch import nn
 
@@ -26,14 +37,8 @@ from lipbench.refused import Refused
 L2 = Norm(2.0)
 TIGHT = 1e-6  # the interior-point method stops a little above the optimum
 BEST = partial(solve, tolerance=1e-6, iterations=200)
-
-
-def computed(model, features, domain=None, name="eclipse", **options):
-    return rechecked(name, model, features, L2, domain, **options)
-
-
-def value(weights, activation=nn.ReLU, **options):
-    return computed(chained(weights, activation), weights[0].shape[1], **options).value
+computed = partial(l2_bound, name="eclipse")
+value = partial(chain_bound, name="eclipse")
 
 
 def proposed(weights, activation, choice):
@@ -48,20 +53,7 @@ def proposed(weights, activation, choice):
 
 @pytest.mark.parametrize(
     ("model", "features", "expected"),
-    by_hand(
-        {
-            "absolute value": 1,
-            "identity": 2,
-            "step": 1,
-            "zero": 1,
-            "hat": 2,
-            "maximum": 2,
-            "shifted": 2,
-            "sigmoid": 1,
-            "gelu": GELU,
-            "linear": 5,
-        }
-    ),
+    by_hand(BY_HAND),
 )
 def test_a_hand_computed_network(model, features, expected):
     upper = computed(model, features).value
@@ -194,10 +186,10 @@ def test_on_a_box_it_is_above_the_lower_bounds_and_lipsdp(seed, lo, width, activ
     model, box = random_network(seed, (3, 6, 5, 2), activation), (lo, lo + width)
     with suppress(Refused):  # the network may be constant on the box
         upper = computed(model, 3, box)
-        assert not crossings([computed(model, 3, box, "jacobian", points=8), upper])
-        assert computed(model, 3, box, "lipsdp_neuron").value <= upper.value * (1 + TIGHT)
+        assert not crossings([computed(model, 3, box, name="jacobian", points=8), upper])
+        assert computed(model, 3, box, name="lipsdp_neuron").value <= upper.value * (1 + TIGHT)
         if activation is not nn.GELU:
-            assert upper.value <= computed(model, 3, box, "eclipse_fast").value * (1 + 1e-8)
+            assert upper.value <= computed(model, 3, box, name="eclipse_fast").value * (1 + 1e-8)
 
 
 def test_neurons_that_are_linear_on_a_box_cost_nothing():

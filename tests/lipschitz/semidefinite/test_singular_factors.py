@@ -2,13 +2,24 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.bounds import bound, rechecked
-from support.chains import SLOPED, chained, corners, norm, random_weights, seqlip, steepest
+from support.bounds import bound
+from support.chains import (
+    BY_HAND,
+    SLOPED,
+    chain_bound,
+    corners,
+    l2_bound,
+    norm,
+    random_weights,
+    seqlip,
+    steepest,
+)
 from support.nets import by_hand, random_network
 from torch import nn
 
@@ -22,32 +33,13 @@ from lipbench.refused import Refused
 L2 = Norm(2.0)
 CLOSE = 1e-9  # the search ends within half of that, and rounding is less
 MANY = 10**6
-
-
-def computed(model, features, domain=None, name="seqlip", **options):
-    return rechecked(name, model, features, L2, domain, **options)
-
-
-def value(weights, activation=nn.ReLU, **options):
-    return computed(chained(weights, activation), weights[0].shape[1], **options).value
+computed = partial(l2_bound, name="seqlip")
+value = partial(chain_bound, name="seqlip")
 
 
 @pytest.mark.parametrize(
     ("model", "features", "expected"),
-    by_hand(
-        {
-            "absolute value": 1,
-            "identity": 2,
-            "step": 1,
-            "zero": 1,
-            "hat": 2,
-            "maximum": 2,
-            "shifted": 2,
-            "sigmoid": 1,
-            "gelu": 1.1289041451847,
-            "linear": 5,
-        }
-    ),
+    by_hand(BY_HAND),
 )
 def test_a_hand_computed_network(model, features, expected):
     assert computed(model, features).value == pytest.approx(expected, rel=2 * CLOSE)
@@ -187,7 +179,7 @@ def test_the_scale_of_weights_changes_nothing_else(scale):
 def test_on_a_box_it_is_above_the_lower_bounds_and_below_all_of_space(seed, lo, width):
     model, box = random_network(seed, (3, 6, 5, 2), nn.ReLU), (lo, lo + width)
     upper = computed(model, 3, box)
-    lower = computed(model, 3, box, "jacobian", points=8)
+    lower = computed(model, 3, box, name="jacobian", points=8)
     assert not crossings([lower, upper])
     assert upper.value <= computed(model, 3).value * (1 + CLOSE)
 
