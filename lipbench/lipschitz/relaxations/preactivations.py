@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lipbench.lipschitz.relaxations.intervals import Interval, between
 from lipbench.lipschitz.relaxations.linear_relaxation import Line, Lines, Relaxation, above, below
-from lipbench.lipschitz.relaxations.loop_transformation import SlopeBounds
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlock, NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.refused import Refused
@@ -38,20 +37,6 @@ class Subdomains:
     """The least and the largest slope of each block's neurons, neurons × subdomains."""
     possible: Bool[Tensor, " subdomains"]
     """Subdomains that may hold points: the others are empty."""
-
-
-def closer_slopes(network: NeuronBlocks, domain: Box | None) -> SlopeBounds:
-    """Return the least and the largest slope of each neuron between inputs in a domain.
-
-    They hold as those of `intervals.slopes` do, and lie between them.
-
-    Raises:
-        Refused: If slopes are not bounded.
-    """
-    whole = torch.zeros(sum(map(len, network.blocks)), 1, dtype=torch.int64)
-    return [
-        (lo.squeeze(1), hi.squeeze(1)) for lo, hi in on_subdomains(network, domain, whole).slopes
-    ]
 
 
 def on_subdomains(

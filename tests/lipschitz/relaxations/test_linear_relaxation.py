@@ -9,23 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.architectures import CASES
 from support.nets import MAXIMUM, dense, random_network
+from support.slopes import crown_slopes, undecided
 from torch import nn
 
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
 from lipbench.lipschitz.relaxations.intervals import Interval, slopes
 from lipbench.lipschitz.relaxations.linear_relaxation import Line, Lines, Relaxation, above, below
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
-from lipbench.lipschitz.relaxations.preactivations import closer_slopes, on_subdomains
+from lipbench.lipschitz.relaxations.preactivations import on_subdomains
 from lipbench.networks.network import as_network
 from lipbench.refused import Refused
 
 
 def column(*numbers):
     return torch.tensor(numbers, dtype=torch.float64).unsqueeze(1)
-
-
-def whole(network):
-    return torch.zeros(sum(map(len, network.blocks)), 1, dtype=torch.int64)
 
 
 def sampled(network, box, count=40):
@@ -123,7 +120,7 @@ def literal(model, box):
 def test_what_neurons_read_is_the_recursion_of_the_paper(seed, box):
     model = random_network(seed, (3, 6, 5, 4, 2), nn.ReLU).double()
     network = as_neuron_blocks(as_network(model, (3,)))
-    reads = on_subdomains(network, box, whole(network)).reads
+    reads = on_subdomains(network, box, undecided(network)).reads
     for ends, expected in zip(reads, literal(model, box), strict=True):
         torch.testing.assert_close(torch.cat(ends, dim=1), expected, rtol=0, atol=1e-12)
 
@@ -142,14 +139,14 @@ ACTIVATIONS = [nn.ReLU, nn.LeakyReLU, lambda: nn.LeakyReLU(-2.0), nn.Tanh, nn.GE
 def test_neurons_read_what_lies_between_the_ends(seed, widths, activation, lo, width):
     box = (lo, lo + width)
     network = as_neuron_blocks(as_network(random_network(seed, widths, activation), (widths[0],)))
-    known = on_subdomains(network, box, whole(network))
+    known = on_subdomains(network, box, undecided(network))
     wide = slopes(network, box)
     for ends, values in zip(
         known.reads, pre_activations(network, sampled(network, box)), strict=True
     ):
         assert (values + 1e-12 >= ends.lo.T).all()
         assert (values <= ends.hi.T + 1e-12).all()
-    for (least, most), (lower, upper) in zip(closer_slopes(network, box), wide, strict=True):
+    for (least, most), (lower, upper) in zip(crown_slopes(network, box), wide, strict=True):
         assert (lower <= least).all()
         assert (most <= upper).all()
 
@@ -159,7 +156,7 @@ def test_any_architecture_is_followed(case):
     model, shape = CASES[case]()
     network = as_neuron_blocks(as_network(model, shape))
     for box in ((-0.5, 0.5), (0.2, 0.25)):
-        known = on_subdomains(network, box, whole(network))
+        known = on_subdomains(network, box, undecided(network))
         values = pre_activations(network, sampled(network, box))
         for ends, numbers in zip(known.reads, values, strict=True):
             assert (numbers + 1e-12 >= ends.lo.T).all()
@@ -204,7 +201,7 @@ def test_a_subdomain_does_not_depend_on_others(subdomains):
 
 def test_a_subdomain_lies_in_the_whole(subdomains):
     network, box, sides = subdomains
-    whole_ = on_subdomains(network, box, whole(network)).reads
+    whole_ = on_subdomains(network, box, undecided(network)).reads
     beyond = {}
     for known in ((), whole_):
         reads = on_subdomains(network, box, sides, known).reads
@@ -227,7 +224,7 @@ def test_lines_know_what_intervals_forget():
     model = dense(absolute, ([[1, 1]], [-1.5]), ([[1]], [0]))
     network = as_neuron_blocks(as_network(model, (1,)))
     assert [end.tolist() for end in slopes(network, (-1.0, 1.0))[1]] == [[0], [1]]
-    assert [end.tolist() for end in closer_slopes(network, (-1.0, 1.0))[1]] == [[0], [0]]
+    assert [end.tolist() for end in crown_slopes(network, (-1.0, 1.0))[1]] == [[0], [0]]
 
 
 def exactly(affine, values):
@@ -293,4 +290,4 @@ def test_slopes_that_are_not_bounded_are_refused():
         as_network(nn.Sequential(nn.Linear(2, 2), nn.CELU(-1.0), nn.Linear(2, 1)), (2,))
     )
     with pytest.raises(Refused, match="step '1' has slopes that are not bounded"):
-        closer_slopes(network, (0.0, 1.0))
+        crown_slopes(network, (0.0, 1.0))
