@@ -17,6 +17,7 @@ from lipbench.bound import Bound
 from lipbench.layers.explanations import ConvResidual, Residual
 from lipbench.layers.sandwich import SandwichLayer
 from lipbench.lipschitz.exact.region_search import _has_scales
+from lipbench.lipschitz.lower_bounds.slope_ascent import climb
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
@@ -85,6 +86,11 @@ def test_there_is_an_example_of_every_kind():
     assert kinds() == set(EXAMPLES)
 
 
+def climbed(network, inputs):
+    """Return the slopes at inputs and one step further, whichever is larger."""
+    return climb(network, inputs, inputs, Norm(2), domain=None, steps=1, spread=1.0)[0]
+
+
 @pytest.mark.parametrize("kind", sorted(EXAMPLES, key=lambda kind: kind.__name__))
 def test_every_kind_has_a_rule_everywhere(kind):
     network = an_example(kind)
@@ -96,6 +102,7 @@ def test_every_kind_has_a_rule_everywhere(kind):
     assert neurons(network) >= 0
     assert NO_RULE not in (refusal(network, 10**9) or "")
     assert _has_scales(network) in (True, False)
+    assert bool((climbed(network, inputs) >= 0).all())
 
 
 @pytest.mark.parametrize("kind", sorted(set(EXAMPLES) - NOT_READ, key=lambda k: k.__name__))
@@ -178,6 +185,7 @@ POINTS = torch.ones(1, 2, dtype=torch.float64)
         (neurons, "relaxations.neuron_blocks"),
         (widths, "relaxations.neuron_blocks"),
         (_has_scales, "exact.region_search"),
+        (lambda network: climbed(network, POINTS), "lower_bounds.slope_ascent"),
     ],
 )
 def test_a_strangers_step_is_refused_with_its_kind_and_the_room(asked, room):

@@ -22,7 +22,24 @@ from torch import Tensor
 from lipbench.layers.elementwise import Elementwise
 from lipbench.lipschitz.lower_bounds.jacobian_products import split
 from lipbench.networks.network import Network
-from lipbench.networks.steps import Contraction, ConvContraction, GroupSort, Sandwich, Slope, Step
+from lipbench.networks.steps import (
+    AveragePool,
+    Concatenation,
+    Contraction,
+    ConvContraction,
+    Copy,
+    GroupSort,
+    Linear,
+    MaxPool,
+    Rearrange,
+    Sandwich,
+    Scale,
+    Slope,
+    Softmax,
+    Step,
+    Sum,
+    refuse_kind,
+)
 from lipbench.norm import Norm, steepest, support
 from lipbench.threat import Box
 
@@ -57,6 +74,9 @@ def climb(
         domain: What holds the points.
         steps: How many steps each climb has, of which the later ones are shorter.
         spread: How far inputs are apart, in l2; the first step is a good part of it.
+
+    Raises:
+        Refused: If a step is of a kind that has no rule.
     """
     batches = zip(split(network, points), split(network, directions), strict=True)
     climbs = [_climbed(network, *batch, norm, domain, steps, spread) for batch in batches]
@@ -104,7 +124,11 @@ def _between(ends: tuple[float, float], share: float) -> float:
 
 
 def _bent(network: Network, reach: float) -> Network:
-    """Return a network with the same values and slopes, whose slopes have a gradient."""
+    """Return a network with the same values and slopes, whose slopes have a gradient.
+
+    Raises:
+        Refused: If a step is of a kind that has no rule.
+    """
 
     def bend(function: Elementwise) -> Elementwise:
         return lambda inputs: _Bent.apply(inputs, function, reach)
@@ -115,9 +139,18 @@ def _bent(network: Network, reach: float) -> Network:
         if isinstance(step, GroupSort):
             attributes = {field.name: getattr(step, field.name) for field in fields(step)}
             return _Sorted(**attributes, relu=bend(torch.relu))
-        return step
+        if isinstance(step, _UNCHANGED):
+            return step
+        refuse_kind(step, "has slopes whose gradient is not known", __name__)
 
     return replace(network, steps=tuple(map(bent, network.steps)))
+
+
+_UNCHANGED = (
+    *(Linear, AveragePool, Scale, Rearrange, Copy, Sum, Concatenation),
+    Softmax,  # which is smooth
+    MaxPool,  # whose kinks count as none
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
