@@ -72,7 +72,7 @@ def explore(regions: Regions, nodes: int, starts: Iterable[tuple[Fraction, ...]]
     )
 
 
-def covered(
+def regions_prove(
     regions: Regions,
     value: float,
     closed: Sequence[tuple[Decision, ...]],

@@ -70,7 +70,7 @@ def fits(regions: Regions) -> bool:
     return all_corners_fit(regions.network, regions.norm)
 
 
-def proved(regions: Regions, value: float, empty: Sequence[Conflict]) -> bool:
+def patterns_prove(regions: Regions, value: float, empty: Sequence[Conflict]) -> bool:
     """Return whether the signs that cannot be together prove that no slope exceeds a value.
 
     All is computed anew: that they cannot be, and the norms of all other choices.

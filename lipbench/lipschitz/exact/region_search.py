@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
-from lipbench.lipschitz.exact.branching import SAME, Explored, covered, explore
+from lipbench.lipschitz.exact.branching import SAME, Explored, explore, regions_prove
 from lipbench.lipschitz.exact.exact_matrix import ExactMatrix
-from lipbench.lipschitz.exact.patterns import explore_patterns, fits, proved
+from lipbench.lipschitz.exact.patterns import explore_patterns, fits, patterns_prove
 from lipbench.lipschitz.exact.polyhedra import Empty
 from lipbench.lipschitz.exact.proof_tensors import joined, packed, split, unpacked
 from lipbench.lipschitz.exact.regions import Regions
@@ -108,7 +108,11 @@ def lipbab_problem(network: Network, value: Lipschitz) -> str:
     regions = _regions(network, value.norm, value.domain)
     closed, empty = _unpacked(proof)
     limit = value.value * _SLACK
-    if not (covered(regions, limit, closed, empty) if closed else proved(regions, limit, empty)):
+    if closed:
+        is_proved = regions_prove(regions, limit, closed, empty)
+    else:
+        is_proved = patterns_prove(regions, limit, empty)
+    if not is_proved:
         return "its regions do not prove that no slope is larger"
     if value.side == "exact" and value.value > 0:
         region = regions.region_at(joined(proof["point"]))

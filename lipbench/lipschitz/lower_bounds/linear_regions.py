@@ -200,7 +200,11 @@ class LinearRegions:
         return torch.cat(norms)
 
     def _steeper(self, region: LinearRegion, left: "_Count") -> LinearRegion | None:
-        """Return the steepest neighbour that is steeper, as far as there is a way to one."""
+        """Look for a steeper neighbour, as long as linear programs are left.
+
+        Returns:
+            The steepest to which there is a way, None if there is none.
+        """
         ways: _Ways | None = None
         for steepness, neurons in self.beyond(region):
             if steepness <= region.steepness * (1 + _SAME) or not left.take():

@@ -146,11 +146,14 @@ class Relaxation:
         return torch.cat(bounds, dim=1).T
 
     def _back(self, weights: dict[int, Tensor], bound: "_Bound") -> Float[Tensor, "cases rows"]:
-        """Return upper bounds of sums of numbers with weights, by source, cases × rows × numbers.
+        """Follow weights of sums back to the start, which uses them up.
 
         Args:
-            weights: The weights; they are used up.
+            weights: The weights by source, cases × rows × numbers.
             bound: What is added to the sums.
+
+        Returns:
+            Upper bounds of the sums.
         """
         for number in range(len(self._blocks), 0, -1):
             if number not in weights:

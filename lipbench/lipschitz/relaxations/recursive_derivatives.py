@@ -180,7 +180,11 @@ class _Recursion:
         self.terms = sum(flow.widths) + 8
 
     def result(self) -> Interval:
-        """Return interval bounds of the last numbers, one column for each of the first."""
+        """Add the blocks, one after the other.
+
+        Returns:
+            Interval bounds of the last numbers, one column for each of the first.
+        """
         *blocks, last = self.flow.reads
         for matrices, local in zip(blocks, self.flow.slopes, strict=True):
             values = self._values(matrices)

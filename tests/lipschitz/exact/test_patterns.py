@@ -11,9 +11,9 @@ from support.nets import ABSOLUTE, HAT, IDENTITY, MAXIMUM, dense, random_network
 from torch import nn
 from torch.func import jacrev, vmap
 
-from lipbench.lipschitz.exact.branching import covered, explore
+from lipbench.lipschitz.exact.branching import explore, regions_prove
 from lipbench.lipschitz.exact.exact_matrix import ExactMatrix
-from lipbench.lipschitz.exact.patterns import explore_patterns, fits, proved
+from lipbench.lipschitz.exact.patterns import explore_patterns, fits, patterns_prove
 from lipbench.lipschitz.exact.polyhedra import Empty
 from lipbench.lipschitz.exact.region_search import _PATIENCE, lipbab_bound
 from lipbench.lipschitz.exact.regions import Regions
@@ -59,8 +59,8 @@ def test_both_searches_find_the_same(seed, widths, slope, norm, domain):
     assert explored.is_exact
     assert expected.is_exact
     assert explored.lower == pytest.approx(expected.lower, rel=1e-9)
-    assert proved(regions, explored.upper, explored.empty)
-    assert not proved(regions, explored.lower * (1 - 1e-6), explored.empty)
+    assert patterns_prove(regions, explored.upper, explored.empty)
+    assert not patterns_prove(regions, explored.lower * (1 - 1e-6), explored.empty)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -105,7 +105,7 @@ def test_wherever_it_is_cut_its_bound_is_proved(nodes):
     explored, whole = explore_patterns(regions, nodes), explore_patterns(regions, 10_000)
     assert explored.upper >= whole.lower
     assert explored.lower <= whole.lower * (1 + 1e-12)
-    assert proved(regions, explored.upper, explored.empty)
+    assert patterns_prove(regions, explored.upper, explored.empty)
 
 
 def test_points_where_it_is_steep_are_taken_up():
@@ -179,15 +179,15 @@ def test_no_slope_is_steeper_than_the_constant(seed, kind, slope, norm, domain):
     assert steepest <= value.value * (1 + 1e-9) + 1e-12
     regions = Regions(as_neuron_blocks(network, kind=ExactMatrix), Norm(norm), domain)
     if fits(regions):
-        assert proved(regions, (cut := explore_patterns(regions, 3)).upper, cut.empty)
+        assert patterns_prove(regions, (cut := explore_patterns(regions, 3)).upper, cut.empty)
         assert steepest <= cut.upper * (1 + 1e-9) + 1e-12
 
 
 def test_what_overflows_is_not_said_to_be_flat():
     layers = ([[1e160], [1]], [-1e170, 0]), ([[1e160, 0]], [0]), ([[1e-20]], [0])
     regions = Regions(as_neuron_blocks(as_network(dense(*layers), (1,))), Norm(2.0), (0.0, 1e11))
-    assert not proved(regions, 0.0, ())
-    assert not proved(regions, 1e299, ())
+    assert not patterns_prove(regions, 0.0, ())
+    assert not patterns_prove(regions, 1e299, ())
     assert explore_patterns(regions, 1).upper >= 1e299
 
 
@@ -195,7 +195,7 @@ def test_a_network_of_tiny_slopes_is_not_flat():
     layers = ([[1, 1], [1, -1]], [0, 0]), ([[1e-200, 1e-200]], [0])
     regions = Regions(as_neuron_blocks(as_network(dense(*layers), (2,))), Norm(2.0), (0.0, 1.0))
     assert explore_patterns(regions, 50).upper == pytest.approx(2e-200, rel=1e-6)
-    assert not proved(regions, 0.0, ())
+    assert not patterns_prove(regions, 0.0, ())
 
 
 def test_no_proof_makes_a_value_that_is_no_number():
@@ -297,8 +297,8 @@ def test_signs_that_are_not_shown_to_be_impossible_are_found_out(spoil):
     first = next(number for number, (path, _) in enumerate(explored.empty) if len(path) >= 2)
     spoilt = list(explored.empty)
     spoilt[first] = spoil(*spoilt[first])
-    assert proved(regions, explored.upper, explored.empty)
-    assert not proved(regions, explored.upper, spoilt)
+    assert patterns_prove(regions, explored.upper, explored.empty)
+    assert not patterns_prove(regions, explored.upper, spoilt)
 
 
 def test_a_proof_without_its_cuts_proves_less():
@@ -306,7 +306,7 @@ def test_a_proof_without_its_cuts_proves_less():
     explored = explore_patterns(regions, 10_000)
     inner = [conflict for conflict in explored.empty if len(conflict[0]) > 7]
     assert inner
-    assert not proved(
+    assert not patterns_prove(
         regions, explored.upper, [conflict for conflict in explored.empty if conflict not in inner]
     )
 
@@ -337,8 +337,8 @@ def test_a_network_with_too_many_signs_is_searched_by_halves():
     model = random_network(0, (3, 20, 20, 2), nn.ReLU).double()
     regions = regions_of(model, 3, 1.0)
     assert not fits(regions)
-    assert not proved(regions, math.inf, ())
+    assert not patterns_prove(regions, math.inf, ())
     value = lipbab_bound(as_network(model, (3,)), Norm(1.0), BOX, _PATIENCE + 50)
     assert len(value.proof["closed"])
     explored = explore(regions, 10)
-    assert covered(regions, explored.upper, explored.closed, explored.empty)
+    assert regions_prove(regions, explored.upper, explored.closed, explored.empty)
