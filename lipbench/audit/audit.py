@@ -323,13 +323,16 @@ def _attacked(
 
 
 def labelled(name: str, input_shape: tuple[int, ...], size: int, like: Tensor) -> Labelled:
-    """Return the first test samples of an installed data set, in the shape that a network takes.
+    """Load the first test samples of an installed data set, which is fetched if it is absent.
 
     Args:
         name: The data set.
         input_shape: Shape of one input, as many numbers as the data have.
         size: How many samples at most.
         like: A tensor of the network, whose type and device the inputs take.
+
+    Returns:
+        The samples, in the shape that a network takes.
 
     Raises:
         DataMissing: If it cannot be had.

@@ -30,15 +30,18 @@ class NotLoaded(Exception):
 
 
 def load(target: str, weights: Path | None = None) -> nn.Module:
-    """Return the network that `target` names, in evaluation mode.
+    """Import the network that `target` names, and put it into evaluation mode.
 
     Args:
         target: `package.module:name` or `file.py:name`, where the name is that of a module, of
-            its class, or of a function without arguments that returns it. It is imported, so its
-            code runs; the current folder is searched first.
+            its class, or of a function without arguments that returns it. Its code runs; the
+            current folder is searched first, from now on.
         weights: Its state_dict, as safetensors or as `torch.save` wrote it, alone or among other
             things of a training script. Code that is hidden in the latter is refused. None leaves
             the network as it was made.
+
+    Returns:
+        The network.
 
     Raises:
         NotLoaded: If anything of that cannot be had.
@@ -156,7 +159,11 @@ def _made(target: str, make: Any) -> nn.Module:
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """Return the network with the weights that hooks of the older kind make, in their place."""
+    """Replace hooks of the older kind by the weights that they make.
+
+    Returns:
+        The same network.
+    """
     for layer in model.modules():
         for hook in list(layer._forward_pre_hooks.values()):
             if isinstance(hook, WeightNorm):

@@ -201,7 +201,10 @@ def _foreign(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> "nn.Module":
-    """Return the network to audit.
+    """Import the network to audit.
+
+    Returns:
+        It, behind its normalisation if one is given.
 
     Raises:
         Quit: If it cannot be had.
@@ -224,7 +227,10 @@ def _audited(
     size: int,
     settings: dict[str, Any],
 ) -> "Audit":
-    """Return what is found out about a network.
+    """Audit a network, on the samples of a data set if one is named.
+
+    Returns:
+        What is found out about it.
 
     Raises:
         Quit: If it is not understood, if the settings do not fit it, or if what is found

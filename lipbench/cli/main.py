@@ -417,7 +417,10 @@ def _read(path: Path, only: tuple[str, ...]) -> "Config":
 
 
 def _table_text(path: Path, style: str, checkpoint: str, paper: bool) -> str:
-    """Return the table of the results at `path`.
+    """Make the table of the results at `path`, as `table_text` does.
+
+    Returns:
+        Its text.
 
     Raises:
         Quit: If there is nothing at `path`, or nothing about the checkpoint.

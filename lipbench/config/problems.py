@@ -55,7 +55,11 @@ class Location:
         return list(_entries(text, first))
 
     def report(self, problem: str, key: str = "") -> Invalid:
-        """Return an error to raise, after recording a problem of the table or one of its keys."""
+        """Record a problem of the table or of one of its keys.
+
+        Returns:
+            An error to raise.
+        """
         line = self._find(key)
         if line is None and self.span:
             line = self.span.start

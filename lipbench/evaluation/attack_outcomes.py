@@ -44,10 +44,13 @@ class Attacked:
         self._spoilt: set[tuple[int, int]] = set()
 
     def outcome(self, cell: Cell, checkpoint: str, index: int) -> tuple[list[AttackResult], float]:
-        """Return the outcome of an attack of the settings on a checkpoint, and its seconds.
+        """Hand over the outcome of an attack of the settings on a checkpoint, once.
 
-        One result for each epsilon; the seconds are an equal share of the group's. What an attempt
-        on a group took that failed is in nobody's.
+        It is forgotten then: who asks again has it computed again.
+
+        Returns:
+            One result for each epsilon, and the seconds: an equal share of the group's. What an
+            attempt on a group took that failed is in nobody's.
 
         Raises:
             AttackInvalid: If the attack breaks its contract.

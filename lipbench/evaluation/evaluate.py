@@ -206,7 +206,11 @@ def _looked_at(subject: Subject) -> Subject:
 
 
 def _measure(subjects: Sequence[Subject], evaluation: Evaluation) -> Measured:
-    """Return what one entry of the settings says about all checkpoints, with what it cost."""
+    """Measure all checkpoints by one entry of the settings; each learns the bounds found of it.
+
+    Returns:
+        What the entry says about them, with what it cost.
+    """
     measured = Measured()
     for subject in subjects:
         began = time.perf_counter()

@@ -22,6 +22,12 @@ _KINDS: dict[str, Callable[[Subject, Evaluation, Row], Measured]] = {
 
 
 def measure(subject: Subject, evaluation: Evaluation) -> Measured:
-    """Return what one entry of the evaluation settings says about one checkpoint."""
+    """Measure one checkpoint by one entry of the evaluation settings.
+
+    A bound is added to those that the subject knows, from which later ones start.
+
+    Returns:
+        What the entry says about the checkpoint.
+    """
     blank = replace(subject.row, eval_key=evaluation.key)
     return _KINDS[evaluation.kind](subject, evaluation, blank)

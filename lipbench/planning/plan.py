@@ -99,7 +99,7 @@ def plan(
     stacked: bool = True,
     measure: bool = False,
 ) -> Plan:
-    """Return the cells of a configuration.
+    """Plan the cells of a configuration, and the stacks that they are trained in.
 
     Args:
         config: A configuration, its tables, or the path of its file.
@@ -108,7 +108,11 @@ def plan(
         device: Where they will be trained, which sizes the stacks; None takes the configuration's.
         stacked: Whether trials are trained together at all.
         measure: Whether it is to be measured, where that is not known, if stacks of convolutional
-            networks are faster; else these count as trained alone.
+            networks are faster; else these count as trained alone. What is measured is kept, in
+            the user's cache and in `out`.
+
+    Returns:
+        The plan.
 
     Raises:
         ConfigError: If the configuration is not valid; the message lists all its mistakes.

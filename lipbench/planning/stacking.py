@@ -42,7 +42,7 @@ _FILE = "stacking.json"
 def largest_stack(
     benchmark: Benchmark, device: torch.device, run: Path | None = None, *, measure: bool = True
 ) -> int:
-    """Return how many trials of a benchmark one stack may hold on a device, at least 1.
+    """Decide how many trials of a benchmark one stack may hold on a device.
 
     As many as have room in its memory. A small network of dense layers trains faster in a stack;
     whether another one does is measured once for each model and device, and remembered in the
@@ -54,6 +54,9 @@ def largest_stack(
         run: Folder of the run. What is decided for it is kept there, so that a run that is taken
             up again has the same stacks.
         measure: Whether to measure what is not known; else it counts as slower, for now.
+
+    Returns:
+        The number, at least 1.
     """
     if not benchmark.model.stackable:
         return 1
@@ -65,9 +68,10 @@ def largest_stack(
 
 
 def seconds_per_trial(benchmark: Benchmark, device: torch.device) -> tuple[float, float]:
-    """Return the time of a training step for one trial: alone, and in a stack of four.
+    """Measure the time of a training step for one trial: alone, and in a stack of four.
 
-    Medians over repeats that alternate, on random inputs.
+    Returns:
+        Medians over repeats that alternate, on random inputs.
     """
     shape, training = benchmark.dataset.input_shape, benchmark.training
     rng = torch.Generator().manual_seed(0)
@@ -106,7 +110,11 @@ def _clock(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _pays(benchmark: Benchmark, device: torch.device, run: Path | None, measure: bool) -> bool:
-    """Return whether a stack trains faster, as decided, measured before, or measured now."""
+    """Decide whether a stack trains faster; times that are measured for it are kept.
+
+    Returns:
+        Whether it does, as decided for the run, measured before, or measured now.
+    """
     training = benchmark.training
     what = [
         benchmark.model_name,

@@ -21,13 +21,16 @@ class Standing:
 
 
 def standing(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) -> Standing:
-    """Return how a cell stands in the folder of a run.
+    """Read how a cell stands in the folder of a run.
 
     Args:
         cell: The cell.
         run: The folder.
         retry: Whether a cell that failed is to be tried again; one that diverged never is.
         read: How files of rows are read.
+
+    Returns:
+        Its state.
     """
     folder = cell.folder(run)
     status = folder.read_status()

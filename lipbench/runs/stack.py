@@ -50,5 +50,9 @@ class Stack:
         return cell.folder(self.run)
 
     def status(self, cell: Cell) -> Status:
-        """Return the state of a cell; one that has none is about to be worked on."""
+        """Read the state of a cell.
+
+        Returns:
+            Its state; a cell that has none is about to be worked on.
+        """
         return self.folder(cell).read_status() or Status(state="running", pid=os.getpid())

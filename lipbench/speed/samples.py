@@ -39,7 +39,10 @@ class Samples:
 
 
 def mnist(device: torch.device) -> Samples:
-    """Return MNIST: 54,000 images to train on, 6,000 for pairs, 10,000 for tests.
+    """Load MNIST, which is fetched if it is absent.
+
+    Returns:
+        54,000 images to train on, 6,000 for pairs, 10,000 for tests.
 
     Raises:
         DataMissing: If it cannot be had.

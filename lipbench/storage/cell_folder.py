@@ -111,10 +111,13 @@ class CellFolder:
         update_json(self.status_file, asdict(status))
 
     def read_status(self) -> Status | None:
-        """Return the state of the cell, or None if it was never begun.
+        """Read the state of the cell; a damaged file is set aside.
 
-        A cell that says it is running while nobody holds its lock was killed. A damaged file is
-        set aside and the cell counts as killed.
+        A cell that says it is running while nobody holds its lock was killed, and one whose file
+        is damaged counts as killed.
+
+        Returns:
+            The state, None if the cell was never begun.
         """
         try:
             status = _status(read_json(self.status_file))

@@ -89,7 +89,10 @@ def update_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value that `path` holds, or None if there is no such file.
+    """Read the value that `path` holds; a file that is not JSON is set aside.
+
+    Returns:
+        The value, None if there is no such file.
 
     Raises:
         Damaged: If the file is not JSON; it has been set aside, so that the next call gives None.

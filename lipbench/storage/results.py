@@ -84,7 +84,10 @@ def write_plan(run: Path, cells: Iterable[PlannedCell]) -> None:
 
 
 def read_plan(run: Path) -> list[PlannedCell]:
-    """Return the cells that plan.json of a run lists, in its order.
+    """Read the cells that plan.json of a run lists.
+
+    Returns:
+        The cells, in its order.
 
     Raises:
         PlanMissing: If there is no plan, or one of another schema.
@@ -113,12 +116,15 @@ def has_cells(run: Path) -> bool:
 
 
 def collect(run: Path, cells: Sequence[PlannedCell], read: Read = read_rows) -> list[Row]:
-    """Return the rows of all cells of a plan, in its order, the chosen checkpoint first.
+    """Collect the rows of all cells of a plan.
 
     A cell that is not done gives one row, metric `cell`, status `failed`, with its state as a
     flag and no value. So does an evaluation that is missing (flag `unevaluated`) or whose file is
     damaged (flag `damaged`); the other evaluations of that cell still count. A benchmark of which
     no cell was begun gives nothing: it was not asked for.
+
+    Returns:
+        The rows, in the order of the plan, of each cell those of the chosen checkpoint first.
     """
     folders = [CellFolder(run / cell.folder) for cell in cells]
     statuses = list(zip(cells, folders, [folder.read_status() for folder in folders], strict=True))
@@ -161,13 +167,21 @@ def stale(run: Path, cells: Sequence[PlannedCell]) -> list[Path]:
 
 
 def read_cell_seconds(folder: CellFolder) -> float | None:
-    """Return how long a finished cell took, None if it is not done."""
+    """Read how long a finished cell took.
+
+    Returns:
+        Its seconds, None if it is not done.
+    """
     status = folder.read_status()
     return status.seconds if status and status.state == "done" else None
 
 
 def status_table(run: Path) -> StatusTable:
-    """Return how far each method of each benchmark of a run is."""
+    """Read how far each method of each benchmark of a run is.
+
+    Returns:
+        A line for each method, and what is wrong with single cells.
+    """
     cells = read_plan(run)
     lines: dict[tuple[str, str], StatusLine] = {}
     problems = []

@@ -29,7 +29,10 @@ class Source:
 
 
 def load(path: Path) -> list[Source]:
-    """Return the runs found at `path`; results.csv is rebuilt first where there are cells.
+    """Read the runs found at `path`; results.csv is rebuilt first where there are cells.
+
+    Returns:
+        One source for each run.
 
     Raises:
         PlanMissing: If there is neither a run, nor a folder of runs, nor a file of rows.
@@ -48,11 +51,14 @@ def load(path: Path) -> list[Source]:
 
 
 def rebuild(run: Path, read: Read = read_rows) -> Source:
-    """Return what the cells of a run hold, which its results.csv says from now on.
+    """Rebuild results.csv of a run from its cells.
 
     Args:
         run: The folder of the run.
         read: How files of rows are read.
+
+    Returns:
+        What the cells hold, which the file says from now on.
 
     Raises:
         PlanMissing: If the folder has no plan.

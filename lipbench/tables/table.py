@@ -19,13 +19,16 @@ Style = Literal["plain", "latex", "markdown", "csv"]
 
 
 def table_text(path: Path, style: str, checkpoint: str = "chosen", paper: bool = False) -> str:
-    """Return the table of the results at `path`, ready to be printed.
+    """Make the table of the results at `path`; results.csv is rebuilt first where there are cells.
 
     Args:
         path: A run, a folder of runs, or a results.csv.
         style: How it is written: plain, latex, markdown or csv.
         checkpoint: Whose numbers: `chosen`, `last`, or a point of a path.
         paper: Whether to set the CLIP paper's numbers in brackets beside ours.
+
+    Returns:
+        The table as text, ready to be printed.
 
     Raises:
         ValueError: If `style` is unknown, or no row is about `checkpoint`.
@@ -44,7 +47,10 @@ def table_text(path: Path, style: str, checkpoint: str = "chosen", paper: bool =
 
 
 def blocks(path: Path, checkpoint: str = "chosen", paper: bool = False) -> list[Block]:
-    """Return the blocks of all runs found at `path`, for the renderers.
+    """Read all runs found at `path`, as `load` does, and make their blocks for the renderers.
+
+    Returns:
+        The blocks, at least one.
 
     Raises:
         ValueError: If no row is about `checkpoint`, or there are no rows.
