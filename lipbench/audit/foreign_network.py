@@ -20,7 +20,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from lipbench.audit import weights_file as stored
+from lipbench.audit import weights_file
 from lipbench.layers.normalise import Normalise
 from lipbench.registry import did_you_mean
 
@@ -177,7 +177,7 @@ def _plain(model: nn.Module) -> nn.Module:
 
 def _fill(model: nn.Module, path: Path) -> None:
     wanted = model.state_dict()
-    state = stored.fitted(_read(path), wanted)
+    state = weights_file.fitted(_read(path), wanted)
     problems = [f"it lacks {name!r}" for name in wanted if name not in state]
     for name, value in state.items():
         if name not in wanted:
@@ -214,7 +214,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise NotLoaded(
             f"{path} cannot be read as weights: {type(error).__name__}: {error}."
         ) from error
-    state = stored.state_in(content)
+    state = weights_file.state_in(content)
     if state is None:
         raise NotLoaded(f"{path} holds no state_dict, or several: save model.state_dict().")
     return state

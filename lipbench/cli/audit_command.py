@@ -61,11 +61,12 @@ class _Interval(_Numbers):
 
 
 @click.command(
+    "audit",
     epilog=examples(
         "lipbench audit mypackage.nets:small --weights small.safetensors --input-shape 1,28,28",
         "lipbench audit net.py:Net --weights net.pt --input-shape 784 --data mnist --claims 1.0",
         "lipbench audit net.py:make --input-shape 3,32,32 --mean .49,.48,.45 --std .25,.24,.26",
-    )
+    ),
 )
 @click.argument("network", metavar="MODULE:NAME")
 @click.option(
@@ -126,7 +127,7 @@ class _Interval(_Numbers):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report instead of the text.")
 @verbose
-def audit(
+def audit_command(
     network: str,
     weights: Path | None,
     input_shape: tuple[int, ...],
@@ -154,8 +155,7 @@ def audit(
     the lower one is a quotient that the network itself computes in float64, less a measured error.
     It is flagged as unverified, and refutes a claim only if it is more than 1 % above it.
     """
-    from lipbench.audit import foreign_network as foreign
-    from lipbench.audit import report as findings
+    from lipbench.audit import foreign_network, report
     from lipbench.storage.files import write_json
     from lipbench.storage.tensors import write_tensors
 
@@ -169,16 +169,16 @@ def audit(
         "time_limit": time_limit,
         "seed": seed,
     }
-    model = _foreign(network, weights, mean, std)
+    model = _imported(network, weights, mean, std)
     result = _audited(model, input_shape, dataset, size, settings)
-    subject = foreign.describe(model, network, weights, input_shape)
-    report = findings.report(result, subject)
-    write_json(out, report)
-    write_tensors(proofs, findings.proofs(result), {"audit": out.name})
+    subject = foreign_network.describe(model, network, weights, input_shape)
+    values = report.report(result, subject)
+    write_json(out, values)
+    write_tensors(proofs, report.proofs(result), {"audit": out.name})
     if as_json:
-        click.echo(json.dumps(report))
+        click.echo(json.dumps(values))
     else:
-        click.echo(findings.text(result, foreign.title(subject)))
+        click.echo(report.text(result, foreign_network.title(subject)))
         click.echo(f"\nreport: {out}, proofs: {proofs}")
     sys.exit(ExitCode.UNSOUND if result.verdict == "refuted" else ExitCode.DONE)
 
@@ -195,7 +195,7 @@ def _beside(out: Path, weights: Path | None) -> Path:
     return proofs
 
 
-def _foreign(
+def _imported(
     network: str,
     weights: Path | None,
     mean: tuple[float, ...] | None,
@@ -209,14 +209,16 @@ def _foreign(
     Raises:
         Quit: If it cannot be had.
     """
-    from lipbench.audit import foreign_network as foreign
+    from lipbench.audit import foreign_network
 
     if (mean is None) != (std is None):
         raise Quit("--mean and --std are given together or not at all.")
     try:
-        model = foreign.load(network, weights)
-        return model if mean is None or std is None else foreign.normalised(model, mean, std)
-    except foreign.NotLoaded as error:
+        model = foreign_network.load(network, weights)
+        return (
+            model if mean is None or std is None else foreign_network.normalised(model, mean, std)
+        )
+    except foreign_network.NotLoaded as error:
         raise Quit(str(error)) from error
 
 
@@ -236,16 +238,16 @@ def _audited(
         Quit: If it is not understood, if the settings do not fit it, or if what is found
             contradicts itself.
     """
-    from lipbench.audit import audit as auditing
-    from lipbench.audit import foreign_network as foreign
+    from lipbench.audit import foreign_network
+    from lipbench.audit.audit import audit, labelled
     from lipbench.lipschitz.bracket import Unsound
     from lipbench.refused import Refused
 
     try:
         data = None
         if dataset is not None:
-            data = auditing.labelled(dataset, input_shape, size, foreign.like(model))
-        return auditing.audit(model, input_shape, data=data, **settings)
+            data = labelled(dataset, input_shape, size, foreign_network.like(model))
+        return audit(model, input_shape, data=data, **settings)
     except Unsound as error:
         raise Quit(f"numbers that cannot both be true: {error}", ExitCode.UNSOUND) from error
     except (Refused, ValueError) as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from lipbench.cli import heap
-from lipbench.cli.audit_command import audit
+from lipbench.cli.audit_command import audit_command
 from lipbench.cli.command import F, Quit, examples, verbose
 from lipbench.cli.output import Unbroken
 from lipbench.registry import PluginError, did_you_mean
@@ -229,7 +229,7 @@ def table(directory: Path, style: str | None, paper: bool, checkpoint: str) -> N
     click.echo(_table_text(directory, style or "plain", checkpoint, paper).rstrip("\n"))
 
 
-cli.add_command(audit)
+cli.add_command(audit_command)
 
 
 def _only_for_methods(context: click.Context, option: click.Parameter, given: bool) -> bool:
@@ -295,11 +295,11 @@ def data() -> None:
 @verbose
 def list_data() -> None:
     """Show which data sets are there, and where."""
-    from lipbench.data import folder as datafolder
+    from lipbench.data import folder
 
-    where = datafolder.folder()
+    where = folder.folder()
     click.echo(f"folder: {where}")
-    for dataset in datafolder.presence(where):
+    for dataset in folder.presence(where):
         state = f"missing: {dataset.missing[0]}" if dataset.missing else "present"
         more = f" and {len(dataset.missing) - 1} more" if len(dataset.missing) > 1 else ""
         click.echo(f"{dataset.name:20} {state}{more}")
@@ -310,9 +310,9 @@ def list_data() -> None:
 @verbose
 def fetch(names: tuple[str, ...]) -> None:
     """Download data sets, all if none is named."""
-    from lipbench.data import folder as datafolder
+    from lipbench.data import folder
 
-    failures = datafolder.fetch(names, datafolder.folder(), click.echo)
+    failures = folder.fetch(names, folder.folder(), click.echo)
     for failure in failures:
         click.echo(f"lipbench: {failure}", err=True)
     sys.exit(ExitCode.FAILED if failures else ExitCode.DONE)

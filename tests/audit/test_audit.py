@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lipbench.audit import foreign_network as foreign
+from lipbench.audit import foreign_network
 from lipbench.audit.audit import Labelled, audit, labelled
 from lipbench.bound import Lipschitz
 from lipbench.cli.main import call
@@ -164,7 +164,7 @@ def test_the_stored_proofs_can_be_checked_again(lip, here):
     lip("nets:Ramp", "--input-shape", "1", "--norm", "inf", "-o", "found/one.json")
     tensors, _ = read_tensors(here / "found" / "one.safetensors")
     report = json.loads((here / "found" / "one.json").read_text())
-    network = as_network(foreign.load("nets:Ramp"), (1,))
+    network = as_network(foreign_network.load("nets:Ramp"), (1,))
     assert len(report["bounds"]) >= 4, report["refused"]
     for bound in report["bounds"]:
         proof = {
@@ -240,7 +240,7 @@ def test_json_on_request_is_the_report_and_nothing_else(lip, here):
 
 def test_a_module_an_instance_and_a_file_are_networks():
     for target in ("nets:made", "nets:digits", "nets.py:Ramp"):
-        assert not foreign.load(target).training
+        assert not foreign_network.load(target).training
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_too_few_outputs_are_told():
 
 
 def doubled():
-    state = foreign.load("nets:Ramp").state_dict()
+    state = foreign_network.load("nets:Ramp").state_dict()
     return {name: 2 * value for name, value in state.items()}
 
 
@@ -403,7 +403,7 @@ PACKED = {
 @pytest.mark.parametrize("kind", PACKED)
 def test_weights_are_found_among_what_training_scripts_save(here, kind):
     torch.save(PACKED[kind](doubled()), here / "w.pt")
-    model = foreign.load("nets:Ramp", here / "w.pt")
+    model = foreign_network.load("nets:Ramp", here / "w.pt")
     assert model(torch.tensor([[-1.0]], dtype=model.last.weight.dtype)).item() == 4
 
 
@@ -427,10 +427,10 @@ def new():
     return nn.Sequential(parametrizations.{old}(nn.Linear(4, 3)), nn.ReLU(), nn.Linear(3, 2))
 """
     )
-    saved = foreign._imported("forms.py").old()
+    saved = foreign_network._imported("forms.py").old()
     saved(torch.randn(5, 4))
     torch.save(saved.state_dict(), here / "w.pt")
-    model = foreign.load("forms.py:new" if new else "forms.py:old", here / "w.pt")
+    model = foreign_network.load("forms.py:new" if new else "forms.py:old", here / "w.pt")
     inputs = torch.randn(5, 4)
     torch.testing.assert_close(model(inputs), saved.eval()(inputs))
     network = as_network(model, (4,))
@@ -442,7 +442,7 @@ def test_a_pruned_layer_is_read(here):
         "from torch import nn\nfrom torch.nn.utils import prune\n"
         "net = nn.Sequential(prune.l1_unstructured(nn.Linear(4, 3), 'weight', 0.5))\n"
     )
-    (layer,) = as_network(foreign.load("pruned.py:net"), (4,)).layers
+    (layer,) = as_network(foreign_network.load("pruned.py:net"), (4,)).layers
     assert int((layer.weight == 0).sum()) == 6
 
 
@@ -452,7 +452,7 @@ def test_a_network_without_numbers_needs_weights(lip, here):
     assert (code, out) == (ExitCode.USAGE, "")
     assert "tensors without numbers (meta): give it weights" in err
     save_file(nn.Linear(2, 2).state_dict(), here / "w.safetensors")
-    assert not foreign.load("meta.py:net", here / "w.safetensors").weight.is_meta
+    assert not foreign_network.load("meta.py:net", here / "w.safetensors").weight.is_meta
 
 
 class Harmful:

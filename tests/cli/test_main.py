@@ -11,7 +11,7 @@ import pytest
 
 import lipbench
 from lipbench.cli.main import call
-from lipbench.data import folder as datafolder
+from lipbench.data.folder import folder as data_folder
 from lipbench.runs.exits import ExitCode
 
 DATASET = """
@@ -301,10 +301,10 @@ def test_the_data_folder_is_the_users_cache_unless_it_is_set(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("LIPBENCH_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert datafolder.folder() == Path("/somewhere/lipbench/data")
+    assert data_folder() == Path("/somewhere/lipbench/data")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert datafolder.folder() == Path.home() / ".cache" / "lipbench" / "data"
+    assert data_folder() == Path.home() / ".cache" / "lipbench" / "data"
 
     monkeypatch.setenv("LIPBENCH_DATA", "~/mine")
-    assert datafolder.folder() == Path.home() / "mine"
+    assert data_folder() == Path.home() / "mine"
