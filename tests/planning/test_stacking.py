@@ -5,7 +5,7 @@ import torch
 from support import runs
 
 from lipbench.config.file import parse
-from lipbench.planning import stacking as grouping
+from lipbench.planning import stacking
 from lipbench.planning.stacking import LARGEST_ON_CPU, largest_stack, seconds_per_trial
 
 CPU = torch.device("cpu")
@@ -41,9 +41,9 @@ def test_whether_a_large_dense_network_is_stacked_is_measured(tmp_path):
 def test_a_network_that_needs_much_memory_gets_a_smaller_stack(monkeypatch):
     """A 64-1000-10 network has 74,000 weights, of which twelve copies are counted."""
     benchmark = the_benchmark(model={"name": "mlp", "widths": [1000]})
-    monkeypatch.setattr(grouping, "memory", lambda: 10 * 12 * 4 * 74_000)
+    monkeypatch.setattr(stacking, "memory", lambda: 10 * 12 * 4 * 74_000)
     assert 1 < largest_stack(benchmark, CPU) <= 4
-    monkeypatch.setattr(grouping, "memory", lambda: 1000)
+    monkeypatch.setattr(stacking, "memory", lambda: 1000)
     assert largest_stack(benchmark, CPU) == 1
 
 
@@ -53,7 +53,7 @@ def test_pairs_count_as_much_as_a_batch(monkeypatch):
         parse(runs.config({"name": "clip", "pairs": pairs}, dataset=PAIRED)).benchmarks[0]
         for pairs in (8, 800)
     )
-    monkeypatch.setattr(grouping, "memory", lambda: 2**21)
+    monkeypatch.setattr(stacking, "memory", lambda: 2**21)
     assert largest_stack(few, CPU) > largest_stack(many, CPU)
 
 

@@ -52,7 +52,7 @@ def test_the_conversion_is_right():
     assert behind == pytest.approx(0.4 * shown, rel=1e-6)
 
 
-def remarks(*rows):
+def legends(*rows):
     (block,) = build(Source(name="run", rows=tuple(rows)))
     return [text for text in legend(block) if "normalise" in text]
 
@@ -63,24 +63,24 @@ def scale(value, **changes):
 
 def test_it_names_the_methods_whose_networks_normalise():
     rows = [*measurements(0.9), *measurements(0.8, method="sandwich")]
-    assert remarks(*rows) == []
-    assert remarks(*rows, scale(1.0, method="sandwich")) == []
-    (text,) = remarks(*rows, scale(0.5, method="sandwich"))
+    assert legends(*rows) == []
+    assert legends(*rows, scale(1.0, method="sandwich")) == []
+    (text,) = legends(*rows, scale(0.5, method="sandwich"))
     assert text.startswith("The networks of Sandwich normalise their inputs;")
-    (text,) = remarks(*rows, scale(0.5), scale(0.5, method="sandwich"))
+    (text,) = legends(*rows, scale(0.5), scale(0.5, method="sandwich"))
     assert text.startswith("Its networks normalise")
 
 
 def test_it_gives_the_ends_of_several_scales_and_no_example():
     rows = [*measurements(0.9), *measurements(0.8, seed=1)]
-    (text,) = remarks(*rows, scale(0.25), scale(0.5, seed=1))
+    (text,) = legends(*rows, scale(0.25), scale(0.5, seed=1))
     assert "standard deviations s are 0.25 to 0.5 (input_scale in results.csv)." in text
     assert " is 0." not in text
 
 
 def test_without_an_attack_there_is_no_example():
     rows = [row for row in measurements(0.9) if row.metric != "robust_accuracy"]
-    (text,) = remarks(*rows, scale(0.3081))
+    (text,) = legends(*rows, scale(0.3081))
     assert "s = 0.3081. Behind" in text
     assert "divided by s, and" in text
 
@@ -89,4 +89,4 @@ def test_the_example_is_of_an_attack_in_the_table():
     row = a_row(
         metric="robust_accuracy", norm=INF, epsilon=0.1, estimator="pgd", side="upper", value=0.5
     )
-    assert "(l-inf 0.1 is 0.3246)" in remarks(row, scale(0.3081))[0]
+    assert "(l-inf 0.1 is 0.3246)" in legends(row, scale(0.3081))[0]
