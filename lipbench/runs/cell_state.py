@@ -10,7 +10,7 @@ from lipbench.storage.rows import Read, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class CellState:
     """How one cell stands before it is worked on."""
 
     state: str
@@ -20,7 +20,7 @@ class Standing:
     """Why a cell that was begun has no end, empty if it has one or was never begun."""
 
 
-def standing(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) -> Standing:
+def cell_state(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) -> CellState:
     """Read how a cell stands in the folder of a run.
 
     Args:
@@ -45,7 +45,7 @@ def standing(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) 
         needs_work = not all(
             is_measured(folder, evaluation.key, read) for evaluation in cell.evaluations
         )
-    return Standing(
+    return CellState(
         state=state_of(folder, status),
         needs_work=needs_work,
         interruption=_interruption(folder, status),
@@ -53,7 +53,7 @@ def standing(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) 
 
 
 def state_of(folder: CellFolder, status: Status | None) -> str:
-    """Return the state of a cell whose status was read, as `Standing.state` says it."""
+    """Return the state of a cell whose status was read, as `CellState.state` says it."""
     if status is not None and status.state == "done":
         return "done"
     if folder.is_held():  # by somebody who has not said so yet

@@ -11,7 +11,7 @@ from lipbench.config.resolved import resolved
 from lipbench.config.settings import Config
 from lipbench.planning.cell import Cell
 from lipbench.planning.plan import Plan, plan
-from lipbench.runs.cell_state import standing, state_of
+from lipbench.runs.cell_state import cell_state, state_of
 from lipbench.runs.curves import write_curves
 from lipbench.runs.exits import ExitCode, summarise
 from lipbench.runs.progress import Reporter, named, reporter
@@ -19,7 +19,7 @@ from lipbench.storage.cell_folder import UNSOUND
 from lipbench.storage.environment import env_id, record
 from lipbench.storage.files import clean, probe, update_json, update_text
 from lipbench.storage.results import has_cells, write_plan, write_results
-from lipbench.storage.row_cache import Readings
+from lipbench.storage.row_cache import RowCache
 from lipbench.tables.latex import latex
 from lipbench.tables.sources import rebuild
 from lipbench.tables.table import build
@@ -143,18 +143,19 @@ class _Run:
     ) -> None:
         self.whole, self.folder, self.device = whole, folder, device
         self.retry, self.report = retry, report
-        self.read = Readings().rows
+        self.read = RowCache().rows
         self.identity = ""
         self.is_behind = False
         self.due = 0.0
-        self.standings = {
-            cell.folder(folder): standing(cell, folder, retry, self.read) for cell in whole.selected
+        self.states = {
+            cell.folder(folder): cell_state(cell, folder, retry, self.read)
+            for cell in whole.selected
         }
 
     @property
     def has_work(self) -> bool:
         """Return whether anything is left to do."""
-        return any(standing.needs_work for standing in self.standings.values())
+        return any(state.needs_work for state in self.states.values())
 
     def with_plan(self, whole: Plan) -> "_Run":
         """Return the same call for a plan with the same cells, whatever their stacks."""
@@ -165,7 +166,7 @@ class _Run:
     def announce(self) -> None:
         """Say what is to be done."""
         for cell in self.whole.selected:
-            reason = self.standings[cell.folder(self.folder)].interruption
+            reason = self.states[cell.folder(self.folder)].interruption
             if reason:
                 self.report.say(f"{named(cell)} is taken up again: {reason}")
         self.report.say(self.whole.describe() if self.has_work else "nothing left to do")
@@ -202,7 +203,7 @@ class _Run:
 
     def conclude(self, interrupted: ExitCode | None) -> tuple[str, ExitCode]:
         """Return the last line and the exit code."""
-        statuses = {folder: folder.read_status() for folder in self.standings}
+        statuses = {folder: folder.read_status() for folder in self.states}
         counts = Counter(state_of(folder, status) for folder, status in statuses.items())
         flags = [flag for status in statuses.values() if status for flag in status.flags]
         return summarise(counts, violations=flags.count(UNSOUND), signal=interrupted)
@@ -210,9 +211,9 @@ class _Run:
     def _work_on(self, stack: Sequence[Cell]) -> None:
         todo = []
         for cell in stack:
-            current = self.standings[cell.folder(self.folder)]
+            current = self.states[cell.folder(self.folder)]
             if current.needs_work:  # somebody else may have done it meanwhile
-                current = standing(cell, self.folder, self.retry, self.read)
+                current = cell_state(cell, self.folder, self.retry, self.read)
             if current.needs_work:
                 todo.append(cell)
             else:

@@ -9,7 +9,7 @@ from lipbench.storage.rows import Row, read_rows
 _Mark = tuple[int, ...]
 
 
-class Readings:
+class RowCache:
     """What was read of the files of rows of a run.
 
     A file is parsed again if its identity, size or times changed. Those who write rows replace

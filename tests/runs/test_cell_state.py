@@ -4,7 +4,7 @@ import pytest
 from support import runs
 
 import lipbench
-from lipbench.runs.cell_state import standing
+from lipbench.runs.cell_state import cell_state
 from lipbench.storage.cell_folder import Status, lock_cells
 from lipbench.storage.rows import write_rows
 
@@ -27,17 +27,17 @@ def finish(cell, folder, state="done"):
         write_rows(folder.rows(evaluation.key), [])
 
 
-def brief(standing):
-    return standing.state, standing.needs_work, standing.interruption
+def brief(found):
+    return found.state, found.needs_work, found.interruption
 
 
 def test_a_cell_that_was_never_begun_is_missing(cell, tmp_path):
-    assert brief(standing(cell, tmp_path)) == ("missing", True, "")
+    assert brief(cell_state(cell, tmp_path)) == ("missing", True, "")
 
 
 def test_a_cell_that_is_done_and_measured_needs_nothing(cell, folder, tmp_path):
     finish(cell, folder)
-    assert brief(standing(cell, tmp_path)) == ("done", False, "")
+    assert brief(cell_state(cell, tmp_path)) == ("done", False, "")
 
 
 @pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_text("<html>")])
@@ -45,7 +45,7 @@ def test_a_cell_that_is_done_and_measured_needs_nothing(cell, folder, tmp_path):
 def test_a_done_cell_that_lacks_a_measurement_needs_work(cell, folder, tmp_path, damage, number):
     finish(cell, folder)
     damage(folder.rows(cell.evaluations[number].key))
-    assert brief(standing(cell, tmp_path)) == ("done", True, "")
+    assert brief(cell_state(cell, tmp_path)) == ("done", True, "")
 
 
 @pytest.mark.parametrize("state", ["failed", "oom", "timeout"])
@@ -54,31 +54,31 @@ def test_a_cell_that_failed_needs_work_if_it_is_to_be_tried_again(
     cell, folder, tmp_path, state, retry
 ):
     finish(cell, folder, state)
-    assert brief(standing(cell, tmp_path, retry)) == (state, retry, "")
+    assert brief(cell_state(cell, tmp_path, retry)) == (state, retry, "")
 
 
 @pytest.mark.parametrize("retry", [True, False])
 def test_a_cell_that_diverged_would_diverge_again(cell, folder, tmp_path, retry):
     finish(cell, folder, "nan")
-    assert brief(standing(cell, tmp_path, retry)) == ("nan", False, "")
+    assert brief(cell_state(cell, tmp_path, retry)) == ("nan", False, "")
 
 
 def test_a_cell_whose_process_died_is_taken_up_again(cell, folder, tmp_path):
     finish(cell, folder, "running")
-    assert brief(standing(cell, tmp_path, False)) == ("killed", True, "its process died")
+    assert brief(cell_state(cell, tmp_path, False)) == ("killed", True, "its process died")
 
 
 def test_a_cell_that_a_live_process_holds_is_running(cell, folder, tmp_path):
     with lock_cells([folder]):
-        assert brief(standing(cell, tmp_path)) == ("running", True, "")
+        assert brief(cell_state(cell, tmp_path)) == ("running", True, "")
         finish(cell, folder, "running")
-        assert brief(standing(cell, tmp_path)) == ("running", True, "")
+        assert brief(cell_state(cell, tmp_path)) == ("running", True, "")
 
 
 def test_a_damaged_status_is_an_interruption(cell, folder, tmp_path):
     finish(cell, folder)
     folder.status_file.write_text('{"state": "do')
     for reason in ("status.json is damaged", "its status.json is damaged and kept as status.json"):
-        current = standing(cell, tmp_path)
+        current = cell_state(cell, tmp_path)
         assert current.needs_work
         assert reason in current.interruption
