@@ -131,10 +131,10 @@ def _outcomes(stack: Stack, members: Sequence[Cell]) -> Sequence[Outcome]:
     data = load(benchmark.dataset, stack.device, stack.dtype)
     score = selection_score(benchmark, data)
     trainer = Trainer([cell.trial for cell in members], benchmark.model, data, score)
-    progress = trainer.begin()
+    state = trainer.begin()
     if is_whole:
-        progress = _resumed(stack, progress)
-    return trainer.run(progress, _after_epoch(stack, members, is_whole))
+        state = _resumed(stack, state)
+    return trainer.run(state, _after_epoch(stack, members, is_whole))
 
 
 def _resumed(stack: Stack, fresh: TrainingState) -> TrainingState:
@@ -157,14 +157,14 @@ def _after_epoch(
     total = epochs * len(members[0].trial.points)
     saved = time.monotonic()
 
-    def after_epoch(progress: TrainingState) -> None:
+    def after_epoch(state: TrainingState) -> None:
         nonlocal saved
-        done = progress.point * epochs + progress.epoch
-        accuracy = progress.histories[0][-1]["train_accuracy"]
+        done = state.point * epochs + state.epoch
+        accuracy = state.histories[0][-1]["train_accuracy"]
         remark = "" if accuracy is None else f"train {accuracy:.1%}"
         stack.report.epoch(list(members), done, total, remark)
         if is_whole and time.monotonic() - saved >= SAVE_EVERY:
-            write_training_state(stack.last, progress, stack.siblings[0].stack)
+            write_training_state(stack.last, state, stack.siblings[0].stack)
             saved = time.monotonic()
 
     return after_epoch

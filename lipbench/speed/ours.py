@@ -52,7 +52,7 @@ def trainer(data: Data, *, trials: int, epochs: int, pairs: int | None = None) -
     return Trainer([Trial(entry=entry, seed=seed) for seed in range(trials)], model, data)
 
 
-def train(stack: Trainer, progress: TrainingState) -> list[nn.Module]:
+def train(stack: Trainer, state: TrainingState) -> list[nn.Module]:
     """Take all steps of a training and none of the measurements between its epochs.
 
     Returns:
@@ -61,12 +61,12 @@ def train(stack: Trainer, progress: TrainingState) -> list[nn.Module]:
     Raises:
         ArithmeticError: If one diverged.
     """
-    while progress.epoch < stack.training.epochs:
-        losses, _ = train_epoch(stack.ensemble, progress, stack.step)
-        progress.epoch += 1
+    while state.epoch < stack.training.epochs:
+        losses, _ = train_epoch(stack.ensemble, state, stack.step)
+        state.epoch += 1
     if not losses.isfinite().all():
         raise ArithmeticError("a network of the comparison diverged.")
-    return [net.module() for net in stack.ensemble.nets(progress)]
+    return [net.module() for net in stack.ensemble.nets(state)]
 
 
 def robust_accuracy(

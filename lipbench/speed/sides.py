@@ -24,8 +24,8 @@ class Recipe(Protocol):
 
 def _ours(samples: Samples, *, trials: int, epochs: int, pairs: int | None) -> Training:
     stack = ours.trainer(samples.data, trials=trials, epochs=epochs, pairs=pairs)
-    progress = stack.begin()
-    return lambda: ours.train(stack, progress)
+    state = stack.begin()
+    return lambda: ours.train(stack, state)
 
 
 def _plain(samples: Samples, *, trials: int, epochs: int, pairs: int | None) -> Training:
