@@ -27,7 +27,7 @@ class Target:
     """On the device and in evaluation mode."""
 
 
-class Attacked:
+class AttackOutcomes:
     """The outcomes of attacks, computed when the first network of a group asks for its own.
 
     The groups are cut from the whole stack, whatever of it is still to be measured: a run that

@@ -25,7 +25,9 @@ def attack_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measure
         return refused(row, "a regression")
     began = time.perf_counter()
     try:
-        outcome = subject.attacked.outcome(subject.cell, subject.checkpoint, evaluation.index)
+        outcome = subject.attack_outcomes.outcome(
+            subject.cell, subject.checkpoint, evaluation.index
+        )
     except AttackInvalid as error:
         return without_value(row, "invalid", str(error))
     except NonFiniteLogits as error:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lipbench.data.splits import Data
-from lipbench.evaluation.attack_outcomes import Attacked
+from lipbench.evaluation.attack_outcomes import AttackOutcomes
 from lipbench.evaluation.claims import claim_of
 from lipbench.evaluation.contradictions import contradictions
 from lipbench.evaluation.measurement import Measured, Subject
@@ -66,7 +66,7 @@ def evaluate(
     folder: CellFolder,
     checkpoints: Sequence[Trained],
     data: Data,
-    attacked: Attacked,
+    attack_outcomes: AttackOutcomes,
     device: str,
     env_id: str,
     read: Read = read_rows,
@@ -80,7 +80,7 @@ def evaluate(
         folder: Its folder, which receives a file of rows for each entry of the evaluation.
         checkpoints: Its networks, on the device and in evaluation mode.
         data: The data set, on the same device.
-        attacked: What attacks do to the networks of the cell's stack.
+        attack_outcomes: What attacks do to the networks of the cell's stack.
         device: Name of the device, for the rows.
         env_id: Hash of the environment, for the rows.
         read: How files of rows are read.
@@ -109,7 +109,7 @@ def evaluate(
         env_id=env_id,
     )
     subjects = [
-        _looked_at(_subject(cell, trained, data, attacked, blank)) for trained in checkpoints
+        _looked_at(_subject(cell, trained, data, attack_outcomes, blank)) for trained in checkpoints
     ]
     errors = _complete(cell, folder, subjects, missing)
     return Verdict(contradictions=contradictions(cell, folder, read), errors=errors)
@@ -151,7 +151,9 @@ def _complete(
     return errors
 
 
-def _subject(cell: Cell, trained: Trained, data: Data, attacked: Attacked, blank: Row) -> Subject:
+def _subject(
+    cell: Cell, trained: Trained, data: Data, attack_outcomes: AttackOutcomes, blank: Row
+) -> Subject:
     network: object
     try:
         network = as_network(trained.module, cell.benchmark.dataset.input_shape)
@@ -163,7 +165,7 @@ def _subject(cell: Cell, trained: Trained, data: Data, attacked: Attacked, blank
         module=trained.module,
         network=network,
         data=data,
-        attacked=attacked,
+        attack_outcomes=attack_outcomes,
         row=replace(blank, checkpoint=trained.name, flags=trained.flags),
         facts=trained.facts,
         claim=claim_of(cell, trained.module, _strength(cell, trained)),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lipbench.bound import Lipschitz
 from lipbench.data.splits import Data, Split
-from lipbench.evaluation.attack_outcomes import Attacked
+from lipbench.evaluation.attack_outcomes import AttackOutcomes
 from lipbench.method import Claim
 from lipbench.networks.network import Network
 from lipbench.planning.cell import Cell
@@ -27,7 +27,7 @@ class Subject:
     network: Network | Refused
     """The same function as steps in float64, or why it cannot be read as such."""
     data: Data
-    attacked: Attacked
+    attack_outcomes: AttackOutcomes
     """What attacks do to it and to the others of its stack."""
     row: Row
     """A row with all the columns that the checkpoint fixes."""

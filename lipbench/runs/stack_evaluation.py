@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
-from lipbench.evaluation.attack_outcomes import Attacked, Target
+from lipbench.evaluation.attack_outcomes import AttackOutcomes, Target
 from lipbench.evaluation.evaluate import Trained, Unfit, Verdict, evaluate
 from lipbench.planning.cell import Cell
 from lipbench.planning.device import device_name
@@ -73,11 +73,18 @@ def _evaluate(stack: Stack, cell: Cell, status: Status, networks: "_Networks") -
 
 def _verdict(stack: Stack, cell: Cell, networks: "_Networks") -> Verdict:
     data = load(cell.benchmark.dataset, stack.device, stack.dtype)
-    attacked = networks.attacked(data)
+    attack_outcomes = networks.attack_outcomes(data)
     device = device_name(stack.device)
     checkpoints = networks.of(cell)
     return evaluate(
-        cell, stack.folder(cell), checkpoints, data, attacked, device, stack.env_id, stack.read
+        cell,
+        stack.folder(cell),
+        checkpoints,
+        data,
+        attack_outcomes,
+        device,
+        stack.env_id,
+        stack.read,
     )
 
 
@@ -97,7 +104,7 @@ class _Networks:
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._checkpoints: dict[str, list[Trained]] = {}
-        self._attacked: Attacked | None = None
+        self._attack_outcomes: AttackOutcomes | None = None
 
     def of(self, cell: Cell) -> list[Trained]:
         """Return the checkpoints of a cell.
@@ -113,11 +120,11 @@ class _Networks:
             ]
         return self._checkpoints[cell.key]
 
-    def attacked(self, data: Data) -> Attacked:
+    def attack_outcomes(self, data: Data) -> AttackOutcomes:
         """Return the outcomes of attacks on all networks of the stack, computed when asked for."""
-        if self._attacked is None:
-            self._attacked = Attacked(self._targets(), data)
-        return self._attacked
+        if self._attack_outcomes is None:
+            self._attack_outcomes = AttackOutcomes(self._targets(), data)
+        return self._attack_outcomes
 
     def _targets(self) -> list[Target]:
         targets = []

@@ -14,7 +14,7 @@ import torch
 
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
-from lipbench.evaluation.attack_outcomes import Attacked, Target
+from lipbench.evaluation.attack_outcomes import AttackOutcomes, Target
 from lipbench.evaluation.measurement import Subject
 from lipbench.evaluation.measures import measure
 from lipbench.evaluation.selection import selection_score
@@ -171,7 +171,7 @@ def _evaluate(
         for cell, outcome in zip(cells, outcomes, strict=True)
         for name, checkpoint in outcome.checkpoints.items()
     ]
-    attacked = Attacked(targets, data)
+    attack_outcomes = AttackOutcomes(targets, data)
     for target in targets:
         subject = Subject(
             cell=target.cell,
@@ -179,7 +179,7 @@ def _evaluate(
             module=target.module,
             network=as_network(target.module, skeleton.input_shape),
             data=data,
-            attacked=attacked,
+            attack_outcomes=attack_outcomes,
             row=_row(target),
         )
         for evaluation in target.cell.evaluations:
