@@ -19,7 +19,6 @@ from lipbench.config.problems import ConfigError, Invalid, Location, attempt
 from lipbench.config.settings import Benchmark, Config, EvaluationSettings, Heading, NoiseEntry
 from lipbench.config.strict import construct, convert, structure
 from lipbench.dataset import Dataset
-from lipbench.fields import fields_json as fields_json
 from lipbench.model import Model
 from lipbench.training.settings import MethodEntry, TrainingSettings
 

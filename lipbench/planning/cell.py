@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lipbench.adversarial.judge import BATCH_SIZE
-from lipbench.config.file import fields_json
 from lipbench.config.settings import AttackEntry, Benchmark, EvaluationSettings
+from lipbench.fields import fields_json
 from lipbench.planning.keys import digest, source_digest
 from lipbench.storage.cell_folder import CellFolder
 from lipbench.training.settings import MethodEntry

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lipbench
-from lipbench.config.file import ConfigError, fields_json, parse, read
+from lipbench.config.file import ConfigError, parse, read
 from lipbench.config.resolved import resolved
+from lipbench.fields import fields_json
 from lipbench.method import Method
 from lipbench.norm import Norm
 from lipbench.registry import is_family, load, names, variants
