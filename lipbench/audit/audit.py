@@ -309,14 +309,14 @@ def _attacked(
     Raises:
         Unsound: If one of them is certified and was broken.
     """
-    sample = (data.inputs, data.labels, norm)
-    self_check(attack, model, *sample, data.box, stream(seed, "attack", "pgd", "check"))
+    rng = stream(seed, "attack", "pgd", "check")
+    self_check(attack, model, data.inputs, data.labels, norm, data.box, rng)
     rng = stream(seed, "attack", "pgd", str(norm))
-    results = judge_epsilons(attack, model, *sample, epsilons, data.box, rng)
+    results = judge_epsilons(attack, model, data.inputs, data.labels, norm, epsilons, data.box, rng)
     for result in results if radius is not None else ():
         assert radius is not None
         assert network is not None
-        broken = broken_certificates(network, *sample[:2], result.inputs, radius, norm)
+        broken = broken_certificates(network, data.inputs, data.labels, result.inputs, radius, norm)
         if broken:
             raise Unsound(" ".join(violation.message for violation in broken))
     return [float((~result.success).double().mean()) for result in results]

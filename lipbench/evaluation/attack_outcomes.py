@@ -99,15 +99,22 @@ class AttackOutcomes:
         size = self._size(entry)
         inputs, labels = self.data.test.inputs[:size], self.data.test.targets[:size]
         networks = Networks.of([target.module for target in targets])
-        arguments = entry.attack, networks, inputs, labels, entry.norm
 
         def rngs(*labels: str) -> list[torch.Generator]:
             roles = (entry.name, str(entry.norm), *labels)
             return [stream(target.cell.seed, "attack", *roles) for target in targets]
 
-        check_networks(*arguments, box, rngs("check"))
+        check_networks(entry.attack, networks, inputs, labels, entry.norm, box, rngs("check"))
         outcomes = judge_networks(
-            *arguments, entry.epsilon, box, rngs(), batch_size=self._batch_size(entry)
+            entry.attack,
+            networks,
+            inputs,
+            labels,
+            entry.norm,
+            entry.epsilon,
+            box,
+            rngs(),
+            batch_size=self._batch_size(entry),
         )
         share = (time.perf_counter() - began) / len(group)
         for position, outcome in zip(group, outcomes, strict=True):
