@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from lipbench.planning.estimate import duration
 
 if TYPE_CHECKING:
-    from rich.status import Status as Line
+    from rich.status import Status as Spinner
 
     from lipbench.planning.cell import Cell
 
@@ -83,7 +83,7 @@ class Lines(Quiet):
 class Live(Lines):
     """Shows one line that changes, and keeps only what went wrong: for a terminal."""
 
-    def __init__(self, total: int, line: "Line") -> None:
+    def __init__(self, total: int, line: "Spinner") -> None:
         super().__init__(total)
         self.line = line
         self.failed = 0

@@ -35,7 +35,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TableLine:
     """One method: a name with its parameters."""
 
     label: str
@@ -56,14 +56,14 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class TableBlock:
     """The table of one benchmark."""
 
     title: str
     benchmark: str
     checkpoint: str
     columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
     warnings: tuple[str, ...]
     """What a reader must know about single rows."""
     input_scales: tuple[tuple[float, ...], ...] = ()

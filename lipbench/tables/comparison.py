@@ -7,7 +7,7 @@ from math import inf
 import numpy as np
 
 from lipbench.storage.rows import Row
-from lipbench.tables.blocks import Entry, Line
+from lipbench.tables.blocks import Entry, TableLine
 from lipbench.tables.columns import Column
 from lipbench.tables.sources import Source
 from lipbench.tables.statistics import (
@@ -17,7 +17,9 @@ from lipbench.tables.statistics import (
 )
 
 
-def with_best(lines: Sequence[Line], columns: Sequence[Column], source: Source) -> list[Line]:
+def with_best(
+    lines: Sequence[TableLine], columns: Sequence[Column], source: Source
+) -> list[TableLine]:
     """Return `lines` with the best entry of a column marked where it is separated from the second.
 
     Separated means that a 95 % interval for their difference, over the seeds that both have and

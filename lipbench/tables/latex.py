@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lipbench.tables.blocks import Block, Entry, Line
+from lipbench.tables.blocks import Entry, TableBlock, TableLine
 from lipbench.tables.columns import Column
 from lipbench.tables.notes import legend
 from lipbench.tables.render import entry_text, heading, seeds
@@ -46,7 +46,7 @@ _GREEK = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi
 _GREEK_NAMES = frozenset(_GREEK.split())
 
 
-def latex(blocks: Sequence[Block]) -> str:
+def latex(blocks: Sequence[TableBlock]) -> str:
     """Return one table environment per block."""
     environment = Environment(
         loader=PackageLoader("lipbench.tables", ""),
@@ -91,7 +91,7 @@ def _escape_character(character: str) -> str:
     return f"[U+{ord(character):04X}]"
 
 
-def _strings(block: Block) -> dict[str, object]:
+def _strings(block: TableBlock) -> dict[str, object]:
     notes = [*legend(block), *(f"Note: {text}" for text in block.warnings)]
     heads = [_heading(column) for column in block.columns]
     return {
@@ -118,7 +118,7 @@ def _heading_word(word: str) -> str:
     return escape(word)
 
 
-def _cells(line: Line, columns: Sequence[Column]) -> list[str]:
+def _cells(line: TableLine, columns: Sequence[Column]) -> list[str]:
     cells = [escape(line.label), seeds(line)]
     for entry, column in zip(line.entries, columns, strict=True):
         text = _entry(entry, column, line)
@@ -126,7 +126,7 @@ def _cells(line: Line, columns: Sequence[Column]) -> list[str]:
     return cells
 
 
-def _entry(entry: Entry, column: Column, line: Line) -> str:
+def _entry(entry: Entry, column: Column, line: TableLine) -> str:
     text = entry_text(entry, column, line)
     if entry.mean is None:
         text = "-" + text

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import inf, isfinite
 
 from lipbench.storage.rows import SELECTION
-from lipbench.tables.blocks import Block, Line
+from lipbench.tables.blocks import TableBlock, TableLine
 from lipbench.tables.columns import GAP, MEDIAN_RADIUS, Column
 from lipbench.tables.paper import CITATION
 
@@ -13,7 +13,7 @@ _SAME = 1e-6
 """Share by which a scale may differ from 1 and change no units."""
 
 
-def warnings(line: Line, columns: Sequence[Column]) -> list[str]:
+def warnings(line: TableLine, columns: Sequence[Column]) -> list[str]:
     """Return what a reader must know about one method: failed seeds, flags, a blind bound."""
     notes = []
     if line.failed:
@@ -43,7 +43,7 @@ def warnings(line: Line, columns: Sequence[Column]) -> list[str]:
     return notes
 
 
-def _gap(line: Line, columns: Sequence[Column]) -> float:
+def _gap(line: TableLine, columns: Sequence[Column]) -> float:
     """Return the largest quotient of upper and lower Lipschitz bound over seeds."""
     bounds = {
         column.side: entry.values
@@ -59,7 +59,7 @@ def _gap(line: Line, columns: Sequence[Column]) -> float:
     return max(gaps, default=0.0)
 
 
-def legend(block: Block) -> list[str]:
+def legend(block: TableBlock) -> list[str]:
     """Return how the numbers of `block` are to be read."""
     entries = [entry for line in block.lines for entry in line.entries]
     metrics = {column.metric for column in block.columns}
@@ -92,7 +92,7 @@ def legend(block: Block) -> list[str]:
     return sentences
 
 
-def _units(block: Block) -> list[str]:
+def _units(block: TableBlock) -> list[str]:
     """Return how pixel units are converted to those behind a normalisation, if there is one."""
     of_line = {
         line.label: tuple(scale for scale in scales if abs(scale - 1) > _SAME)
@@ -118,7 +118,7 @@ def _units(block: Block) -> list[str]:
     ]
 
 
-def _example(block: Block, scale: float) -> str:
+def _example(block: TableBlock, scale: float) -> str:
     for column in block.columns:
         if column.metric == "robust_accuracy" and column.epsilon and column.norm is not None:
             norm = "inf" if column.norm == inf else f"{column.norm:g}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from lipbench.tables.blocks import Block, Entry, Line
+from lipbench.tables.blocks import Entry, TableBlock, TableLine
 from lipbench.tables.columns import Column
 from lipbench.tables.notes import legend
 
@@ -21,7 +21,7 @@ _CSV_COLUMNS = (
 )
 
 
-def to_console(blocks: Sequence[Block], console: "Console") -> None:
+def to_console(blocks: Sequence[TableBlock], console: "Console") -> None:
     """Print `blocks` to a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -45,7 +45,7 @@ def to_console(blocks: Sequence[Block], console: "Console") -> None:
         console.print()
 
 
-def plain(blocks: Sequence[Block]) -> str:
+def plain(blocks: Sequence[TableBlock]) -> str:
     """Return what a terminal would show, without colours and uncut."""
     from rich.console import Console
 
@@ -54,7 +54,7 @@ def plain(blocks: Sequence[Block]) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip() + "\n"
 
 
-def markdown(blocks: Sequence[Block]) -> str:
+def markdown(blocks: Sequence[TableBlock]) -> str:
     """Return one Markdown table per block, with notes beneath it."""
     from tabulate import tabulate
 
@@ -74,7 +74,7 @@ def markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def csv_text(blocks: Sequence[Block]) -> str:
+def csv_text(blocks: Sequence[TableBlock]) -> str:
     """Return one line per method and column, in full precision and as fractions, not percent."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -99,12 +99,12 @@ def heading(column: Column) -> list[str]:
     return [*column.heading.split(), *(text for text in (norm, epsilon, *notes) if text)]
 
 
-def seeds(line: Line) -> str:
+def seeds(line: TableLine) -> str:
     """Return how many seeds a method's numbers stand for: n, or k/n if some have none."""
     return f"{line.done}/{line.seeds}" if line.failed else str(line.seeds)
 
 
-def entry_text(entry: Entry, column: Column, line: Line) -> str:
+def entry_text(entry: Entry, column: Column, line: TableLine) -> str:
     """Return mean ± deviation; (k) if other seeds than the failed ones lack this number."""
     if entry.mean is None:
         text = "-"
@@ -132,7 +132,7 @@ def figure(value: float, column: Column) -> str:
     return text.replace("-0", "0") if value == 0 else text
 
 
-def _marked(line: Line, columns: Sequence[Column]) -> list[str]:
+def _marked(line: TableLine, columns: Sequence[Column]) -> list[str]:
     texts = [entry_text(e, c, line) for e, c in zip(line.entries, columns, strict=True)]
     return [f"**{t}**" if e.best else t for t, e in zip(texts, line.entries, strict=True)]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lipbench.storage.rows import Row
-from lipbench.tables.blocks import Block, Entry, Line
+from lipbench.tables.blocks import Entry, TableBlock, TableLine
 from lipbench.tables.columns import Column, choose
 from lipbench.tables.comparison import with_best
 from lipbench.tables.labels import labels, parse, target
@@ -46,7 +46,7 @@ def table_text(path: Path, style: str, checkpoint: str = "chosen", paper: bool =
     return writers[style](blocks(path, checkpoint, paper=paper))
 
 
-def blocks(path: Path, checkpoint: str = "chosen", paper: bool = False) -> list[Block]:
+def blocks(path: Path, checkpoint: str = "chosen", paper: bool = False) -> list[TableBlock]:
     """Read all runs found at `path`, as `load` does, and make their blocks for the renderers.
 
     Returns:
@@ -70,7 +70,7 @@ def blocks(path: Path, checkpoint: str = "chosen", paper: bool = False) -> list[
     return titled
 
 
-def build(source: Source, checkpoint: str = "chosen", paper: bool = False) -> list[Block]:
+def build(source: Source, checkpoint: str = "chosen", paper: bool = False) -> list[TableBlock]:
     """Return one block for each benchmark of `source`, in order of appearance.
 
     A benchmark without the chosen checkpoint, such as a regression, shows its last one; one of
@@ -83,7 +83,7 @@ def build(source: Source, checkpoint: str = "chosen", paper: bool = False) -> li
     ]
 
 
-def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Block:
+def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> TableBlock:
     there = {row.checkpoint for row in rows if row.metric != "cell"}
     if checkpoint == "chosen" and checkpoint not in there and "last" in there:
         checkpoint = "last"
@@ -102,7 +102,7 @@ def _block(source: Source, rows: list[Row], checkpoint: str, paper: bool) -> Blo
     lines = with_best(lines, columns, source)
     dataset, model = parse(rows[0].dataset).get("name"), parse(rows[0].model).get("name")
     about = ", ".join(str(name) for name in (dataset, model) if name)
-    return Block(
+    return TableBlock(
         title=rows[0].benchmark + (f" ({about})" if about else ""),
         benchmark=rows[0].benchmark,
         checkpoint=checkpoint,
@@ -147,7 +147,7 @@ def _line(
     usable: list[Row],
     columns: Sequence[Column],
     paper: bool,
-) -> Line:
+) -> TableLine:
     name, first = rows[0].method, rows[0]
     failed = {row.seed: " ".join(row.flags) or "failed" for row in rows if row.metric == "cell"}
     paper_row = printed_row(
@@ -163,7 +163,7 @@ def _line(
         if paper and paper_row and column.printed and (entry.rows or column.printed != "strength"):
             entry = replace(entry, printed=getattr(paper_row, column.printed))
         entries.append(entry)
-    return Line(
+    return TableLine(
         label=label,
         method=name,
         params=first.params,
