@@ -9,14 +9,14 @@ from lipbench.speed import ours, plain
 from lipbench.speed.bench import Bench
 from lipbench.speed.figure import Figure, Ratio
 from lipbench.speed.sides import SIDES
-from lipbench.speed.stopwatch import Side
+from lipbench.speed.stopwatch import TimedSide
 
 EPSILON = 0.1
 STEP_SIZE = EPSILON / 10
 """Both in pixel units."""
 _WARM_UP = 100
 
-Attack = Callable[[Tensor, Tensor], float]
+RobustAccuracy = Callable[[Tensor, Tensor], float]
 """Returns the robust accuracy on inputs and labels."""
 
 
@@ -30,7 +30,7 @@ def pgd_linf(bench: Bench) -> Figure:
         attack(test.inputs[:_WARM_UP], test.targets[:_WARM_UP])
     robust: dict[str, list[float]] = {name: [] for name in attacks}
 
-    def side(name: str) -> Side:
+    def side(name: str) -> TimedSide:
         attack = attacks[name]
         return lambda: lambda: robust[name].append(attack(test.inputs, test.targets))
 
@@ -59,8 +59,8 @@ def pgd_linf(bench: Bench) -> Figure:
     )
 
 
-def _attacks(model: nn.Module, steps: int, batches: tuple[int, ...]) -> dict[str, Attack]:
-    def yardstick(size: int) -> Attack:
+def _attacks(model: nn.Module, steps: int, batches: tuple[int, ...]) -> dict[str, RobustAccuracy]:
+    def yardstick(size: int) -> RobustAccuracy:
         return partial(
             plain.robust_accuracy,
             model,

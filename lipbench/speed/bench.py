@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from lipbench.speed.samples import Samples, mnist
-from lipbench.speed.stopwatch import Side, Times, alternate
+from lipbench.speed.stopwatch import TimedSide, Times, alternate
 from lipbench.speed.tables import Table, digits
 
 
@@ -49,6 +49,6 @@ class Bench:
         """Return the samples of all sides."""
         return self.read(self.device)
 
-    def alternate(self, sides: dict[str, Side], times: int = 1) -> Times:
+    def alternate(self, sides: dict[str, TimedSide], times: int = 1) -> Times:
         """Return the times of the sides, run in turn, `times` as often as asked for."""
         return alternate(sides, times * self.repeats, self.device, self.say)

@@ -6,15 +6,15 @@ Network, step and pairs are those of the other yardstick; nothing else of this p
 import torch
 from torch import Tensor, nn
 
-from lipbench.speed.plain import BATCH_SIZE, LEARNING_RATE, MOMENTUM, NOISE, Pairs, step
+from lipbench.speed.plain import BATCH_SIZE, LEARNING_RATE, MOMENTUM, NOISE, PlainPairs, step
 
 
-def draw_pairs(images: Tensor, count: int, seed: int) -> Pairs:
+def draw_pairs(images: Tensor, count: int, seed: int) -> PlainPairs:
     """Return pairs of `count` drawn images and noisy copies of them."""
     rng = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(images), generator=rng)[:count]
     u = images[chosen.to(images.device)]
-    return Pairs(u, u + NOISE * torch.rand(u.shape, generator=rng).to(u))
+    return PlainPairs(u, u + NOISE * torch.rand(u.shape, generator=rng).to(u))
 
 
 def train(
@@ -24,7 +24,7 @@ def train(
     *,
     epochs: int,
     seed: int,
-    pairs: Pairs | None = None,
+    pairs: PlainPairs | None = None,
 ) -> None:
     """Train `model` in place."""
     rng = torch.Generator().manual_seed(seed)

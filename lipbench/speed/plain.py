@@ -35,7 +35,7 @@ def network(inputs: int, outputs: int, seed: int) -> nn.Sequential:
         )
 
 
-class Pairs:
+class PlainPairs:
     """Pairs of inputs that climb towards the Lipschitz constant, each with its own step size.
 
     They are drawn once: drawing them afresh after 2,000 steps, as the protocol does, would begin
@@ -74,11 +74,11 @@ def squared_quotients(model: nn.Module, u: Tensor, v: Tensor) -> Tensor:
     return rise / (u - v).flatten(1).square().sum(dim=1)
 
 
-def draw_pairs(images: Dataset[Any], count: int, seed: int, device: torch.device) -> Pairs:
+def draw_pairs(images: Dataset[Any], count: int, seed: int, device: torch.device) -> PlainPairs:
     """Return pairs of `count` drawn images and noisy copies of them."""
     rng = torch.Generator().manual_seed(seed)
     u, _ = next(iter(DataLoader(images, batch_size=count, shuffle=True, generator=rng)))
-    return Pairs(u.to(device), (u + NOISE * torch.rand(u.shape, generator=rng)).to(device))
+    return PlainPairs(u.to(device), (u + NOISE * torch.rand(u.shape, generator=rng)).to(device))
 
 
 def train(
@@ -88,7 +88,7 @@ def train(
     epochs: int,
     seed: int,
     device: torch.device,
-    pairs: Pairs | None = None,
+    pairs: PlainPairs | None = None,
 ) -> None:
     """Train `model` in place."""
     rng = torch.Generator().manual_seed(seed)
@@ -104,7 +104,7 @@ def step(
     optimizer: torch.optim.Optimizer,
     inputs: Tensor,
     targets: Tensor,
-    pairs: Pairs | None,
+    pairs: PlainPairs | None,
 ) -> None:
     """Take a step."""
     if pairs is not None:

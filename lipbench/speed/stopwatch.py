@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-Side = Callable[[], Callable[[], object]]
+TimedSide = Callable[[], Callable[[], object]]
 """Prepares what is timed, and returns it."""
 
 
@@ -43,7 +43,7 @@ class Times:
 
 
 def alternate(
-    sides: Mapping[str, Side], repeats: int, device: torch.device, say: Callable[[str], None]
+    sides: Mapping[str, TimedSide], repeats: int, device: torch.device, say: Callable[[str], None]
 ) -> Times:
     """Return the times of the sides, each run once in every repeat; `say` is told of repeats.
 

@@ -26,7 +26,7 @@ from lipbench.planning.plan import plan
 from lipbench.runs.run import run
 from lipbench.speed.bench import Bench
 from lipbench.speed.figure import Figure, Ratio
-from lipbench.speed.stopwatch import Side
+from lipbench.speed.stopwatch import TimedSide
 from lipbench.speed.tables import Table, many_cells
 from lipbench.storage.rows import Row, read_rows
 from lipbench.training.trainer import Trainer
@@ -58,7 +58,10 @@ def run_overhead(bench: Bench) -> Figure:
             folders.append(folder := Path(directory) / str(len(folders)))
             return lambda: _run(table, folder, device)
 
-        sides: dict[str, Side] = {"ours": whole, "alone": lambda: lambda: _alone(stacks, device)}
+        sides: dict[str, TimedSide] = {
+            "ours": whole,
+            "alone": lambda: lambda: _alone(stacks, device),
+        }
         for side in sides.values():
             side()()
         times = bench.alternate(sides, _MORE_REPEATS)

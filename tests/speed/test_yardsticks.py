@@ -38,7 +38,7 @@ def test_the_plain_update_of_pairs_is_ours(seed, scale):
     with torch.no_grad():
         model[1].weight *= scale
     u, v = some_pairs(seed)
-    theirs = plain.Pairs(u.clone(), v.clone())
+    theirs = plain.PlainPairs(u.clone(), v.clone())
     pairs = engine.Pairs.of(u, v, torch.full((len(u),), plain.TAU, dtype=u.dtype))
     for _ in range(5):
         theirs.climb(model)
@@ -53,7 +53,7 @@ def test_the_plain_update_of_pairs_is_ours(seed, scale):
 def test_a_refused_step_leaves_the_pair_and_shrinks_its_step():
     model = network()
     u, v = some_pairs(0)
-    pairs = plain.Pairs(u, v)
+    pairs = plain.PlainPairs(u, v)
     pairs.step[:3] = 1e6
     pairs.climb(model)
 
@@ -64,7 +64,7 @@ def test_a_refused_step_leaves_the_pair_and_shrinks_its_step():
 
 def test_the_constant_is_the_largest_quotient_and_has_gradients_in_the_weights():
     model = network()
-    pairs = plain.Pairs(*some_pairs(1))
+    pairs = plain.PlainPairs(*some_pairs(1))
     pairs.climb(model)
     constant = pairs.constant(model)
     constant.backward()
@@ -98,7 +98,7 @@ def test_both_yardsticks_and_ours_learn_the_same(with_pairs):
     def model_and_pairs():
         model = network()
         model.load_state_dict(start)
-        return model, plain.Pairs(u.clone(), v.clone()) if with_pairs else None
+        return model, plain.PlainPairs(u.clone(), v.clone()) if with_pairs else None
 
     by_plain, pairs = model_and_pairs()
     plain.train(by_plain, whole(data), epochs=4, seed=0, device=DEVICE, pairs=pairs)
