@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lipbench.adversarial.judge import BATCH_SIZE, judge_epsilons
 from lipbench.adversarial.self_check import self_check
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
-from lipbench.audit.blackbox import MARGIN, Measured, Unmeasurable, measure
+from lipbench.audit.blackbox import MARGIN, MeasuredQuotient, Unmeasurable, measure
 from lipbench.data.splits import Batch
 from lipbench.lipschitz.bracket import Bracket, Computed, Unsound, bracket
 from lipbench.lipschitz.certified_radius import certified_accuracy, certified_radius, gaps
@@ -94,7 +94,7 @@ class Audit:
     witness: Witness | None
     """Of the refutation; None if a whole search refuted the claim and no pair was found."""
     accuracy: Accuracy | None
-    measured: Measured | None = None
+    measured: MeasuredQuotient | None = None
     """What the network was asked if it could not be read: the lower bound is no proof then, and
     there is no upper one."""
 
@@ -180,7 +180,7 @@ def _measured(
     domain: Box | None,
     inputs: Tensor | None,
     seed: int,
-) -> Measured:
+) -> MeasuredQuotient:
     """Return the measured difference quotient of a network that could not be read.
 
     Raises:
@@ -192,7 +192,7 @@ def _measured(
         raise Refused(f"{refusal} Nor can it be measured: {error}") from error
 
 
-def _asked(measured: Measured, refusal: Refused, norm: Norm, domain: Box | None) -> Bracket:
+def _asked(measured: MeasuredQuotient, refusal: Refused, norm: Norm, domain: Box | None) -> Bracket:
     """Return the bracket of a black-box network: its quotient below, and no upper bound."""
     bound = Computed(
         name=MEASURED,

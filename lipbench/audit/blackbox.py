@@ -56,7 +56,7 @@ class Unmeasurable(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredQuotient:
     """A pair of inputs, and the difference quotient of a network for it."""
 
     u: Float[Tensor, "*shape"]
@@ -76,7 +76,7 @@ def measure(
     domain: Box | None,
     inputs: Tensor | None = None,
     seed: int = 0,
-) -> Measured:
+) -> MeasuredQuotient:
     """Return the pair of the largest difference quotient that an ascent finds.
 
     It climbs along gradients, as far as there are any.
@@ -218,7 +218,7 @@ def _in_float32(points: Tensor, domain: Box | None) -> Tensor:
     return torch.where(outside, rounded.nextafter(middle), rounded).to(torch.float64)
 
 
-def _measured(asked: _BlackBox, u: Tensor, v: Tensor, norm: Norm) -> Measured:
+def _measured(asked: _BlackBox, u: Tensor, v: Tensor, norm: Norm) -> MeasuredQuotient:
     """Return a pair with its quotient, from which no jumps are taken off yet."""
     run = float(norm.length((u - v).unsqueeze(0)))
     (f_u, error_u), (f_v, error_v) = (asked.answer(point, norm) for point in (u, v))
@@ -229,7 +229,7 @@ def _measured(asked: _BlackBox, u: Tensor, v: Tensor, norm: Norm) -> Measured:
     if run >= least:
         rise = (f_u - f_v)[_largest_changes(f_u - f_v)]
         quotient = max(0.0, float(norm.length(rise.unsqueeze(0))) - error) / run
-    return Measured(u=u, v=v, quotient=quotient, error=error, seconds=0.0)
+    return MeasuredQuotient(u=u, v=v, quotient=quotient, error=error, seconds=0.0)
 
 
 def _largest_changes(rise: Float[Tensor, " outputs"]) -> Tensor:
@@ -237,9 +237,11 @@ def _largest_changes(rise: Float[Tensor, " outputs"]) -> Tensor:
     return rise.abs().topk(min(_OUTPUTS, len(rise))).indices
 
 
-def _steepest(asked: _BlackBox, candidates: Sequence[Measured], norm: Norm) -> Measured:
+def _steepest(
+    asked: _BlackBox, candidates: Sequence[MeasuredQuotient], norm: Norm
+) -> MeasuredQuotient:
     """Return the pair of the largest quotient, what its outputs jump by taken off."""
-    best: Measured | None = None
+    best: MeasuredQuotient | None = None
     for pair in sorted(candidates, key=lambda pair: -pair.quotient):
         if best is not None and pair.quotient <= best.quotient:
             break
@@ -249,7 +251,7 @@ def _steepest(asked: _BlackBox, candidates: Sequence[Measured], norm: Norm) -> M
     return best
 
 
-def _without_jumps(asked: _BlackBox, pair: Measured, norm: Norm) -> Measured:
+def _without_jumps(asked: _BlackBox, pair: MeasuredQuotient, norm: Norm) -> MeasuredQuotient:
     """Return a pair whose error counts what its outputs jump by on the way between its ends."""
     jumps = float(norm.length(_jumps(asked, pair.u, pair.v).unsqueeze(0)))
     run = float(norm.length((pair.u - pair.v).unsqueeze(0)))

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lipbench.audit.audit import Accuracy, Audit
-from lipbench.audit.blackbox import MARGIN, Measured
+from lipbench.audit.blackbox import MARGIN, MeasuredQuotient
 
 _NORMS = {1.0: "l1", 2.0: "l2", math.inf: "l-infinity"}
 
@@ -116,7 +116,7 @@ def _claim(audit: Audit) -> str:
     )
 
 
-def _how(measured: Measured) -> str:
+def _how(measured: MeasuredQuotient) -> str:
     return (
         "The lower bound is measured and not proved: the network was evaluated in float64, and\n"
         f"{measured.error:.2g} taken off the distance of two outputs: twice what they change by in "

@@ -17,7 +17,7 @@ from lipbench.fields import key as field_key
 from lipbench.networks.network import as_network
 from lipbench.planning.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.refused import Refused
-from lipbench.storage.cell_folder import CellFolder, State
+from lipbench.storage.cell_folder import CellFolder, StateName
 from lipbench.storage.evaluation_files import drop_damaged, write_evaluation
 from lipbench.storage.files import StorageError
 from lipbench.storage.rows import Read, Row, read_rows
@@ -30,7 +30,7 @@ _COLLAPSED = "collapsed to one class"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Findings:
     """What is wrong with the evaluation of a cell; nothing, if both are empty."""
 
     contradictions: list[str]
@@ -46,9 +46,9 @@ class EvaluationFailed(Exception):
 class Unfit(Exception):
     """A trained network is no result: it answers alike to everything, or with NaN."""
 
-    def __init__(self, state: State, message: str) -> None:
+    def __init__(self, state: StateName, message: str) -> None:
         super().__init__(message)
-        self.state: State = state
+        self.state: StateName = state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def evaluate(
     device: str,
     env_id: str,
     read: Read = read_rows,
-) -> Verdict:
+) -> Findings:
     """Measure what is not measured yet, and check all that is measured.
 
     An attack or a bound that raises does not keep the others from being measured.
@@ -95,7 +95,7 @@ def evaluate(
     """
     missing = [e for e in cell.evaluations if not drop_damaged(folder, e.key)]
     if not missing:
-        return Verdict(contradictions=contradictions(cell, folder, read), errors=[])
+        return Findings(contradictions=contradictions(cell, folder, read), errors=[])
     blank = Row(
         benchmark=cell.benchmark.name,
         dataset=dataset_json(cell.benchmark),
@@ -112,7 +112,7 @@ def evaluate(
         _looked_at(_subject(cell, trained, data, attack_outcomes, blank)) for trained in checkpoints
     ]
     errors = _complete(cell, folder, subjects, missing)
-    return Verdict(contradictions=contradictions(cell, folder, read), errors=errors)
+    return Findings(contradictions=contradictions(cell, folder, read), errors=errors)
 
 
 def _complete(

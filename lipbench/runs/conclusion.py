@@ -13,7 +13,7 @@ from lipbench.evaluation.evaluate import EvaluationFailed
 from lipbench.planning.cell import Cell
 from lipbench.runs.exits import ExitCode
 from lipbench.runs.stack import Stack
-from lipbench.storage.cell_folder import State
+from lipbench.storage.cell_folder import StateName
 from lipbench.storage.files import StorageError, write_text
 from lipbench.training.ensemble import TrainingRefused
 
@@ -27,7 +27,7 @@ _MISTAKES = (DataMissing, TrainingRefused)
 class Conclusion:
     """How the work on a cell ended."""
 
-    state: State
+    state: StateName
     message: str = ""
     """One line for status.json."""
     exception: str = ""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
 from lipbench.evaluation.attack_outcomes import AttackOutcomes, Target
-from lipbench.evaluation.evaluate import Trained, Unfit, Verdict, evaluate
+from lipbench.evaluation.evaluate import Findings, Trained, Unfit, evaluate
 from lipbench.planning.cell import Cell
 from lipbench.planning.device import device_name
 from lipbench.runs.conclusion import Conclusion, ends_the_run, failure
@@ -61,17 +61,17 @@ def _evaluate(stack: Stack, cell: Cell, status: Status, networks: "_Networks") -
     began = time.monotonic()
     stack.folder(cell).write_status(replace(status, state="running", pid=os.getpid()))
     try:
-        verdict = _verdict(stack, cell, networks)
+        findings = _findings(stack, cell, networks)
     except Unfit as error:
         return Conclusion(state=error.state, message=str(error))
     except (Exception, SystemExit) as error:
         if ends_the_run(error):
             raise
         return failure(error)
-    return _conclusion(verdict, began)
+    return _conclusion(findings, began)
 
 
-def _verdict(stack: Stack, cell: Cell, networks: "_Networks") -> Verdict:
+def _findings(stack: Stack, cell: Cell, networks: "_Networks") -> Findings:
     data = load(cell.benchmark.dataset, stack.device, stack.dtype)
     attack_outcomes = networks.attack_outcomes(data)
     device = device_name(stack.device)
@@ -88,8 +88,8 @@ def _verdict(stack: Stack, cell: Cell, networks: "_Networks") -> Verdict:
     )
 
 
-def _conclusion(verdict: Verdict, began: float) -> Conclusion:
-    problems, errors = verdict.contradictions, verdict.errors
+def _conclusion(findings: Findings, began: float) -> Conclusion:
+    problems, errors = findings.contradictions, findings.errors
     if problems:
         return Conclusion(state="failed", message="; ".join(problems), flags=(UNSOUND,))
     if errors:

@@ -14,10 +14,10 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from lipbench.storage.files import Damaged, StorageError, clean, read_json, update_json
 
-State = Literal["running", "done", "failed", "nan", "oom", "timeout", "killed"]
+StateName = Literal["running", "done", "failed", "nan", "oom", "timeout", "killed"]
 UNSOUND = "unsound"
 """Flag of a cell in which a lower bound exceeds an upper one."""
-STATES: tuple[State, ...] = ("running", "done", "failed", "nan", "oom", "timeout", "killed")
+STATES: tuple[StateName, ...] = ("running", "done", "failed", "nan", "oom", "timeout", "killed")
 
 # A reader that asks whether a lock is free holds it for microseconds; a claim outlasts that.
 _PATIENCE = 0.1
@@ -29,7 +29,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 class Status:
     """What is known about the training of a cell, as status.json holds it."""
 
-    state: State
+    state: StateName
     attempt: int = 1
     pid: int = 0
     host: str = ""
