@@ -6,12 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lipbench.storage.files import StorageError, write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
+from lipbench.storage.files import StorageError
 
 SCHEMA = 1
 SELECTION = "selection"
@@ -96,11 +92,6 @@ def _shortest(number: float) -> str:
     return text if float(text := f"{number:g}") == number else repr(number)
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Replace `path` by `rows` in one step, with floats in full precision."""
-    write_text(path, format_rows(rows))
-
-
 def format_rows(rows: Iterable[Row]) -> str:
     """Return `rows` as CSV text with a header."""
     text = io.StringIO()
@@ -124,14 +115,6 @@ def read_rows(path: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise RowsDamaged(f"{path} is not text in UTF-8: {error}.") from error
     return _parse(text, path)
-
-
-def read_frame(path: Path) -> "pd.DataFrame":
-    """Return the rows that `path` holds as a data frame; what was not measured is missing."""
-    import pandas as pd
-
-    rows = read_rows(path)
-    return pd.DataFrame({name: [getattr(row, name) for row in rows] for name in COLUMNS})
 
 
 def _parse(text: str, path: Path) -> list[Row]:

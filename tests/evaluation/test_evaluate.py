@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from support import runs
-from support.synthetic import a_row
+from support.synthetic import a_row, write_rows
 
 import lipbench
 from lipbench.evaluation.contradictions import contradictions
 from lipbench.storage.cell_folder import CellFolder
-from lipbench.storage.rows import read_rows, write_rows
+from lipbench.storage.rows import read_rows
 from lipbench.storage.tensors import read_tensors, write_tensors
 
 # In this order: accuracy, an attack, two bounds.

@@ -2,11 +2,11 @@
 
 import pytest
 from support import runs
+from support.synthetic import write_rows
 
 import lipbench
 from lipbench.runs.cell_state import cell_state
 from lipbench.storage.cell_folder import Status, lock_cells
-from lipbench.storage.rows import write_rows
 
 SETTINGS = runs.config(evaluation={"bound": ["product"]})
 

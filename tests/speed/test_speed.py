@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.synthetic import write_rows
 from support.training import digits
 from torch.utils.data import TensorDataset
 
@@ -23,7 +24,7 @@ from lipbench.speed.stopwatch import Times, alternate
 from lipbench.speed.tables import digits as published
 from lipbench.speed.tables import many_cells
 from lipbench.speed.whole_runs import inside
-from lipbench.storage.rows import Row, write_rows
+from lipbench.storage.rows import Row
 
 KEYS = {"ratio", "ours_s", "plain_s", "eager_s", "spread"}
 METRICS = ("loss", "test_accuracy", "training_seconds")

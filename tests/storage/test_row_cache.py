@@ -3,11 +3,11 @@
 import os
 
 import pytest
-from support.synthetic import a_row
+from support.synthetic import a_row, write_rows
 
 from lipbench.storage.files import StorageError
 from lipbench.storage.row_cache import RowCache
-from lipbench.storage.rows import RowsDamaged, read_rows, write_rows
+from lipbench.storage.rows import RowsDamaged, read_rows
 
 
 @pytest.fixture(name="path")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.synthetic import a_row
+from support.synthetic import a_row, write_rows
 
 from lipbench.storage.files import StorageError
-from lipbench.storage.rows import COLUMNS, RowsDamaged, read_frame, read_rows, write_rows
+from lipbench.storage.rows import COLUMNS, RowsDamaged, read_rows
 
 HEADER = (
     "schema,benchmark,dataset,model,method,params,seed,checkpoint,split,n,metric,norm,epsilon,"
@@ -60,13 +60,6 @@ def test_any_number_and_any_text_is_read_back_exactly(tmp_path_factory, value, e
 def test_numbers_of_numpy_are_written_as_numbers(tmp_path):
     write_rows(tmp_path / "rows.csv", [a_row(value=np.float64(1 / 3))])
     assert read_rows(tmp_path / "rows.csv")[0].value == 1 / 3
-
-
-def test_a_frame_has_the_same_numbers(path):
-    frame = read_frame(path)
-    assert list(frame.columns) == list(COLUMNS)
-    assert frame["value"][0] == 0.5
-    assert frame["value"].isna().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40, 200])

@@ -3,8 +3,9 @@
 import json
 
 from lipbench.storage.cell_folder import CellFolder, Status
+from lipbench.storage.files import write_text
 from lipbench.storage.results import PlannedCell, write_plan
-from lipbench.storage.rows import Row, write_rows
+from lipbench.storage.rows import Row, format_rows
 
 INF = float("inf")
 
@@ -102,3 +103,7 @@ def a_run(folder, cells):
     write_plan(folder, planned)
     (folder / "cells").mkdir(exist_ok=True)
     return planned
+
+
+def write_rows(path, rows):
+    write_text(path, format_rows(rows))

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from support.synthetic import INF, a_row, a_run, failure, measurements
+from support.synthetic import INF, a_row, a_run, failure, measurements, write_rows
 
 from lipbench.storage.outcomes import outcome_name
 from lipbench.storage.results import PlanMissing
-from lipbench.storage.rows import write_rows
 from lipbench.tables.labels import display_name, labels
 from lipbench.tables.paper import printed_row
 from lipbench.tables.sources import Source, load
