@@ -89,7 +89,7 @@ ROOMS = {
     "evaluation": Room(
         "planning config training:epoch_end lipschitz lipschitz.exact:incumbent adversarial "
         "networks data storage",
-        "evaluate measures measurement attack_outcomes selection",
+        "evaluate measures subject attack_outcomes selection",
     ),
     "runs": Room(
         "evaluation planning config training networks data storage tables",

@@ -1,6 +1,4 @@
-"""The outcomes of attacks: of none, of one after another, and of the worst of several."""
-
-from collections.abc import Sequence
+"""Results of attacks: of none, and of one after another."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,24 +8,6 @@ from lipbench.adversarial.queries import on_rows
 from lipbench.adversary import AttackResult, Classifier, NonFiniteLogits
 from lipbench.data.splits import Batch
 from lipbench.networks.modes import evaluation_mode
-
-
-def worst_case(results: Sequence[AttackResult]) -> AttackResult:
-    """Return the success at the smallest distance for each sample; queries are summed.
-
-    Raises:
-        ValueError: If there are no results.
-    """
-    if not results:
-        raise ValueError("the worst case of no attack at all is not defined: give one result.")
-    best = torch.stack([result.distance for result in results]).argmin(dim=0)
-    sample = torch.arange(len(best), device=best.device)
-    return AttackResult(
-        inputs=torch.stack([result.inputs for result in results])[best, sample],
-        success=torch.stack([result.success for result in results])[best, sample],
-        distance=torch.stack([result.distance for result in results])[best, sample],
-        queries=torch.stack([result.queries for result in results]).sum(dim=0),
-    )
 
 
 def unattacked(

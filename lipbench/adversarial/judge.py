@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.adversarial.attack_results import extended, sliced, survivors, unattacked
 from lipbench.adversarial.draws import Draws
-from lipbench.adversarial.outcomes import extended, sliced, survivors, unattacked
 from lipbench.adversarial.problem import Problem
 from lipbench.adversarial.proposals import attacked
 from lipbench.adversarial.queries import Lot

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from lipbench.adversarial.attack_results import extended
 from lipbench.adversarial.guard import guarded
-from lipbench.adversarial.outcomes import extended
 from lipbench.adversarial.problem import Problem
 from lipbench.adversarial.queries import Counted
 from lipbench.adversary import Attack, AttackInvalid, AttackResult

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lipbench.adversarial.attack_results import unattacked
 from lipbench.adversarial.judge import judge_epsilons, judge_networks
-from lipbench.adversarial.outcomes import unattacked
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, Classifier
 from lipbench.networks.network_stack import Networks
 from lipbench.norm import Norm

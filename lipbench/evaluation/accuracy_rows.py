@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lipbench.data.splits import Batch, Split
 from lipbench.evaluation.claims import claim_row
 from lipbench.evaluation.input_scale import input_scale
-from lipbench.evaluation.measurement import Measured, Subject
+from lipbench.evaluation.subject import Measured, Subject
 from lipbench.planning.cell import Evaluation
 from lipbench.storage.rows import Row
 

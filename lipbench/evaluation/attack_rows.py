@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lipbench.adversary import AttackInvalid, AttackResult, NonFiniteLogits
 from lipbench.config.settings import AttackEntry
-from lipbench.evaluation.measurement import Measured, Subject, refused, without_value
+from lipbench.evaluation.subject import Measured, Subject, refused, without_value
 from lipbench.lipschitz.soundness import misclassified
 from lipbench.networks.network import Network
 from lipbench.planning.cell import Cell, Evaluation

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from lipbench.bound import Lipschitz
 from lipbench.config.settings import BoundEntry
-from lipbench.evaluation.measurement import Measured, Subject, flag, refused
 from lipbench.evaluation.radius_rows import add_radius, radius_prefix
+from lipbench.evaluation.subject import Measured, Subject, flag, refused
 from lipbench.lipschitz.certified_radius import certified_radius, gaps
 from lipbench.lipschitz.exact.incumbent import INCUMBENT, incumbent
 from lipbench.lipschitz.proof_check import recheck

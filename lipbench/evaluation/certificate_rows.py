@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from lipbench.config.settings import CertificateEntry
-from lipbench.evaluation.measurement import Measured, Subject, refused, without_value
 from lipbench.evaluation.radius_rows import add_radius
+from lipbench.evaluation.subject import Measured, Subject, refused, without_value
 from lipbench.planning.cell import Evaluation, certified_epsilons
 from lipbench.refused import Refused
 from lipbench.storage.rows import Row, box_text

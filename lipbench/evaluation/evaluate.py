@@ -11,8 +11,8 @@ from lipbench.data.splits import Data
 from lipbench.evaluation.attack_outcomes import AttackOutcomes
 from lipbench.evaluation.claims import claim_of
 from lipbench.evaluation.contradictions import contradictions
-from lipbench.evaluation.measurement import Measured, Subject
 from lipbench.evaluation.measures import measure
+from lipbench.evaluation.subject import Measured, Subject
 from lipbench.fields import key as field_key
 from lipbench.networks.network import as_network
 from lipbench.planning.cell import Cell, Evaluation, dataset_json, model_json

@@ -7,8 +7,8 @@ from lipbench.evaluation.accuracy_rows import accuracy_rows
 from lipbench.evaluation.attack_rows import attack_rows
 from lipbench.evaluation.bound_rows import bound_rows
 from lipbench.evaluation.certificate_rows import certificate_rows
-from lipbench.evaluation.measurement import Measured, Subject
 from lipbench.evaluation.noise_rows import noise_rows
+from lipbench.evaluation.subject import Measured, Subject
 from lipbench.planning.cell import Evaluation
 from lipbench.storage.rows import Row
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lipbench.config.settings import NoiseEntry
-from lipbench.evaluation.measurement import Measured, Subject, refused
 from lipbench.evaluation.noise import noise_accuracy
+from lipbench.evaluation.subject import Measured, Subject, refused
 from lipbench.planning.cell import Evaluation
 from lipbench.seeds import stream
 from lipbench.storage.rows import Row

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lipbench.evaluation.measurement import Measured, Subject
+from lipbench.evaluation.subject import Measured, Subject
 from lipbench.lipschitz.certified_radius import certified_accuracy, radius_quantiles
 from lipbench.norm import Norm
 from lipbench.planning.cell import certified_epsilons

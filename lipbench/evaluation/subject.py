@@ -1,4 +1,4 @@
-"""What all measurements share: the checkpoint that is measured, and the rows that come of it."""
+"""The subject of an evaluation: a checkpoint to be measured, and the rows that come of it."""
 
 from dataclasses import dataclass, field, replace
 

@@ -15,9 +15,9 @@ import torch
 from lipbench.data.loading import load
 from lipbench.data.splits import Data
 from lipbench.evaluation.attack_outcomes import AttackOutcomes, Target
-from lipbench.evaluation.measurement import Subject
 from lipbench.evaluation.measures import measure
 from lipbench.evaluation.selection import selection_score
+from lipbench.evaluation.subject import Subject
 from lipbench.networks.net import Net, Skeleton
 from lipbench.networks.network import as_network
 from lipbench.planning.cell import Cell

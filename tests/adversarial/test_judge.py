@@ -8,7 +8,6 @@ import torch
 from support.classifiers import network
 
 from lipbench.adversarial.judge import judge, judge_epsilons, judge_networks
-from lipbench.adversarial.outcomes import worst_case
 from lipbench.adversarial.self_check import self_check
 from lipbench.adversary import Attack, AttackInvalid, AttackResult, NonFiniteLogits
 from lipbench.networks.network_stack import Networks
@@ -379,19 +378,6 @@ def test_no_epsilon_gives_no_result():
     assert (
         judge_epsilons(Scripted(act=up), threshold, LINE, ZEROS, INF, (), None, generator()) == []
     )
-
-
-def test_worst_case_takes_the_nearest_success_of_each_sample():
-    near, far = judge_line(up, epsilon=0.2), judge_line(up, epsilon=0.3)
-    worst = worst_case([far, near, judge_line(still)])
-    assert torch.equal(near.success | far.success, worst.success)
-    assert torch.equal(torch.minimum(near.distance, far.distance), worst.distance)
-    assert torch.equal(near.inputs[1], worst.inputs[1])
-
-
-def test_worst_case_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="give one result"):
-        worst_case([])
 
 
 def test_self_check_passes_an_honest_attack(problem):
