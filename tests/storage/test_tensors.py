@@ -1,14 +1,10 @@
-"""Files of tensors, and training states that are read back; resuming is in test_trainer."""
-
-import copy
+"""Files of tensors come back bit for bit, or are refused."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.training import a_trainer, an_entry, same
 
-from lipbench.runs.training_state import read_training_state, write_training_state
 from lipbench.storage.tensors import Unreadable, is_whole, read_tensors, write_tensors
 
 TENSORS = {
@@ -105,38 +101,3 @@ def test_a_pickle_is_refused_and_never_run(path):
     torch.save({"weight": torch.ones(1)}, path)
     with pytest.raises(Unreadable):
         read_tensors(path)
-
-
-def stopped(path, stack=("a", "b")):
-    # A stack after its first epoch, as it is in memory and in a file.
-    entry = an_entry("clip", pairs=8, lambda_=0.1, epochs=1, target=None)
-    trainer = a_trainer(entry, seeds=(0, 1), score=lambda model, seed: 0.5)
-    kept = []
-
-    def save(progress):
-        write_training_state(path, progress, stack)
-        kept.append(copy.deepcopy(progress.params))
-
-    trainer.run(trainer.begin(), save)
-    return trainer, kept[0]
-
-
-def test_a_training_state_comes_back_in_the_order_it_had(path):
-    """A sum over the parameters is rounded by their order."""
-    trainer, params = stopped(path)
-    stored = read_training_state(path, trainer.begin(), ("a", "b"))
-    assert list(stored.params) == list(params)
-    assert same(stored.params, params)
-    assert stored.epoch == 1
-    assert [len(choice.candidates) for choice in stored.choices] == [1, 1]
-
-
-def test_the_state_of_another_stack_is_not_taken(path):
-    trainer, _ = stopped(path)
-    assert read_training_state(path, trainer.begin(), ("a", "c")) is None
-
-
-def test_an_unreadable_state_is_as_none(path):
-    trainer, _ = stopped(path)
-    path.write_bytes(path.read_bytes()[:-1])
-    assert read_training_state(path, trainer.begin(), ("a", "b")) is None
