@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import runs
-from support.runs import cell_folders, config, evaluation, job, processes, results, states
+from support.runs import DRIVEN, cell_folders, config, evaluation, job, processes, results, states
 
 import lipbench
 from lipbench.cli.main import call
@@ -14,7 +14,6 @@ from lipbench.runs.exits import ExitCode
 from lipbench.tables.table import table_text
 from lipbench.training.optimiser import Optimizer
 
-DRIVEN = {"name": "clip", "target_accuracy": 0.4, "pairs": 16}
 BOTH = config(DRIVEN, seeds=(0, 1))
 
 METHOD = """
@@ -191,19 +190,6 @@ def plugins(publish):
             "fault_data.py": DATASET,
         },
     )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    # Nothing disturbed it, and no test may change it.
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert runs.run(BOTH, folder) == 0
-    return folder
-
-
-@pytest.fixture
-def folder(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def assert_is_as_if_nothing_had_happened(folder, finished):

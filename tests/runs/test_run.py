@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from support import runs
-from support.runs import EVALUATION, PGD, cell_folders, config, evaluation, results
+from support.runs import DRIVEN, EVALUATION, PGD, cell_folders, config, evaluation, results
 
 import lipbench
 import lipbench.runs.stack_work
@@ -20,21 +19,7 @@ from lipbench.storage.results import status_table
 from lipbench.storage.rows import read_rows
 from lipbench.storage.tensors import read_tensors
 
-DRIVEN = {"name": "clip", "target_accuracy": 0.4, "pairs": 16}
 BOTH = config("standard", DRIVEN, seeds=(0, 1))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    # Not to be changed; a copy is.
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert runs.run(BOTH, folder) == 0
-    return folder
-
-
-@pytest.fixture
-def folder(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def rows_of(folder, **wanted):

@@ -13,6 +13,7 @@ from lipbench.storage.rows import read_rows
 ROOT = Path(__file__).parents[2]
 DATASET = {"name": "digits", "train_size": 128, "pair_size": 64, "validation_size": 40}
 PGD = {"name": "pgd", "norm": 2, "epsilon": [0.1, 0.5], "steps": 2, "starts": 1}
+DRIVEN = {"name": "clip", "target_accuracy": 0.4, "pairs": 16}
 EVALUATION = {
     "test_size": 40,
     "noise": [{"sigma": 0.3, "clamp": True, "draws": 3}],
