@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from lipbench.lipschitz.lower_bounds import pairs as engine
 from lipbench.lipschitz.lower_bounds.pair_steps import move, quotients, turn
+from lipbench.lipschitz.lower_bounds.pairs import Function, Pairs
 from lipbench.lipschitz.lower_bounds.witness import points_of
 from lipbench.norm import Norm
 from lipbench.threat import Box
@@ -170,8 +170,8 @@ class _BlackBox:
 
 
 def _first_pairs(
-    asked: engine.Function, data: Tensor, norm: Norm, domain: Box | None, rng: torch.Generator
-) -> engine.Pairs:
+    asked: Function, data: Tensor, norm: Norm, domain: Box | None, rng: torch.Generator
+) -> Pairs:
     near = data + 0.1 * torch.randn(data.shape, generator=rng, dtype=torch.float64)
     if domain is not None:
         near = near.clamp(*domain)
@@ -180,10 +180,10 @@ def _first_pairs(
     best = ratios.topk(min(_PAIRS, len(u))).indices
     apart = norm.length(u - v)[best]
     step = 0.1 * (apart / ratios[best].clamp_min(1e-12)) ** 2
-    return engine.Pairs.of(u[best], v[best], step, domain)
+    return Pairs.of(u[best], v[best], step, domain)
 
 
-def _climbed(asked: engine.Function, pairs: engine.Pairs, norm: Norm, size: float) -> engine.Pairs:
+def _climbed(asked: Function, pairs: Pairs, norm: Norm, size: float) -> Pairs:
     """Return the pairs after gradient ascent, among inputs whose mean length is `size`."""
     nearest = _APART[0] * (1 + size)
     for count in range(_STEPS):
@@ -192,7 +192,7 @@ def _climbed(asked: engine.Function, pairs: engine.Pairs, norm: Norm, size: floa
     return pairs
 
 
-def _candidates(pairs: engine.Pairs, norm: Norm, domain: Box | None) -> tuple[Tensor, Tensor]:
+def _candidates(pairs: Pairs, norm: Norm, domain: Box | None) -> tuple[Tensor, Tensor]:
     """Return the pairs, and others with the same middle and direction, in float32's numbers."""
     u, v = pairs.u, pairs.v
     middle, axes = (u + v) / 2, [1] * (u.ndim - 1)

@@ -61,8 +61,8 @@ def _against_yardsticks(bench: Bench, pairs: int | None) -> Figure:
 
     def measured(samples: Samples) -> Callable[[], object]:
         stack = ours.trainer(samples.data, trials=trials, epochs=epochs, pairs=pairs)
-        progress = stack.begin()
-        return lambda: stack.run(progress)
+        state = stack.begin()
+        return lambda: stack.run(state)
 
     times = _trainings(bench, {**{name: side(name) for name in SIDES}, "measured": measured})
     agreed = agreement(bench, pairs)

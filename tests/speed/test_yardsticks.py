@@ -10,7 +10,7 @@ from support.training import digits
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from lipbench.lipschitz.lower_bounds import pairs as engine
+from lipbench.lipschitz.lower_bounds.pairs import Pairs, ascend
 from lipbench.speed import eager, ours, plain
 
 DEVICE = torch.device("cpu")
@@ -39,11 +39,11 @@ def test_the_plain_update_of_pairs_is_ours(seed, scale):
         model[1].weight *= scale
     u, v = some_pairs(seed)
     theirs = plain.PlainPairs(u.clone(), v.clone())
-    pairs = engine.Pairs.of(u, v, torch.full((len(u),), plain.TAU, dtype=u.dtype))
+    pairs = Pairs.of(u, v, torch.full((len(u),), plain.TAU, dtype=u.dtype))
     for _ in range(5):
         theirs.climb(model)
         with torch.no_grad():
-            pairs, quotients = engine.ascend(model, pairs, accept=True, factor=plain.FACTOR)
+            pairs, quotients = ascend(model, pairs, accept=True, factor=plain.FACTOR)
     torch.testing.assert_close(theirs.u, pairs.u, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(theirs.v, pairs.v, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(theirs.step, pairs.step)
