@@ -172,6 +172,43 @@ def audit(
     )
 
 
+def labelled(name: str, input_shape: tuple[int, ...], size: int, like: Tensor) -> Labelled:
+    """Load the first test samples of an installed data set, which is fetched if it is absent.
+
+    Args:
+        name: The data set.
+        input_shape: Shape of one input, as many numbers as the data have.
+        size: How many samples at most.
+        like: A tensor of the network, whose type and device the inputs take.
+
+    Returns:
+        The samples, in the shape that a network takes.
+
+    Raises:
+        DataMissing: If it cannot be had.
+        PluginError: If there is no such data set.
+        ValueError: If it has no classes, or inputs of another size.
+    """
+    from lipbench.data.loading import load as load_data
+    from lipbench.dataset import Dataset
+
+    dataset = load("lipbench.datasets", name, Dataset)()
+    if dataset.task != "classification":
+        raise ValueError(f"{name} has no classes: accuracy needs a data set that does.")
+    if math.prod(dataset.input_shape) != math.prod(input_shape):
+        raise ValueError(
+            f"inputs of {name} have shape {tuple(dataset.input_shape)}, which is not "
+            f"{tuple(input_shape)} in another order."
+        )
+    data = load_data(dataset, like.device, like.dtype)
+    return Labelled(
+        name=name,
+        inputs=data.test.inputs[:size].reshape(-1, *input_shape),
+        labels=data.test.targets[:size],
+        box=data.box,
+    )
+
+
 def _measured(
     refusal: Refused,
     model: nn.Module,
@@ -320,40 +357,3 @@ def _attacked(
         if broken:
             raise Unsound(" ".join(violation.message for violation in broken))
     return [float((~result.success).double().mean()) for result in results]
-
-
-def labelled(name: str, input_shape: tuple[int, ...], size: int, like: Tensor) -> Labelled:
-    """Load the first test samples of an installed data set, which is fetched if it is absent.
-
-    Args:
-        name: The data set.
-        input_shape: Shape of one input, as many numbers as the data have.
-        size: How many samples at most.
-        like: A tensor of the network, whose type and device the inputs take.
-
-    Returns:
-        The samples, in the shape that a network takes.
-
-    Raises:
-        DataMissing: If it cannot be had.
-        PluginError: If there is no such data set.
-        ValueError: If it has no classes, or inputs of another size.
-    """
-    from lipbench.data.loading import load as load_data
-    from lipbench.dataset import Dataset
-
-    dataset = load("lipbench.datasets", name, Dataset)()
-    if dataset.task != "classification":
-        raise ValueError(f"{name} has no classes: accuracy needs a data set that does.")
-    if math.prod(dataset.input_shape) != math.prod(input_shape):
-        raise ValueError(
-            f"inputs of {name} have shape {tuple(dataset.input_shape)}, which is not "
-            f"{tuple(input_shape)} in another order."
-        )
-    data = load_data(dataset, like.device, like.dtype)
-    return Labelled(
-        name=name,
-        inputs=data.test.inputs[:size].reshape(-1, *input_shape),
-        labels=data.test.targets[:size],
-        box=data.box,
-    )

@@ -93,6 +93,39 @@ def selection(raw: Any, location: Location) -> SelectionSettings | Literal["last
     return _entry(SelectionSettings, "lipbench.attacks", Attack, "attack", table, location)
 
 
+def method_entry(
+    table: Mapping[str, Any], location: Location, training: TrainingSettings | None
+) -> MethodEntry:
+    """Return an entry of `benchmark.method`.
+
+    Args:
+        table: `name`, what the core knows (a target, overrides of `training`), and the fields of
+            the method.
+        location: Where the table stands.
+        training: The settings of the benchmark; None if they are wrong and only the entry's own
+            mistakes can be found.
+
+    Raises:
+        Invalid: If nothing can be made of the table.
+    """
+    entry_keys = [key for key in keys(MethodEntry) if key not in ("name", "method", "training")]
+    overrides = {key: value for key, value in table.items() if key in keys(TrainingSettings)}
+    besides = [*entry_keys, *keys(TrainingSettings)]
+    method = attempt(plugin, "lipbench.methods", Method, table, location, besides)
+    merged = attempt(_override, overrides, location, training or TrainingSettings(epochs=100))
+    discrepancy = attempt(_discrepancy, table, location)
+    options = {key: table[key] for key in ("target_accuracy", "path") if key in table}
+    stand_in = method or _plain("lipbench.methods", Method, table["name"])
+    if stand_in is None or merged is None:
+        read_fields(MethodEntry, options, location)
+        raise Invalid
+    fixed = {"name": table["name"], "method": stand_in, "training": merged}
+    entry = structure(MethodEntry, options, location, fixed | {"discrepancy": discrepancy})
+    if method is None:
+        raise Invalid
+    return entry
+
+
 def _entry(
     cls: type[E], group: str, base: type[T], role: str, table: Mapping[str, Any], location: Location
 ) -> E:
@@ -130,39 +163,6 @@ def _plain(group: str, base: type[T], name: str) -> T | None:
         return cls(**fixed)
     except Exception:  # a stranger's may raise anything, and what is wrong is reported already
         return None
-
-
-def method_entry(
-    table: Mapping[str, Any], location: Location, training: TrainingSettings | None
-) -> MethodEntry:
-    """Return an entry of `benchmark.method`.
-
-    Args:
-        table: `name`, what the core knows (a target, overrides of `training`), and the fields of
-            the method.
-        location: Where the table stands.
-        training: The settings of the benchmark; None if they are wrong and only the entry's own
-            mistakes can be found.
-
-    Raises:
-        Invalid: If nothing can be made of the table.
-    """
-    entry_keys = [key for key in keys(MethodEntry) if key not in ("name", "method", "training")]
-    overrides = {key: value for key, value in table.items() if key in keys(TrainingSettings)}
-    besides = [*entry_keys, *keys(TrainingSettings)]
-    method = attempt(plugin, "lipbench.methods", Method, table, location, besides)
-    merged = attempt(_override, overrides, location, training or TrainingSettings(epochs=100))
-    discrepancy = attempt(_discrepancy, table, location)
-    options = {key: table[key] for key in ("target_accuracy", "path") if key in table}
-    stand_in = method or _plain("lipbench.methods", Method, table["name"])
-    if stand_in is None or merged is None:
-        read_fields(MethodEntry, options, location)
-        raise Invalid
-    fixed = {"name": table["name"], "method": stand_in, "training": merged}
-    entry = structure(MethodEntry, options, location, fixed | {"discrepancy": discrepancy})
-    if method is None:
-        raise Invalid
-    return entry
 
 
 def _discrepancy(table: Mapping[str, Any], location: Location) -> Discrepancy | None:

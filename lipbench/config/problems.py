@@ -78,6 +78,14 @@ class Location:
         return None
 
 
+def attempt(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Return what `make` returns, or None if it found something invalid: to go on looking."""
+    try:
+        return make(*args, **kwargs)
+    except Invalid:
+        return None
+
+
 def _entries(text: str, line: int) -> Iterator[range]:
     """Yield the lines of each entry of the list that a text begins with, from its line on."""
     depth, start = 0, None
@@ -94,11 +102,3 @@ def _entries(text: str, line: int) -> Iterator[range]:
                 return
         elif start is None and (depth, token) != (1, "["):
             start = line
-
-
-def attempt(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """Return what `make` returns, or None if it found something invalid: to go on looking."""
-    try:
-        return make(*args, **kwargs)
-    except Invalid:
-        return None

@@ -109,6 +109,14 @@ def noop_rerun(bench: Bench) -> Figure:
     )
 
 
+def inside(folder: Path) -> float:
+    """Return the seconds that the rows of a run say its training and evaluation calls took."""
+    rows = read_rows(folder / "results.csv")
+    training = {r.train_key: r.value or 0.0 for r in rows if r.metric == "training_seconds"}
+    calls = {(r.train_key, r.checkpoint, r.eval_key): r.seconds or 0.0 for r in rows}
+    return sum(training.values()) + sum(calls.values())
+
+
 def _run(table: Table, folder: Path, device: torch.device) -> None:
     """Run a configuration in a folder, printing nothing.
 
@@ -140,14 +148,6 @@ def _run_afresh(table: Table, folder: Path, device: torch.device) -> None:
     )
     if done.returncode:
         raise Unfinished(f"a run of the comparison failed: {(done.stdout + done.stderr).strip()}")
-
-
-def inside(folder: Path) -> float:
-    """Return the seconds that the rows of a run say its training and evaluation calls took."""
-    rows = read_rows(folder / "results.csv")
-    training = {r.train_key: r.value or 0.0 for r in rows if r.metric == "training_seconds"}
-    calls = {(r.train_key, r.checkpoint, r.eval_key): r.seconds or 0.0 for r in rows}
-    return sum(training.values()) + sum(calls.values())
 
 
 def _alone(stacks: list[tuple[Cell, ...]], device: torch.device) -> None:

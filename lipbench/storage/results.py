@@ -102,14 +102,6 @@ def read_plan(run: Path) -> list[PlannedCell]:
     return [_planned(cell) for cell in table["cells"]]
 
 
-def _hint(folder: Path) -> str:
-    """Return what to give instead of a folder that holds runs, or results without their cells."""
-    if (folder / "results.csv").exists():
-        return " It holds published results, which `lipbench table` shows."
-    inside = sorted(str(path.parent) for path in folder.glob("*/plan.json"))
-    return f" Give one of its runs: {', '.join(inside)}." if inside else ""
-
-
 def has_cells(run: Path) -> bool:
     """Return whether results.csv of a run can be rebuilt; a published one has no cells."""
     return (run / "cells").is_dir() and (run / "plan.json").is_file()
@@ -196,6 +188,14 @@ def status_table(run: Path) -> StatusTable:
     return StatusTable(
         lines=tuple(lines.values()), problems=tuple(problems), stale=tuple(stale(run, cells))
     )
+
+
+def _hint(folder: Path) -> str:
+    """Return what to give instead of a folder that holds runs, or results without their cells."""
+    if (folder / "results.csv").exists():
+        return " It holds published results, which `lipbench table` shows."
+    inside = sorted(str(path.parent) for path in folder.glob("*/plan.json"))
+    return f" Give one of its runs: {', '.join(inside)}." if inside else ""
 
 
 def _problem(run: Path, cell: PlannedCell, status: Status) -> str:

@@ -88,10 +88,6 @@ def box_text(box: tuple[float, float] | None) -> str:
     return "all" if box is None else f"[{_shortest(box[0])}, {_shortest(box[1])}]"
 
 
-def _shortest(number: float) -> str:
-    return text if float(text := f"{number:g}") == number else repr(number)
-
-
 def format_rows(rows: Iterable[Row]) -> str:
     """Return `rows` as CSV text with a header."""
     text = io.StringIO()
@@ -115,6 +111,10 @@ def read_rows(path: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise RowsDamaged(f"{path} is not text in UTF-8: {error}.") from error
     return _parse(text, path)
+
+
+def _shortest(number: float) -> str:
+    return text if float(text := f"{number:g}") == number else repr(number)
 
 
 def _parse(text: str, path: Path) -> list[Row]:

@@ -73,6 +73,18 @@ def choose(rows: Sequence[Row]) -> tuple[Column, ...]:
     return (*columns, *lipschitz_columns(rows), *_gap(rows))
 
 
+def lipschitz_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of the lower and the upper bounds, in l2 if there are any."""
+    rows = [row for row in rows if row.metric == "lipschitz"]
+    sides: tuple[Literal["lower", "upper"], ...] = ("lower", "upper")
+    columns = [
+        Column(heading=f"Lipschitz {side}", metric="lipschitz", norm=norm, side=side)
+        for norm in _norms(rows)[:1]
+        for side in sides
+    ]
+    return [column for column in columns if any(column.takes(row) for row in rows)]
+
+
 def _accuracies(rows: Sequence[Row]) -> list[Column]:
     columns = []
     metrics = list(dict.fromkeys(row.metric for row in rows))
@@ -177,15 +189,3 @@ def _norms(rows: Iterable[Row]) -> list[float]:
     """Return the norms of rows, l2 first."""
     norms = dict.fromkeys(row.norm for row in rows if row.norm is not None)
     return sorted(norms, key=lambda norm: norm != 2)
-
-
-def lipschitz_columns(rows: Sequence[Row]) -> list[Column]:
-    """Return the columns of the lower and the upper bounds, in l2 if there are any."""
-    rows = [row for row in rows if row.metric == "lipschitz"]
-    sides: tuple[Literal["lower", "upper"], ...] = ("lower", "upper")
-    columns = [
-        Column(heading=f"Lipschitz {side}", metric="lipschitz", norm=norm, side=side)
-        for norm in _norms(rows)[:1]
-        for side in sides
-    ]
-    return [column for column in columns if any(column.takes(row) for row in rows)]

@@ -43,22 +43,6 @@ def warnings(line: TableLine, columns: Sequence[Column]) -> list[str]:
     return notes
 
 
-def _gap(line: TableLine, columns: Sequence[Column]) -> float:
-    """Return the largest quotient of upper and lower Lipschitz bound over seeds."""
-    bounds = {
-        column.side: entry.values
-        for column, entry in zip(columns, line.entries, strict=True)
-        if column.metric == "lipschitz"
-    }
-    lower, upper = bounds.get("lower", {}), bounds.get("upper", {})
-    gaps = [
-        upper[seed] / lower[seed] if lower[seed] > 0 else inf
-        for seed in upper
-        if seed in lower and upper[seed] > 0
-    ]
-    return max(gaps, default=0.0)
-
-
 def legend(block: TableBlock) -> list[str]:
     """Return how the numbers of `block` are to be read."""
     entries = [entry for line in block.lines for entry in line.entries]
@@ -90,6 +74,22 @@ def legend(block: TableBlock) -> list[str]:
             "its strengths weigh: compare the order of rows, not the numbers."
         )
     return sentences
+
+
+def _gap(line: TableLine, columns: Sequence[Column]) -> float:
+    """Return the largest quotient of upper and lower Lipschitz bound over seeds."""
+    bounds = {
+        column.side: entry.values
+        for column, entry in zip(columns, line.entries, strict=True)
+        if column.metric == "lipschitz"
+    }
+    lower, upper = bounds.get("lower", {}), bounds.get("upper", {})
+    gaps = [
+        upper[seed] / lower[seed] if lower[seed] > 0 else inf
+        for seed in upper
+        if seed in lower and upper[seed] > 0
+    ]
+    return max(gaps, default=0.0)
 
 
 def _units(block: TableBlock) -> list[str]:
