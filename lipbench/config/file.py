@@ -146,7 +146,11 @@ def _list(
     location: Location,
     make: Callable[[dict[str, Any], Location], T],
 ) -> tuple[T, ...]:
-    """Return the entries that `make` makes of the tables of a list, without the invalid ones."""
+    """Make an entry of each table of a list, and report those that are invalid.
+
+    Returns:
+        The entries, without the invalid ones.
+    """
     raws = table.get(key, [])
     if not isinstance(raws, list):
         location.report(f"{key} must be a list of tables, got {raws!r}", key)

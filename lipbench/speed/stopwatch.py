@@ -45,9 +45,12 @@ class Times:
 def alternate(
     sides: Mapping[str, TimedSide], repeats: int, device: torch.device, say: Callable[[str], None]
 ) -> Times:
-    """Return the times of the sides, each run once in every repeat; `say` is told of repeats.
+    """Run each side once in every repeat, and time it; `say` is told of repeats.
 
     Every second repeat goes backwards, so that no side always follows the same other one.
+
+    Returns:
+        The times of the sides.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, list[int | None]] = {name: [] for name in sides}
