@@ -1,4 +1,4 @@
-"""What all commands share: mistakes of the user, examples, and the traceback on demand."""
+"""Command conventions: mistakes of the user, examples, and the traceback on demand."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -1,4 +1,4 @@
-"""Validation rules of settings, and the sentences that refuse what breaks them."""
+"""Rules of benchmark settings: radii, norms, seeds, and the fields of a data set."""
 
 import math
 

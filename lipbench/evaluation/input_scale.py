@@ -1,4 +1,4 @@
-"""The units that the first layer sees, where a normalisation changes those of the pixels."""
+"""Input scale: by how much a normalisation changes the units that the first layer sees."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where a run computes, and with how many threads."""
+"""Device and threads: where a run computes, and with how many threads."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A rough guess of how long a run will take."""
+"""Run time estimate: a rough guess of how long a run will take."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How the work on a cell ended, and the record of it."""
+"""Conclusions of cells: how the work on them ended, and the record of it."""
 
 import time
 import traceback

@@ -1,4 +1,4 @@
-"""How much is measured, where, and on what."""
+"""Settings of the measurement: how much is measured, where, and on what."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,5 +50,9 @@ class Bench:
         return self.read(self.device)
 
     def alternate(self, sides: dict[str, TimedSide], times: int = 1) -> Times:
-        """Return the times of the sides, run in turn, `times` as often as asked for."""
+        """Run the sides in turn, `times` as often as asked for.
+
+        Returns:
+            Their times.
+        """
         return alternate(sides, times * self.repeats, self.device, self.say)

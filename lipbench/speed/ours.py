@@ -1,4 +1,4 @@
-"""What this project does in the comparison, by the doors that a run uses."""
+"""Our side of the comparison: training and attacks by the doors that a run uses."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The three sides, asked for the same: networks of given seeds, trained by the same protocol."""
+"""Training recipes: the three sides train networks of the same seeds by the same protocol."""
 
 import math
 from collections.abc import Callable, Mapping
