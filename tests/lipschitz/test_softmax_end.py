@@ -92,7 +92,7 @@ def test_along_an_axis_of_an_image_places_are_side_by_side(kind, axis):
     matrix = jacobian(layer, 40 * x[0]).reshape(24, 24)
     for norm in NORMS:
         assert constant(step, norm) == constant(line, norm)
-        assert operator_norm(matrix, norm) <= constant(step, norm)
+        assert operator_norm(matrix, norm) <= constant(step, norm) * (1 + 1e-12)  # rounding
 
 
 @pytest.mark.parametrize(
