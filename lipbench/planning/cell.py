@@ -1,22 +1,31 @@
 """A cell: what determines its numbers, and what is to be measured of it."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lipbench.adversarial.judge import BATCH_SIZE
-from lipbench.config.settings import AttackEntry, Benchmark, EvaluationSettings
-from lipbench.fields import fields_json
+from lipbench.config.settings import (
+    AttackEntry,
+    Benchmark,
+    BoundEntry,
+    CertificateEntry,
+    EvaluationSettings,
+    SelectionSettings,
+)
+from lipbench.fields import fields_json, non_defaults_json
+from lipbench.norm import Norm
 from lipbench.planning.keys import digest, source_digest
 from lipbench.storage.cell_folder import CellFolder
 from lipbench.training.settings import MethodEntry
 from lipbench.training.trial import Trial
 
-TRAINING_PROTOCOL = 2
+TRAINING_PROTOCOL = 3
 """Part of every train key: raise it when the same settings come to train to other numbers."""
-EVALUATION_PROTOCOL = 3
+EVALUATION_PROTOCOL = 4
 """Part of every eval key, likewise."""
 
 
@@ -103,111 +112,23 @@ def model_json(benchmark: Benchmark) -> str:
 
 
 def train_inputs(benchmark: Benchmark, trial: Trial) -> dict[str, Any]:
-    """Return all that determines the trained numbers of a cell; its hash is the train key."""
+    """Return all that determines the trained numbers of a cell; its hash is the train key.
+
+    A field at its default is left out, here as in eval keys: a new option changes no key.
+    """
     entry, selection = trial.entry, benchmark.selection
-    chosen_by: Any = selection
-    if selection != "last":
-        chosen_by = {
-            "name": selection.name,
-            "fields": fields_json(selection.attack),
-            "source": source_digest(type(selection.attack)),
-            "norm": str(selection.norm),
-            "epsilon": selection.epsilon,
-        }
-        if selection.size is not None:
-            chosen_by["size"] = selection.size
     return {
         "protocol": TRAINING_PROTOCOL,
-        "method": {
-            "name": entry.name,
-            "params": method_params(entry, benchmark),
-            "source": source_digest(type(entry.method)),
-        },
+        "method": {**_plugin(entry.name, entry.method), **_options(entry, "method")},
         "dataset": {
-            "name": benchmark.dataset_name,
-            "fields": fields_json(benchmark.dataset),
+            **_plugin(benchmark.dataset_name, benchmark.dataset),
             "bytes": benchmark.dataset.digest,
-            "source": source_digest(type(benchmark.dataset)),
         },
-        "model": {
-            "name": benchmark.model_name,
-            "fields": fields_json(benchmark.model),
-            "source": source_digest(type(benchmark.model)),
-        },
-        "training": fields_json(entry.training),
-        "selection": chosen_by,
+        "model": _plugin(benchmark.model_name, benchmark.model),
+        "training": non_defaults_json(entry.training),
+        "selection": selection if selection == "last" else _applied(selection, "attack"),
         "seed": trial.seed,
     }
-
-
-def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
-    settings = cell.benchmark.evaluation
-    common = {
-        "protocol": EVALUATION_PROTOCOL,
-        "train": cell.key,
-        "test_size": settings.test_size,
-    }
-
-    def evaluation(kind: str, index: int, what: Any) -> Evaluation:
-        return Evaluation(
-            kind=kind, index=index, key=digest({**common, "kind": kind, "what": what})
-        )
-
-    found = [evaluation("plain", 0, {"loss": True})]
-    for index, noise in enumerate(settings.noise):
-        found.append(evaluation("noise", index, asdict(noise)))
-    for index, attack in enumerate(settings.attack):
-        found.append(
-            evaluation(
-                "attack",
-                index,
-                {
-                    "name": attack.name,
-                    "fields": fields_json(attack.attack),
-                    "source": source_digest(type(attack.attack)),
-                    "norm": str(attack.norm),
-                    "epsilon": list(attack.epsilon),
-                    "size": attack.size,
-                    # What an attack draws may depend on the samples it is given at a time.
-                    "batch_size": batch_of(attack, settings),
-                },
-            )
-        )
-    earlier: list[str] = []
-    for index, bound in enumerate(settings.bound):
-        found.append(
-            evaluation(
-                "bound",
-                index,
-                {
-                    "name": bound.name,
-                    "fields": fields_json(bound.bound),
-                    "source": source_digest(type(bound.bound)),
-                    "norm": str(bound.norm),
-                    "domain": None if bound.domain is None else list(bound.domain),
-                    "certified": certified_epsilons(cell.benchmark, float(bound.norm)),
-                    "radius": "smallest quotient of a gap and the constant of the difference",
-                    # A search may start from what the bounds before it found.
-                    "after": list(earlier),
-                },
-            )
-        )
-        earlier.append(found[-1].key)
-    for index, one in enumerate(settings.certificate):
-        found.append(
-            evaluation(
-                "certificate",
-                index,
-                {
-                    "name": one.name,
-                    "fields": fields_json(one.certificate),
-                    "source": source_digest(type(one.certificate)),
-                    "norm": str(one.norm),
-                    "certified": certified_epsilons(cell.benchmark, float(one.norm)),
-                },
-            )
-        )
-    return tuple(found)
 
 
 def batch_of(entry: AttackEntry, settings: EvaluationSettings) -> int | None:
@@ -219,6 +140,63 @@ def certified_epsilons(benchmark: Benchmark, norm: float) -> list[float]:
     """Return the radii at which accuracy is certified: those of the attacks in the same norm."""
     attacks = benchmark.evaluation.attack
     return sorted({e for attack in attacks if float(attack.norm) == norm for e in attack.epsilon})
+
+
+def _evaluations(cell: Cell) -> tuple[Evaluation, ...]:
+    settings = cell.benchmark.evaluation
+    common: dict[str, Any] = {"protocol": EVALUATION_PROTOCOL, "train": cell.key}
+    if settings.test_size is not None:
+        common["test_size"] = settings.test_size
+
+    def evaluation(kind: str, index: int, what: Mapping[str, Any]) -> Evaluation:
+        return Evaluation(
+            kind=kind, index=index, key=digest({**common, "kind": kind, "what": what})
+        )
+
+    def certified(norm: Norm) -> dict[str, Any]:
+        return {"certified": certified_epsilons(cell.benchmark, float(norm))}
+
+    evaluations = [evaluation("plain", 0, {})]
+    for index, noise in enumerate(settings.noise):
+        evaluations.append(evaluation("noise", index, non_defaults_json(noise)))
+    for index, attack in enumerate(settings.attack):
+        what = _applied(attack, "attack")
+        # What an attack draws may depend on the samples it is given at a time.
+        if batch_of(attack, settings) not in (None, BATCH_SIZE):
+            what["batch_size"] = settings.batch_size
+        evaluations.append(evaluation("attack", index, what))
+    earlier: list[str] = []
+    for index, bound in enumerate(settings.bound):
+        # A search may start from what the bounds before it found.
+        what = {**_applied(bound, "bound"), **certified(bound.norm), "after": list(earlier)}
+        evaluations.append(evaluation("bound", index, what))
+        earlier.append(evaluations[-1].key)
+    for index, certificate in enumerate(settings.certificate):
+        what = {**_applied(certificate, "certificate"), **certified(certificate.norm)}
+        evaluations.append(evaluation("certificate", index, what))
+    return tuple(evaluations)
+
+
+def _applied(
+    entry: SelectionSettings | AttackEntry | BoundEntry | CertificateEntry, role: str
+) -> dict[str, Any]:
+    """Return what an entry says that applies the plugin in its field `role`."""
+    return {**_plugin(entry.name, getattr(entry, role)), **_options(entry, role)}
+
+
+def _plugin(name: str, plugin: object) -> dict[str, Any]:
+    cls: type = type(plugin)
+    return {
+        "name": name,
+        "fields": non_defaults_json(plugin),
+        "source": source_digest(cls),
+    }
+
+
+def _options(entry: object, role: str) -> dict[str, Any]:
+    """Return the options of an entry itself, beside those of its plugin."""
+    apart = ("name", "training", role)
+    return {name: value for name, value in non_defaults_json(entry).items() if name not in apart}
 
 
 def _json(value: Any) -> str:

@@ -1,13 +1,16 @@
 """Cache keys: hashes of settings and of plugin source, by which a number is found again."""
 
 import ast
+import dataclasses
 import hashlib
 import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ def source_digest(cls: type) -> str:
 
     It covers the module of the class and, from there, every module of the same distribution that
     is imported, with the packages around it; never the core of lipbench. Comments, docstrings and
-    layout do not count.
+    layout do not count, nor where in the core a name is imported from.
 
     Raises:
         ValueError: If the class has no source file.
@@ -135,12 +138,12 @@ def _syntax(source: bytes) -> bytes:
 
 
 def _bare(node: Any) -> Any:
-    """Return a syntax tree without positions, docstrings and empty parts, as tuples.
+    """Return a syntax tree without positions, docstrings, core paths and empty parts, as tuples.
 
     `ast.dump` would do but for its empty parts, which differ from one Python to the next.
     """
     if isinstance(node, list):
-        return tuple(_bare(entry) for entry in node if not _is_text(entry))
+        return tuple(_bare(entry) for entry in _with_bare_imports(node) if not _is_text(entry))
     if isinstance(node, ast.Constant):
         return ("Constant", node.value)
     if not isinstance(node, ast.AST):
@@ -148,6 +151,55 @@ def _bare(node: Any) -> Any:
     parts = ((name, getattr(node, name, None)) for name in node._fields)
     kept = ((name, _bare(part)) for name, part in parts if part is not None and part != [])
     return (type(node).__name__, *kept)
+
+
+def _with_bare_imports(nodes: list[Any]) -> Iterator[Any]:
+    """Yield statements, and in place of consecutive imports the names that they bind.
+
+    Of a name from the core the path does not count, nor its position, which formatters choose by
+    the path: where the core keeps it is the core's affair. What it is called there and what it is
+    bound to do count: `import a as step` is not `import b as step`.
+    """
+    for is_import, run in groupby(
+        nodes, lambda node: isinstance(node, ast.Import | ast.ImportFrom)
+    ):
+        if not is_import:
+            yield from run
+            continue
+        names = [_Imported.of(node, alias) for node in run for alias in node.names]
+        if len({name.bound for name in names}) == len(names):  # else the last one is what counts
+            names.sort(key=lambda name: (not name.is_core, name.bound if name.is_core else ""))
+        yield from (dataclasses.astuple(name) for name in names)
+
+
+@dataclass(frozen=True)
+class _Imported:
+    """A name that an import statement binds."""
+
+    path: str | None
+    """Of the module, with a dot for each level of a relative import; None in the core."""
+    name: str | None
+    """What is taken from the module, None if it is the module itself."""
+    bound: str
+
+    @classmethod
+    def of(cls, node: ast.Import | ast.ImportFrom, alias: ast.alias) -> "_Imported":
+        if isinstance(node, ast.Import):
+            path, name, bound = alias.name, None, alias.asname or alias.name.partition(".")[0]
+        else:
+            path, name = "." * node.level + (node.module or ""), alias.name
+            bound = alias.asname or alias.name
+        # What a star stands for depends on the module.
+        return cls(None if _is_core(path) and name != "*" else path, name, bound)
+
+    @property
+    def is_core(self) -> bool:
+        return self.path is None
+
+
+def _is_core(path: str) -> bool:
+    plugins = any(f"{path}.".startswith(f"{group}.") for group in GROUPS)
+    return path.partition(".")[0] == "lipbench" and not plugins
 
 
 def _is_text(node: Any) -> bool:

@@ -61,7 +61,7 @@ class CellFolder:
 
     @property
     def cell(self) -> Path:
-        """Return where the settings of the cell are, exactly as they entered its key."""
+        """Return where the settings of the cell are, as they entered its key: without defaults."""
         return self.path / "cell.json"
 
     @property

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipbench.planning.keys import digest, source_digest
+from lipbench.planning.keys import _syntax, digest, source_digest
 
 MODULE = '''"""A method."""
 from dataclasses import dataclass
@@ -33,6 +33,10 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+
+
+def syntax(text):
+    return _syntax(text.encode())
 
 
 @pytest.fixture
@@ -129,6 +133,101 @@ def test_other_distributions_and_the_core_do_not_count(publish):
     importlib.import_module("importing_plugin")
     assert set(_modules("importing_plugin")) == {"importing_plugin"}
     assert ast.parse(bare)
+
+
+CORE = """
+from lipbench.layers.orthogonal import polar
+from lipbench.networks import steps
+from lipbench.networks.net import Net
+import lipbench.norm as norms
+"""
+
+
+def with_imports(text):
+    return text + MODULE.partition('"""A method."""\n')[2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("lipbench.networks.net", "lipbench.data"),
+        ("lipbench.networks.net", "lipbench"),
+        ("lipbench.norm", "lipbench.layers.norm"),
+        ("from lipbench.networks import steps\n", "from lipbench.zoo import steps\n"),
+        # A formatter puts them in another order, and joins what comes from one module.
+        (
+            "from lipbench.layers.orthogonal import polar\nfrom lipbench.networks import steps\n",
+            "from lipbench.networks import steps\nfrom lipbench.zoo.orthogonal import polar\n",
+        ),
+        (
+            "from lipbench.networks import steps\nfrom lipbench.networks.net import Net\n",
+            "from lipbench.networks import Net, steps\n",
+        ),
+    ],
+)
+def test_where_the_core_keeps_a_name_does_not_count(old, new):
+    assert old in CORE
+    moved = with_imports(CORE.replace(old, new))
+    assert syntax(with_imports(CORE)) == syntax(moved)
+    assert syntax(with_imports(CORE)) != syntax(with_imports(""))
+
+
+def test_a_digest_does_not_hold_the_paths_of_the_core(digest_of):
+    first = digest_of(method="from lipbench.norm import Norm\n" + MODULE)
+    assert first == digest_of(method="from lipbench import Norm\n" + MODULE)
+    assert first != digest_of(method="from lipbench import Norm as Length\n" + MODULE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("import polar", "import cayley"),
+        ("import polar", "import polar as steps_of"),
+        ("import polar", "import *"),
+        ("import polar", "import cayley as polar"),
+        ("import steps", "import primitives as steps"),
+        ("as norms", "as lengths"),
+        ("import Net\n", "import Net, State\n"),
+        ("from lipbench.networks.net import Net\n", ""),
+        # Plugins are nobody's core: their own modules, and those of others.
+        ("from lipbench.networks.net", "from lipbench.bounds.net"),
+        ("from lipbench.networks.net", "from lipbench.bounds"),
+        ("from lipbench.networks.net", "from networks.net"),
+        ("from lipbench.networks.net", "from lipbench_more.net"),
+        ("from lipbench.networks.net", "from .net"),
+    ],
+)
+def test_what_a_name_is_counts(old, new):
+    assert old in CORE
+    assert syntax(with_imports(CORE)) != syntax(with_imports(CORE.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("from lipbench.x import a as step", "from lipbench.x import b as step"),
+        ("from lipbench.x import *", "from lipbench.y import *"),
+        ("from lipbench.bounds.x import a", "from lipbench.bounds.y import a"),
+        ("from lipbench.methods.x import a", "from lipbench.methods.y import a"),
+        ("from mine.x import a", "from mine.y import a"),
+        ("import lipbench.x as a", "from lipbench import a"),
+        # Where a name is bound twice, the last one is what counts.
+        (
+            "from lipbench.x import a\nfrom mine import a",
+            "from mine import a\nfrom lipbench.x import a",
+        ),
+        ("from lipbench.x import a, b as a", "from lipbench.x import b as a, a"),
+        # An import behind other code is not the same as one before it.
+        ("from lipbench.x import a\na()", "a()\nfrom lipbench.x import a"),
+    ],
+)
+def test_imports_that_make_two_programs(one, other):
+    assert syntax(one) != syntax(other)
+
+
+def test_imports_in_functions_are_read_alike():
+    text = "def f():\n    from lipbench.{} import a\n    return a\n"
+    assert syntax(text.format("x")) == syntax(text.format("y"))
 
 
 def test_a_class_without_a_file_is_refused():

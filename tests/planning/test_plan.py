@@ -4,8 +4,12 @@ from pathlib import Path
 import pytest
 from support import runs
 
+from lipbench.adversarial.judge import BATCH_SIZE
+from lipbench.adversary import Attack
+from lipbench.planning.keys import digest
 from lipbench.planning.plan import NothingSelected, plan
 from lipbench.planning.stacking import LARGEST_ON_CPU
+from lipbench.registry import load
 
 CLIP = {"name": "clip", "pairs": 8}
 
@@ -92,9 +96,37 @@ def test_what_determines_the_trained_numbers_is_in_the_train_key(changes):
     assert the_cell("standard", **changes).key != the_cell("standard").key
 
 
-def test_a_field_of_the_method_is_in_the_train_key_even_at_its_default():
+def test_a_field_of_the_method_is_in_the_train_key_but_at_its_default():
     assert the_cell({**CLIP, "tau": 2.0}).key != the_cell(CLIP).key
     assert the_cell({**CLIP, "tau": 1.0}).key == the_cell(CLIP).key
+    assert the_cell({**CLIP, "tau": 2.0}).inputs["method"]["fields"] == {"pairs": 8, "tau": 2.0}
+    assert the_cell(CLIP).inputs["training"] == {
+        "epochs": 2,
+        "batch_size": 16,
+        "warmup": 0,
+        "optimizer": {"name": "adam", "lr": 0.02},
+    }
+
+
+def test_what_drives_a_strength_is_in_the_train_key():
+    driven = {**CLIP, "target_accuracy": 0.9}
+    slower = {**driven, "discrepancy": {"step": 0.1}}
+    same = {**driven, "discrepancy": {"step": 0.2}}
+    keys = [the_cell(one).key for one in (CLIP, driven, slower, {**CLIP, "path": [0.1, 0.2]})]
+    assert len(set(keys)) == 4
+    assert the_cell(same).key == the_cell(driven).key
+    assert the_cell(slower).inputs["method"]["discrepancy"] == {"step": 0.1}
+
+
+def test_settings_of_one_method_alone_are_in_its_train_key():
+    alone = the_cell({**CLIP, "epochs": 3})
+    assert alone.key != the_cell(CLIP).key
+    assert alone.key == the_cell(CLIP, **training(epochs=3)).key
+
+
+def test_the_key_is_the_digest_of_what_is_recorded():
+    cell = the_cell(CLIP)
+    assert digest(cell.inputs) == cell.key
 
 
 def test_names_and_evaluation_are_not_in_the_train_key():
@@ -116,13 +148,48 @@ def test_a_new_attack_leaves_the_other_eval_keys():
     assert old < new
 
 
-@pytest.mark.parametrize("change", [{"steps": 3}, {"epsilon": [0.1]}, {"norm": float("inf")}])
+def eval_key(kind, index=0, **changes):
+    """Return the key of an evaluation, which differs in `changes` from what the tests have."""
+    evaluations = the_cell("standard", **runs.evaluation(**changes)).evaluations
+    return [one.key for one in evaluations if one.kind == kind][index]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 3}, {"epsilon": [0.1]}, {"norm": float("inf")}, {"size": 20}],
+)
 def test_a_setting_of_an_attack_is_in_its_eval_key(change):
-    keys = [
-        the_cell("standard", **runs.evaluation(attack=[attack])).evaluations[2].key
-        for attack in (runs.PGD, {**runs.PGD, **change})
+    changed = eval_key("attack", attack=[{**runs.PGD, **change}])
+    assert changed != eval_key("attack", attack=[runs.PGD])
+
+
+@pytest.mark.parametrize("change", [{"norm": 1}, {"domain": [0, 1]}, {"points": 5}])
+def test_a_setting_of_a_bound_is_in_its_eval_key(change):
+    plain = {"name": "jacobian", "points": 4}
+    assert eval_key("bound", bound=[{**plain, **change}]) != eval_key("bound", bound=[plain])
+    assert eval_key("bound", bound=[{**plain, "norm": 2}]) == eval_key("bound", bound=[plain])
+
+
+def test_the_bounds_before_it_are_in_the_eval_key_of_a_bound():
+    """A search may start from what they found."""
+    alone, second = eval_key("bound", bound=["jacobian"]), eval_key("bound", 1)
+    assert len({alone, second, eval_key("bound", 1, bound=["gram", "jacobian"])}) == 3
+
+
+def test_samples_at_a_time_are_in_the_key_of_an_attack_that_draws_by_batch(monkeypatch):
+    keys = [eval_key("attack", batch_size=size) for size in ("none", BATCH_SIZE, 7)]
+    assert len(set(keys)) == 1  # each sample has numbers of its own
+    monkeypatch.setattr(load("lipbench.attacks", "pgd", Attack), "samplewise", False)
+    keys = [eval_key("attack", batch_size=size) for size in ("none", BATCH_SIZE, 7)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_the_size_of_the_test_is_in_all_eval_keys():
+    sizes = [
+        {e.key for e in the_cell("standard", **runs.evaluation(**part)).evaluations}
+        for part in ({}, {"test_size": 39})
     ]
-    assert keys[0] != keys[1]
+    assert not sizes[0] & sizes[1]
 
 
 def test_eval_keys_follow_the_train_key():
