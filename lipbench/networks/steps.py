@@ -462,6 +462,10 @@ class Sandwich(Step):
         return self.scale.reshape(-1, *[1] * (linear.weight.ndim - 1))
 
 
+AFFINE = (Linear, AveragePool, Scale, Rearrange, Copy, Sum, Concatenation)
+"""The kinds of steps whose results are affine in what they read."""
+
+
 def _flat(padding: "tuple[Pair, ...] | list[Pair]") -> list[int]:
     # torch pads from the last axis to the first.
     return [width for pair in reversed(padding) for width in pair]

@@ -49,7 +49,7 @@ def installed():
             yield name, bound
 
 
-def values(network, norm, domain, chosen=None):
+def values(network, norm, domain, chosen=None, seconds=SECONDS):
     """Return what all bounds find that are not refused, each for itself."""
     results = {}
     for name, bound in installed():
@@ -57,7 +57,7 @@ def values(network, norm, domain, chosen=None):
             continue
         if bound.refuses(network, norm, domain) is not None:
             continue
-        bound = bound.within(network, norm, domain, SECONDS)
+        bound = bound.within(network, norm, domain, seconds)
         if name in SEARCHES and bound is not None:
             bound = replace(bound, points=4)
         if bound is None:
@@ -264,3 +264,15 @@ def test_an_identity_as_activation_is_multiplied_out():
     constants = uppers(as_network(model, (4,)))
     for name in ("liplt", "lipsdp_neuron", "lipsdp_layer"):
         assert constants[name] == pytest.approx(exact, rel=1e-9), name
+
+
+@pytest.mark.parametrize("norm", [L1, L2, INF])
+@pytest.mark.parametrize("domain", [None, (-0.5, 0.5)])
+def test_every_upper_value_says_what_was_not_proved_of_its_network(norm, domain):
+    """Such as an explanation of a layer, which is tested and no more."""
+    network = as_network(random_network(0, (3, 4, 2), nn.ReLU), (3,))
+    results = values(replace(network, flags=("explained",)), norm, domain, seconds=1.0)
+    found = {name: value.flags for name, value in results.items() if value.side != "lower"}
+    assert {"lipbab", "product"} <= set(found)
+    assert ("lipmip" in found) == (norm != L2 and domain is not None)
+    assert {name for name, flags in found.items() if "explained" not in flags} == set()

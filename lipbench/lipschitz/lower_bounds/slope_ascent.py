@@ -23,21 +23,15 @@ from lipbench.layers.elementwise import Elementwise
 from lipbench.lipschitz.lower_bounds.jacobian_products import split
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
-    AveragePool,
-    Concatenation,
+    AFFINE,
     Contraction,
     ConvContraction,
-    Copy,
     GroupSort,
-    Linear,
     MaxPool,
-    Rearrange,
     Sandwich,
-    Scale,
     Slope,
     Softmax,
     Step,
-    Sum,
     refuse_kind,
 )
 from lipbench.norm import Norm, steepest, support
@@ -147,7 +141,7 @@ def _bent(network: Network, reach: float) -> Network:
 
 
 _UNCHANGED = (
-    *(Linear, AveragePool, Scale, Rearrange, Copy, Sum, Concatenation),
+    *AFFINE,
     Softmax,  # which is smooth
     MaxPool,  # whose kinks count as none
 )

@@ -7,22 +7,11 @@ from lipbench.lipschitz.relaxations.intervals import slopes
 from lipbench.lipschitz.relaxations.loop_transformation import SlopeBounds
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, widths
 from lipbench.networks.network import Network
-from lipbench.networks.steps import (
-    AveragePool,
-    Concatenation,
-    Copy,
-    Linear,
-    Rearrange,
-    Sandwich,
-    Scale,
-    Slope,
-    Sum,
-)
+from lipbench.networks.steps import AFFINE, Sandwich, Slope
 from lipbench.refused import Refused
 from lipbench.threat import Box
 
 _NEURONS = (Slope, Sandwich)
-_BETWEEN = (Linear, AveragePool, Scale, Rearrange, Copy, Sum, Concatenation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +64,7 @@ def refusal(network: Network, most_neurons: int) -> str | None:
     if not network.is_chain:
         return "the network branches; this bound needs a chain."
     for step in network.steps:
-        if not isinstance(step, (*_NEURONS, *_BETWEEN)):
+        if not isinstance(step, (*AFFINE, *_NEURONS)):
             kind = type(step).__name__
             return f"step {step.name!r} ({kind}) is no layer of neurons between two dense ones."
     count = max(widths(network)[1:-1], default=0)

@@ -21,6 +21,7 @@ from lipbench.lipschitz.relaxations.affine import Affine, Matrix
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
+    AFFINE,
     AveragePool,
     Concatenation,
     Contraction,
@@ -144,10 +145,7 @@ def widths(network: Network) -> tuple[int, ...]:
     return (network.input_size, *counts, network.output_size)
 
 
-_WITHOUT_NEURONS = (
-    *(Linear, AveragePool, Scale, Rearrange, Copy, Sum, Concatenation),
-    Softmax,  # which is not read neuron by neuron
-)
+_WITHOUT_NEURONS = (*AFFINE, Softmax)  # which is not read neuron by neuron
 
 
 def _count(step: Step) -> int:
