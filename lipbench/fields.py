@@ -37,14 +37,14 @@ def non_defaults_json(value: Any) -> dict[str, Any]:
     cls: type = type(value)
     return {
         key(name): _plain(entry, non_defaults_json)
-        for name, default in _defaults(cls).items()
+        for name, default in defaults(cls).items()
         if not _same(entry := getattr(value, name), default)
     }
 
 
 @cache
-def _defaults(cls: type) -> dict[str, Any]:
-    """Return the default of each field of a dataclass, `MISSING` where there is none."""
+def defaults(cls: type) -> dict[str, Any]:
+    """Return the default of each field of a dataclass, `MISSING` of dataclasses without one."""
     return {
         field.name: field.default
         if field.default_factory is dataclasses.MISSING

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lipbench.fields import plain
+from lipbench.fields import defaults, plain
 from lipbench.registry import GROUPS, published
 
 
@@ -30,7 +30,8 @@ def source_digest(cls: type) -> str:
 
     It covers the module of the class and, from there, every module of the same distribution that
     is imported, with the packages around it; never the core of lipbench. Comments, docstrings and
-    layout do not count, nor where in the core a name is imported from.
+    layout do not count, nor where in the core a name is imported from. The defaults of fields that
+    it declares count as values, for code may compute them, of the environment or another library.
 
     Raises:
         ValueError: If the class has no source file.
@@ -41,7 +42,25 @@ def source_digest(cls: type) -> str:
             "could not be told from those of another version: define it in a file."
         )
     code = {name: _code(path) for name, path in _modules(cls.__module__).items()}
-    return digest([cls.__qualname__, code])
+    return digest([cls.__qualname__, code, _own_defaults(cls)])
+
+
+def _own_defaults(cls: type) -> dict[str, Any]:
+    """Return the defaults of the fields that a plugin declares; the others are the core's."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    return {
+        name: default
+        for name, default in defaults(cls).items()
+        if default is not dataclasses.MISSING and not _is_core(_home_of(cls, name))
+    }
+
+
+def _home_of(cls: type, name: str) -> str:
+    """Return the module of the class that declares a field: heirs hold the same object."""
+    known = [vars(base).get("__dataclass_fields__", {}).get(name) for base in cls.__mro__]
+    owners = [base for base, field in zip(cls.__mro__, known, strict=True) if field is known[0]]
+    return owners[-1].__module__
 
 
 def _modules(start: str) -> dict[str, Path]:

@@ -230,6 +230,28 @@ def test_imports_in_functions_are_read_alike():
     assert syntax(text.format("x")) == syntax(text.format("y"))
 
 
+@pytest.mark.parametrize(
+    ("base", "counts"),
+    [("", True), ("Base.__module__ = 'lipbench.norm'\n", False)],
+    ids=["own", "of the core"],
+)
+def test_a_default_that_code_computes_counts_as_a_value(publish, monkeypatch, base, counts):
+    """Of the core it does not: there it has a protocol number."""
+    text = (
+        "import os\nfrom dataclasses import dataclass\n\n\n"
+        "@dataclass\nclass Base:\n    x: float\n    scale: float = float(os.environ['SCALE'])\n\n\n"
+        f"{base}@dataclass\nclass Mine(Base):\n    y: int = 1\n"
+    )
+    digests = []
+    for number, scale in enumerate(("0.5", "0.5", "0.25")):
+        monkeypatch.setenv("SCALE", scale)
+        sys.modules.pop("computing", None)
+        publish(f"computing{number}", {}, {"computing.py": text})
+        digests.append(source_digest(importlib.import_module("computing").Mine))
+    assert digests[0] == digests[1]
+    assert (digests[0] != digests[2]) == counts
+
+
 def test_a_class_without_a_file_is_refused():
     homeless = type("Homeless", (), {"__module__": "nowhere_at_all"})
 
