@@ -29,6 +29,21 @@ class Norm(float):
         """Return the norm of each sample, all its axes taken as one vector."""
         return torch.linalg.vector_norm(vectors.flatten(1), ord=float(self), dim=1)
 
+    def scaled_length(self, vectors: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
+        """Return the norm of each sample in float64, where squares may overflow or vanish.
+
+        Where they do not it has the bits of `length`.
+        """
+        rows = vectors.flatten(1).double()
+        if self != 2.0 or not rows.shape[1]:
+            return self.length(rows)
+        _, exponents = rows.abs().amax(dim=1).frexp()
+        # In two steps: a power of 2 may itself overflow. Neither changes a digit.
+        halves = torch.stack([exponents.div(2, rounding_mode="floor"), (exponents + 1) // 2])
+        up, down = (torch.ldexp(rows.new_ones(halves.shape), sign * halves) for sign in (1, -1))
+        scaled = rows * down[0].unsqueeze(1) * down[1].unsqueeze(1)
+        return self.length(scaled) * up[0] * up[1]
+
     def dual(self) -> "Norm":
         """Return the norm q with 1/p + 1/q = 1, in which gradients are measured."""
         return {1: Norm(math.inf), 2: Norm(2), math.inf: Norm(1)}[self]

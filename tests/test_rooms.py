@@ -40,7 +40,7 @@ ROOMS = {
     ),
     "lipschitz": Room(
         "networks lipschitz.operator_norms lipschitz.relaxations lipschitz.semidefinite "
-        "lipschitz.exact lipschitz.lower_bounds",
+        "lipschitz.exact lipschitz.lower_bounds lipschitz.enclosures",
         "bracket soundness proof_check certified_radius",
     ),
     "lipschitz.operator_norms": Room(
@@ -54,6 +54,10 @@ ROOMS = {
         "bisection jacobians jacobian_cases recursive_derivatives polynomial_bound varying_neurons "
         "decisions",
     ),
+    "lipschitz.enclosures": Room(
+        "networks lipschitz.operator_norms lipschitz.relaxations:rounding",
+        "enclosure digit_evaluation",
+    ),
     "lipschitz.semidefinite": Room(
         "networks lipschitz.relaxations lipschitz.operator_norms",
         "lipsdp certify interior_point layer_by_layer singular_factors dense_layers inequality "
@@ -64,7 +68,7 @@ ROOMS = {
         "region_search gate_search incumbent vertices",
     ),
     "lipschitz.lower_bounds": Room(
-        "networks layers adversarial lipschitz.relaxations",
+        "networks layers adversarial lipschitz.relaxations lipschitz.enclosures",
         "witness pairs pair_momentum pair_steps expansion jacobian_products slope_ascent "
         "linear_regions chords decision_boundary extreme_values row_updates",
     ),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipbench.layers.elementwise import Derivative, Elementwise, Sides
+from lipbench.layers.elementwise import Derivative, Elementwise, Formula, Sides
 
 _THRESHOLD = 20.0
 """Below that threshold torch's softplus jumps by more than rounding."""
@@ -28,6 +28,8 @@ class Curve(NamedTuple):
     sides: Sides = None
     derivative: Derivative | None = None
     """What its slopes on an interval are; None if `sides` says it, or nothing is known."""
+    formula: Formula | None = None
+    """The function of one number, in any precision; None if `sides` says it, or none is known."""
 
 
 def prelu(slope: Tensor, axes: int) -> Curve:
@@ -63,7 +65,11 @@ def _clipped(function: Elementwise, lo: float, hi: float) -> Curve:
         turns=((lo, 0.0, 1.0), (hi, 0.0, 1.0)),
         error=0.0,
     )
-    return Curve(function, 0.0, 1.0, derivative=derivative)
+    return Curve(
+        *(function, 0.0, 1.0),
+        derivative=derivative,
+        formula=lambda mp, x: min(max(x, mp.mpf(lo)), mp.mpf(hi)),
+    )
 
 
 def _hardtanh(layer: nn.Hardtanh) -> Curve:
@@ -78,7 +84,12 @@ def _hardsigmoid() -> Curve:
         error=0.0,  # whoever multiplies by a slope allows for its own rounding
     )
     # The same bits as F.hardsigmoid, whose derivative torch cannot differentiate.
-    return _outwards(Curve(lambda x: F.relu6(x + 3) / 6, 0.0, 1 / 6, derivative=derivative))
+    curve = Curve(
+        *(lambda x: F.relu6(x + 3) / 6, 0.0, 1 / 6),
+        derivative=derivative,
+        formula=lambda mp, x: min(max(x + 3, mp.zero), mp.mpf(6)) / 6,
+    )
+    return _outwards(curve)
 
 
 def _hardswish() -> Curve:
@@ -87,7 +98,11 @@ def _hardswish() -> Curve:
         turns=((-3.0, -0.5, 0.0), (3.0, 1.0, 1.5)),
         stops=(-1.5,),
     )
-    return Curve(F.hardswish, -0.5, 1.5, derivative=derivative)
+    return Curve(
+        *(F.hardswish, -0.5, 1.5),
+        derivative=derivative,
+        formula=lambda mp, x: x * min(max(x + 3, mp.zero), mp.mpf(6)) / 6,
+    )
 
 
 def _elu(alpha: float) -> Curve:
@@ -98,14 +113,22 @@ def _elu(alpha: float) -> Curve:
         error=Derivative.error * max(1.0, abs(alpha)),
     )
     ends = min(0.0, alpha), max(1.0, alpha)
-    return Curve(lambda x: F.elu(x, alpha), *ends, derivative=derivative)
+    return Curve(
+        *(lambda x: F.elu(x, alpha), *ends),
+        derivative=derivative,
+        formula=lambda mp, x: x if x > 0 else alpha * mp.expm1(x),
+    )
 
 
 def _celu(alpha: float) -> Curve:
     if alpha < 0:  # its slopes grow without end
         return Curve(lambda x: F.celu(x, alpha), 0.0, math.inf)
     derivative = Derivative(function=lambda x: (x.clamp_max(0) / alpha).exp())
-    return Curve(lambda x: F.celu(x, alpha), 0.0, 1.0, derivative=derivative)
+    return Curve(
+        *(lambda x: F.celu(x, alpha), 0.0, 1.0),
+        derivative=derivative,
+        formula=lambda mp, x: x if x > 0 else alpha * mp.expm1(x / alpha),
+    )
 
 
 def _selu() -> Curve:
@@ -114,7 +137,13 @@ def _selu() -> Curve:
         function=lambda x: torch.where(x > 0, right, left * x.clamp_max(0).exp()),
         turns=((0.0, right, left),),
     )
-    return _outwards(Curve(F.selu, 0.0, left, derivative=derivative))
+    return _outwards(Curve(F.selu, 0.0, left, derivative=derivative, formula=_selu_of))
+
+
+def _selu_of(mp: Any, x: Any) -> Any:
+    # The numbers that define it, as torch holds them.
+    scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+    return scale * (x if x > 0 else alpha * mp.expm1(x))
 
 
 def _softplus(beta: float, threshold: float) -> Curve:
@@ -126,12 +155,18 @@ def _softplus(beta: float, threshold: float) -> Curve:
         lambda x: torch.logaddexp(torch.zeros_like(x), beta * x) / beta,
         *(0.0, 1.0),
         derivative=derivative,
+        formula=lambda mp, x: _softplus_of(mp, beta * x) / beta,
     )
 
 
-def _bell(function: Elementwise, hi: float, slope: Elementwise) -> Curve:
+def _softplus_of(mp: Any, x: Any) -> Any:
+    return max(x, mp.zero) + mp.log1p(mp.exp(-abs(x)))
+
+
+def _bell(function: Elementwise, hi: float, slope: Elementwise, formula: Formula) -> Curve:
     """Return a rising curve that is steepest at 0."""
-    return Curve(function, 0.0, hi, derivative=Derivative(function=slope, turns=((0.0, hi, hi),)))
+    derivative = Derivative(function=slope, turns=((0.0, hi, hi),))
+    return Curve(function, 0.0, hi, derivative=derivative, formula=formula)
 
 
 def _dipping(
@@ -140,6 +175,7 @@ def _dipping(
     least: tuple[float, float],
     most: tuple[float, float],
     stop: float,
+    formula: Formula,
 ) -> Curve:
     """Return a curve that falls to a minimum, and rises from there.
 
@@ -149,10 +185,11 @@ def _dipping(
         least: Where the slope is least, and that slope.
         most: Where it is largest, and that slope.
         stop: Where the curve has its minimum.
+        formula: The curve in any precision.
     """
     turns = tuple((point, value, value) for point, value in (least, most))
     derivative = Derivative(function=slope, turns=turns, stops=(stop,))
-    return _outwards(Curve(function, least[1], most[1], derivative=derivative))
+    return _outwards(Curve(function, least[1], most[1], derivative=derivative, formula=formula))
 
 
 def _gelu(layer: nn.GELU) -> Curve:
@@ -166,7 +203,17 @@ def _gelu(layer: nn.GELU) -> Curve:
             -0.7524614220710163,
         )
     ends = (-point, 1 - reach), (point, reach)
-    return _dipping(lambda x: F.gelu(x, approximate=form), slope, *ends, stop)
+    formula = _gelu_of if form == "none" else _gelu_tanh_of
+    return _dipping(lambda x: F.gelu(x, approximate=form), slope, *ends, stop, formula)
+
+
+def _gelu_of(mp: Any, x: Any) -> Any:
+    return x * mp.ncdf(x)
+
+
+def _gelu_tanh_of(mp: Any, x: Any) -> Any:
+    # The constant is the number that torch holds in float64.
+    return x * (1 + mp.tanh(mp.sqrt(2 / mp.pi) * (x + 0.044715 * x**3))) / 2
 
 
 def _gelu_slope(x: Tensor) -> Tensor:
@@ -190,15 +237,22 @@ def _mish_slope(x: Tensor) -> Tensor:
 
 
 ABSOLUTE = Curve(torch.abs, -1.0, 1.0, sides=(-1.0, 1.0))
-_SIGMOID = _bell(torch.sigmoid, 0.25, lambda x: torch.sigmoid(x) * torch.sigmoid(-x))
-_TANH = _bell(torch.tanh, 1.0, lambda x: 1 / x.cosh().square())
-_SOFTSIGN = _bell(F.softsign, 1.0, lambda x: 1 / (1 + x.abs()).square())
+_SIGMOID = _bell(
+    *(torch.sigmoid, 0.25, lambda x: torch.sigmoid(x) * torch.sigmoid(-x)),
+    formula=lambda mp, x: 1 / (1 + mp.exp(-x)),
+)
+_TANH = _bell(*(torch.tanh, 1.0, lambda x: 1 / x.cosh().square()), formula=lambda mp, x: mp.tanh(x))
+_SOFTSIGN = _bell(
+    *(F.softsign, 1.0, lambda x: 1 / (1 + x.abs()).square()),
+    formula=lambda mp, x: x / (1 + abs(x)),
+)
 _SILU = _dipping(
     F.silu,
     _silu_slope,
     (-2.3993572805154677, -0.09983932012886692),
     (2.3993572805154677, 1.09983932012886692),
     -1.2784645427610738,
+    lambda mp, x: x / (1 + mp.exp(-x)),
 )
 _MISH = _dipping(
     F.mish,
@@ -206,14 +260,18 @@ _MISH = _dipping(
     (-2.2563763963607931, -0.112526122389462556),
     (1.4905711794854285, 1.08849816125172786),
     -1.1924312145154952,
+    lambda mp, x: x * mp.tanh(_softplus_of(mp, x)),
 )
 _LOG_SIGMOID = Curve(
-    F.logsigmoid, 0.0, 1.0, derivative=Derivative(function=lambda x: torch.sigmoid(-x))
+    *(F.logsigmoid, 0.0, 1.0),
+    derivative=Derivative(function=lambda x: torch.sigmoid(-x)),
+    formula=lambda mp, x: -_softplus_of(mp, -x),
 )
 _TANHSHRINK = Curve(
     F.tanhshrink,
     *(0.0, 1.0),
     derivative=Derivative(function=lambda x: x.tanh().square(), turns=((0.0, 0.0, 0.0),)),
+    formula=lambda mp, x: x - mp.tanh(x),
 )
 
 CURVES: Mapping[type[nn.Module], Callable[[Any], Curve]] = {

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Elementwise = Callable[[Tensor], Tensor]
+
+Formula = Callable[[Any, Any], Any]
+"""A function of one number, from a context of mpmath and the number, to its precision."""
 
 Sides = tuple[float | Tensor, float | Tensor] | None
 """Slopes left and right of 0, of a function that is 0 there and linear on both sides."""

@@ -17,8 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
+from lipbench.lipschitz.enclosures.enclosure import enclose
 from lipbench.lipschitz.output_differences import difference_constants
-from lipbench.lipschitz.relaxations.rounding import UNIT, enclose
+from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
 
 

@@ -8,7 +8,7 @@ import torch
 from lipbench.bound import Lipschitz, Side
 from lipbench.lipschitz.exact.gate_search import lipmip_problem
 from lipbench.lipschitz.exact.region_search import lipbab_problem
-from lipbench.lipschitz.lower_bounds.witness import proved_quotients
+from lipbench.lipschitz.lower_bounds.witness import proved_quotient
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.operator_norms.tight import proved_by_claims
@@ -58,7 +58,7 @@ def _recheck_behind(network: Network, value: Lipschitz) -> list[Violation]:
 
 def _recheck_witness(network: Network, value: Lipschitz) -> list[Violation]:
     u, v = value.proof["u"], value.proof["v"]
-    proved = float(proved_quotients(network, u.unsqueeze(0), v.unsqueeze(0), value.norm)[0])
+    proved = proved_quotient(network, u, v, value.norm)
     violations = []
     if not value.value <= proved * (1 + TOLERANCE):
         violations.append(

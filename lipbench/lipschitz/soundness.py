@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
-from lipbench.lipschitz.relaxations.rounding import enclose
+from lipbench.lipschitz.enclosures.enclosure import enclose
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box

@@ -45,11 +45,13 @@ def scaled(target: Any, arguments: tuple[Argument, ...], settings: dict[str, Any
             tensor = tensor if tensor.is_floating_point() else tensor.double()
             factor, offset = _line(target, tensor, comes_first)
             is_weight = target in _PRODUCTS and constant.is_parameter
+            is_quotient = target in _QUOTIENTS
             return steps.Scale(
                 **site.fields,
                 factor=factor,
                 offset=offset,
                 weight_name=constant.name if is_weight else None,
+                normalisation=steps.Normalisation(spread=tensor) if is_quotient else None,
             )
 
         return read

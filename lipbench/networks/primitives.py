@@ -161,6 +161,13 @@ def _batch_norm(layer: Any, site: Site) -> Reader:
             factor=factor.reshape(-1, *axes),
             offset=offset.reshape(-1, *axes),
             weight_name=weight,
+            normalisation=steps.Normalisation(
+                spread=tensors[site.key("running_var")],
+                mean=tensors[site.key("running_mean")],
+                eps=layer.eps,
+                weight=None if weight is None else tensors[weight],
+                bias=None if weight is None else tensors[site.key("bias")],
+            ),
         )
 
     return read
@@ -170,10 +177,14 @@ def _normalise(layer: Normalise, site: Site) -> Reader:
     axes = [1] * (len(site.output_shape) - 1)
 
     def read(tensors: Tensors) -> steps.Step:
-        factor = 1 / tensors[site.key("std")]
-        offset = -tensors[site.key("mean")] * factor
+        spread, mean = tensors[site.key("std")], tensors[site.key("mean")]
+        factor = 1 / spread
+        offset = -mean * factor
         return steps.Scale(
-            **site.fields, factor=factor.reshape(-1, *axes), offset=offset.reshape(-1, *axes)
+            **site.fields,
+            factor=factor.reshape(-1, *axes),
+            offset=offset.reshape(-1, *axes),
+            normalisation=steps.Normalisation(spread=spread, mean=mean),
         )
 
     return read

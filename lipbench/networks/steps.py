@@ -2,16 +2,16 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lipbench.layers.elementwise import Derivative, Elementwise, Sides
+from lipbench.layers.elementwise import Derivative, Elementwise, Formula, Sides
 from lipbench.layers.sorting import sort_groups
 from lipbench.refused import Refused
 
@@ -256,6 +256,8 @@ class Slope(Step):
     """What the slopes on an interval are, of functions that `sides` does not describe."""
     claimed: bool = False
     """Whether the slopes are only the word of the layer's author."""
+    formula: Formula | None = None
+    """The function of one number, in any precision; None if there is none."""
 
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
         """Return the function of every entry."""
@@ -272,6 +274,51 @@ class Slope(Step):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Normalisation:
+    """What factor and offset of a normalisation are rounded from: w·(x - m)/s + b, by channel."""
+
+    spread: Float[Tensor, "..."]
+    """s, or its square less ε."""
+    mean: Float[Tensor, "..."] | None = None
+    """m; None is 0."""
+    eps: float | None = None
+    """ε, if the spread is a variance."""
+    weight: Float[Tensor, "..."] | None = None
+    """w; None is 1."""
+    bias: Float[Tensor, "..."] | None = None
+    """b; None is 0."""
+
+    def rows(self) -> Iterator[tuple[float, ...]]:
+        """Return spread, mean, weight and bias of each channel."""
+        count = self.spread.numel()
+        parts = (self.spread, self.mean, self.weight, self.bias)
+        columns = (
+            [default] * count if part is None else part.detach().flatten().tolist()
+            for part, default in zip(parts, (1.0, 0.0, 1.0, 0.0), strict=True)
+        )
+        return zip(*columns, strict=True)
+
+    def line(
+        self, arithmetic: Any, spread: float, mean: float, weight: float, bias: float
+    ) -> tuple[Any, Any, Any]:
+        """Return factor and offset of a channel, and the sum of sizes whose difference it is.
+
+        Args:
+            arithmetic: A context of mpmath, whose precision counts.
+            spread: s, or its square less ε.
+            mean: m.
+            weight: w.
+            bias: b.
+        """
+        divisor = arithmetic.mpf(spread)
+        if self.eps is not None:
+            divisor = arithmetic.sqrt(divisor + self.eps)
+        factor = weight / divisor
+        moved = mean * factor
+        return factor, bias - moved, abs(bias) + abs(moved)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scale(Step):
     """A diagonal map x ↦ factor·x + offset: normalisation with fixed statistics."""
 
@@ -279,6 +326,8 @@ class Scale(Step):
     offset: Float[Tensor, "..."]
     weight_name: str | None = None
     """Name of the trainable part of `factor` among the parameters, if there is one."""
+    normalisation: Normalisation | None = None
+    """What both are rounded from; None if they are exact."""
 
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *out"]:
         """Return the scaled input."""

@@ -41,11 +41,11 @@ class Ramp(nn.Module):
 
 
 def thin():
-    ramp = Ramp()
-    layers = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), ramp.last).double()
+    """Return relu(3x - b) - relu(c - 5x), whose kinks lie between two neighbours in float64."""
+    layers = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1, bias=False)).double()
     with torch.no_grad():
-        layers[0].weight.copy_(ramp.first.weight)
-        layers[0].bias.copy_(torch.tensor([1e-14, 0], dtype=torch.float64))
+        layers[0].weight.copy_(torch.tensor([[3], [-5]]))
+        layers[0].bias.copy_(torch.tensor([-3 - 2.0**-51, 5 + 2.0**-50], dtype=torch.float64))
         layers[2].weight.copy_(torch.tensor([[1, -1]]))
     return layers
 
@@ -133,10 +133,10 @@ def test_a_claim_is_refuted_with_a_pair_or_proved(lip, here, claim, verdict, cod
 
 
 def test_a_pair_that_does_not_refute_is_no_witness(lip, here):
-    """The slope is 2 on an interval that is too thin for a pair: the search alone proves it."""
-    code, out, _ = lip("nets:thin", "--input-shape", "1", "--claims", "1.5")
+    """The slope is 8 on an interval that is too thin for a pair: the search alone proves it."""
+    code, out, _ = lip("nets:thin", "--input-shape", "1", "--claims", "6")
     assert code == ExitCode.UNSOUND
-    assert "claim: at most 1.5: refuted, by a search that proves 2" in out
+    assert "claim: at most 6: refuted, by a search that proves 7.99999999" in out
     assert json.loads((here / "audit.json").read_text())["claim"]["witness"] is None
     lip("nets:thin", "--input-shape", "1", "--claims", "0.5")
     assert json.loads((here / "audit.json").read_text())["claim"]["witness"]["quotient"] > 0.5

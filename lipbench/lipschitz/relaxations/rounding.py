@@ -37,6 +37,8 @@ from lipbench.networks.steps import (
 
 UNIT = torch.finfo(torch.float64).eps
 """Twice the unit roundoff of float64: half of it is room for rounding of the analysis itself."""
+LEAST = torch.finfo(torch.float64).tiny
+"""The smallest normal number of float64: no result is off by more because it is below it."""
 _FUNCTION = 16 * UNIT
 
 
@@ -54,6 +56,15 @@ def enclose(network: Network, inputs: Float[Tensor, "batch *shape"]) -> Enclosed
     Raises:
         ValueError: If the inputs are not float64.
     """
+    return enclose_values(network, inputs)[network.output]
+
+
+def enclose_values(network: Network, inputs: Float[Tensor, "batch *shape"]) -> list[Enclosed]:
+    """Return what `enclose` does of the inputs and the results of all steps, in order.
+
+    Raises:
+        ValueError: If the inputs are not float64.
+    """
     if inputs.dtype != torch.float64:
         raise ValueError(f"rounding is analysed for float64 inputs, got {inputs.dtype}.")
     with torch.no_grad():
@@ -62,7 +73,17 @@ def enclose(network: Network, inputs: Float[Tensor, "batch *shape"]) -> Enclosed
             sources = [known[i] for i in step.inputs]
             values = step(*[source.values for source in sources])
             known.append(Enclosed(values=values, radius=_radius(step, *sources)))
-        return known[network.output]
+        return known
+
+
+def rounding_error(step: Step, *sources: Enclosed) -> Tensor:
+    """Return how far each entry of a step's result may be from the exact one.
+
+    Args:
+        step: The step.
+        sources: What it reads; without radius, what its own rounding adds is returned.
+    """
+    return _radius(step, *sources)
 
 
 @singledispatch
