@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.entrywise import interval_norm
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.norm import NORMS, Norm
@@ -44,4 +45,5 @@ class FastLip(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the largest absolute value of each derivative."""
         value, entries = interval_norm(as_neuron_blocks(network), norm, domain)
+        value = above_underflow(network, value)
         return Lipschitz.upper(network, value, norm, domain, entries=entries)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.norm import NORMS, Norm
@@ -44,6 +45,7 @@ class LipLT(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the constant of each block of neurons."""
         reach = loop_transformation_on(as_neuron_blocks(network), domain).reach(norm)
+        value = above_underflow(network, reach[-1])
         return Lipschitz.upper(
-            network, reach[-1], norm, domain, reach=torch.tensor(reach, dtype=torch.float64)
+            network, value, norm, domain, reach=torch.tensor(reach, dtype=torch.float64)
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.varying_neurons import varying_reach
 from lipbench.networks.network import Network
@@ -50,6 +51,7 @@ class LocalL2(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the constant of each block of neurons."""
         reach = varying_reach(as_neuron_blocks(network), domain)
+        value = above_underflow(network, reach[-1])
         return Lipschitz.upper(
-            network, reach[-1], norm, domain, varying_reach=torch.tensor(reach, dtype=torch.float64)
+            network, value, norm, domain, varying_reach=torch.tensor(reach, dtype=torch.float64)
         )

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, widths
 from lipbench.lipschitz.relaxations.recursive_derivatives import products, recursive_norm, work
 from lipbench.networks.network import Network
@@ -62,4 +63,5 @@ class RecurJac(Bound):
     ) -> Lipschitz:
         """Return the bound; its certificate is the largest absolute value of each derivative."""
         value, entries = recursive_norm(as_neuron_blocks(network), norm, domain)
+        value = above_underflow(network, value)
         return Lipschitz.upper(network, value, norm, domain, recursive_entries=entries)

@@ -19,7 +19,7 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.enclosures.enclosure import enclose
 from lipbench.lipschitz.output_differences import difference_constants
-from lipbench.lipschitz.relaxations.rounding import UNIT
+from lipbench.lipschitz.relaxations.rounding import LEAST, UNIT
 from lipbench.networks.network import Network
 
 
@@ -70,7 +70,7 @@ def certified_radius(
         )
     constants = difference_constants(network, lipschitz)[labels.to("cpu")]
     radius = gaps / constants
-    radius = torch.where(gaps > 0, radius * (1 - 4 * UNIT), radius)
+    radius = torch.where(gaps > 0, radius * (1 - 4 * UNIT) - LEAST, radius)
     # A gap of 0 that never changes is no number.
     return torch.where(radius.isnan(), 0.0, radius).amin(dim=1)
 

@@ -16,10 +16,12 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.operator_norms.unit_scale import widened
 from lipbench.lipschitz.relaxations.intervals import derivatives, loop_transformation_on
 from lipbench.lipschitz.relaxations.loop_transformation import LoopTransformation
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
-from lipbench.lipschitz.relaxations.rounding import UNIT
+from lipbench.lipschitz.relaxations.rounding import LEAST, UNIT
 from lipbench.lipschitz.semidefinite.certify import certify
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Dense
@@ -48,12 +50,15 @@ def difference_constants(network: Network, value: Lipschitz) -> Float[Tensor, "o
             f"differences are bounded by an upper bound, got {value.side} {value.value}."
         )
     count = math.prod(network.output_shape)
-    general = value.norm.margin_factor() * value.value * (1 + 2 * UNIT)
+    general = widened(value.norm.margin_factor() * value.value, 2 * UNIT)
     pairs = list(combinations(range(count), 2))
     bounds = torch.full((len(pairs),), general, dtype=torch.float64)
     kind = next((kind for kind in _KINDS if kind in value.proof), None)
     if kind is not None and pairs and len(pairs) <= _MOST_PAIRS:
         sharper = _KINDS[kind](network, value, pairs)
+        if kind != "constants":  # of layers, none of which vanishes
+            safe = [above_underflow(network, bound) for bound in sharper.tolist()]
+            sharper = torch.tensor(safe, dtype=torch.float64)
         bounds = torch.where(sharper < bounds, sharper, bounds)  # not NaN
     table = torch.zeros(count, count, dtype=torch.float64)
     for (i, j), bound in zip(pairs, bounds.tolist(), strict=True):
@@ -142,7 +147,10 @@ def _by_steps(network: Network, value: Lipschitz, pairs: OutputPairs) -> Tensor:
     first, second = (torch.tensor(side) for side in zip(*pairs, strict=True))
     weight = last.weight.detach().to("cpu", torch.float64).flatten(1)
     rows = (weight[first] - weight[second]).abs() * (1 + UNIT)
-    return known * _dual_length(rows, value.norm) * (1 + 4 * UNIT)
+    lengths = _dual_length(rows, value.norm)
+    # No product vanishes whose factors do not.
+    least = torch.where((lengths > 0) & (known > 0), LEAST, 0.0)
+    return torch.maximum(known * lengths * (1 + 4 * UNIT), least)
 
 
 def _of_pairs(network: Network, pairs: OutputPairs) -> NeuronBlocks:
@@ -153,7 +161,8 @@ def _dual_length(rows: Float[Tensor, "pairs columns"], norm: Norm) -> Float[Tens
     """Return the constants of linear functions: the norm in which gradients are measured."""
     if not rows.shape[1]:
         return rows.new_zeros(len(rows))
-    return norm.dual().length(rows) * (1 + 1e-12 * rows.shape[1])
+    lengths = norm.dual().scaled_length(rows)
+    return torch.where(lengths > 0, lengths * (1 + 1e-12 * rows.shape[1]) + LEAST, lengths)
 
 
 _KINDS: dict[str, Callable[[Network, Lipschitz, OutputPairs], Tensor]] = {

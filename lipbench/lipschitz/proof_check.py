@@ -16,6 +16,7 @@ from lipbench.lipschitz.relaxations.bisection import proved_by_subboxes
 from lipbench.lipschitz.relaxations.entrywise import interval_norm
 from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
 from lipbench.lipschitz.relaxations.jacobian_cases import proved_by_cases
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.polynomial_bound import proved_by_products
 from lipbench.lipschitz.relaxations.recursive_derivatives import recursive_norm
@@ -103,11 +104,20 @@ def _proved_by_varying_blocks(network: Network, value: Lipschitz) -> float:
     return varying_reach(as_neuron_blocks(network), value.domain)[-1]
 
 
-def _proved(what: str, prove: Callable[[Network, Lipschitz], float]) -> "Check":
-    """Return the check that what is proved anew is no more than the value."""
+def _proved(
+    what: str, prove: Callable[[Network, Lipschitz], float], *, by_layers: bool = False
+) -> "Check":
+    """Return the check that what is proved anew is no more than the value.
+
+    Args:
+        what: What proves it.
+        prove: The proof.
+        by_layers: Whether norms of layers are multiplied, of which none vanishes.
+    """
 
     def check(network: Network, value: Lipschitz) -> list[Violation]:
         proved = prove(network, value)
+        proved = proved if by_layers else above_underflow(network, proved)
         if proved <= value.value * (1 + TOLERANCE) and math.isfinite(proved):
             return []
         return [Violation(message=f"{statement(value)}, but {what} prove {proved:.9g}.")]
@@ -120,8 +130,14 @@ _CHECKS: dict[str, tuple[tuple[Side, ...], Check]] = {
     "u": (("lower",), _recheck_witness),
     "closed": (("upper", "exact"), _recheck_regions),
     "parts": (("upper", "exact"), _recheck_nodes),
-    "constants": (("upper",), _proved("the constants of its steps", _proved_by_steps)),
-    "claims": (("upper",), _proved("the norms claimed of its layers", proved_by_claims)),
+    "constants": (
+        ("upper",),
+        _proved("the constants of its steps", _proved_by_steps, by_layers=True),
+    ),
+    "claims": (
+        ("upper",),
+        _proved("the norms claimed of its layers", proved_by_claims, by_layers=True),
+    ),
     "reach": (("upper",), _proved("its blocks", _proved_by_blocks)),
     "entries": (("upper",), _proved("bounds of its derivatives", _proved_by_derivatives)),
     "factors": (("upper",), _proved("the norms of its factors", proved_by_factors)),

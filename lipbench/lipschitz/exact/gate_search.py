@@ -29,6 +29,7 @@ from lipbench.lipschitz.exact.regions import Region, Regions
 from lipbench.lipschitz.lower_bounds.witness import known_pairs, starting_points
 from lipbench.lipschitz.relaxations.decisions import Decision, cover
 from lipbench.lipschitz.relaxations.entrywise import interval_norm
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -68,9 +69,10 @@ def lipmip_bound(
     simple, entries = interval_norm(blocks, norm, domain)
     if simple < value and not is_exact:
         value, proof = simple, {"entries": entries}
+    safe = above_underflow(network, value)
     return Lipschitz(
-        value=value,
-        side="exact" if is_exact else "upper",
+        value=safe,
+        side="exact" if is_exact and safe == value else "upper",
         norm=norm,
         domain=domain,
         proof=proof,
@@ -82,6 +84,8 @@ def lipmip_problem(network: Network, value: Lipschitz) -> str:
     """Return what is wrong with the stored nodes of a value, empty if they prove it."""
     if value.domain is None:
         return "its parts are those of a box"
+    if value.value < above_underflow(network, 0.0):
+        return "products in float64 do not tell it from 0"
     blocks = as_neuron_blocks(network)
     gates = Gates(blocks, value.norm, value.domain)
     nodes = _unpacked(value.proof)

@@ -19,6 +19,7 @@ from lipbench.lipschitz.exact.regions import Regions
 from lipbench.lipschitz.lower_bounds.expansion import most_expanded
 from lipbench.lipschitz.lower_bounds.linear_regions import LinearRegions
 from lipbench.lipschitz.relaxations.decisions import Decision
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
@@ -90,9 +91,10 @@ def lipbab_bound(
         # What is stored of the point must do.
         region = regions.region_at(joined(point))
         is_exact = region is not None
+    value = above_underflow(network, explored.upper)
     return Lipschitz(
-        value=explored.upper,
-        side="exact" if is_exact else "upper",
+        value=value,
+        side="exact" if is_exact and value == explored.upper else "upper",
         norm=norm,
         domain=domain,
         proof={"point": point, **_packed(explored)},
@@ -105,6 +107,8 @@ def lipbab_problem(network: Network, value: Lipschitz) -> str:
     proof = value.proof
     if not value.value >= 0:
         return "it is no number that is at least 0"
+    if value.value < above_underflow(network, 0.0):
+        return "products in float64 do not tell it from 0"
     regions = _regions(network, value.norm, value.domain)
     closed, empty = _unpacked(proof)
     limit = value.value * _SLACK

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
+from lipbench.lipschitz.operator_norms.unit_scale import at_scale, at_unit_scale
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.steps import Convolution, Linear
 from lipbench.norm import Norm
@@ -42,19 +43,11 @@ def proved_norm(step: Convolution, claim: float) -> float:
         step: The convolution.
         claim: What its norm is said not to exceed.
     """
-    step, unit = normalised(step)
+    step, unit = at_unit_scale(step)
     if not _LEAST < claim / unit < math.inf:
         return math.inf
     # Groups are blocks on a diagonal.
-    return max(_proved(group, claim / unit) for group in _groups(step)) * unit
-
-
-def normalised(step: Convolution) -> tuple[Convolution, float]:
-    """Return a convolution in float64 whose taps are not far from 1, and by what it was divided."""
-    weight = step.weight.detach().double()
-    # A power of 2 changes no digit.
-    unit = 2.0 ** min(max(math.frexp(float(weight.abs().max()))[1], -1000), 1000)
-    return replace(step, weight=weight / unit, bias=None), unit
+    return at_scale(max(_proved(group, claim / unit) for group in _groups(step)), unit)
 
 
 def band_entries(step: Convolution) -> int:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
 from lipbench.lipschitz.operator_norms.rounding_up import plus, raised
+from lipbench.lipschitz.operator_norms.unit_scale import widened
+from lipbench.lipschitz.relaxations.rounding import LEAST
 from lipbench.networks.steps import (
     AveragePool,
     Concatenation,
@@ -30,7 +32,8 @@ from lipbench.networks.steps import (
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 
-_ROUNDING = 1 + 1e-12
+_SHARE = 1e-12
+_ROUNDING = 1 + _SHARE
 
 
 @singledispatch
@@ -57,7 +60,7 @@ def _(step: Slope, norm: Norm) -> float:
 
 @constant.register(Scale)
 def _(step: Scale, norm: Norm) -> float:
-    return float(step.factor.abs().max()) * _ROUNDING
+    return widened(float(step.factor.abs().max()), _SHARE)
 
 
 @constant.register(Rearrange)
@@ -159,7 +162,8 @@ def _(step: Contraction, norm: Norm) -> float:
             f"{float(diagonal.min())}."
         )
     slack = 1 + 1e-12 * max(weight.shape)
-    triangle = 1 + 2 * _matrix_norm(weight / diagonal, norm) * _matrix_norm(weight.T, norm) * slack
+    product = _matrix_norm(weight / diagonal, norm) * _matrix_norm(weight.T, norm)
+    triangle = (1 + 2 * product) * slack
     if norm != 2.0:
         return triangle
     return min(triangle, _residual(_matrix_norm(weight / diagonal.sqrt(), norm) ** 2 * slack))
@@ -182,11 +186,13 @@ def _residual(eigenvalue: float) -> float:
 @constant.register(Sandwich)
 def _(step: Sandwich, norm: Norm) -> float:
     # The layer's docstring has the proof that the squared norm of [A B] is a constant in l2.
-    triangle = upper_norm(step.push, norm.dual()) * upper_norm(step.pull, norm) * _ROUNDING
-    return triangle if norm != 2.0 else min(triangle, upper_norm(step.both, norm) ** 2 * _ROUNDING)
+    product = upper_norm(step.push, norm.dual()) * upper_norm(step.pull, norm)
+    triangle = max(product * _ROUNDING, LEAST)
+    if norm != 2.0:
+        return triangle
+    return min(triangle, max(upper_norm(step.both, norm) ** 2 * _ROUNDING, LEAST))
 
 
 def _matrix_norm(matrix: Float[Tensor, "out in"], norm: Norm) -> float:
-    return float(torch.linalg.matrix_norm(matrix, ord=float(norm))) * (
-        1 + 1e-12 * max(matrix.shape)
-    )
+    value = float(torch.linalg.matrix_norm(matrix, ord=float(norm)))
+    return widened(value, _SHARE * max(matrix.shape))

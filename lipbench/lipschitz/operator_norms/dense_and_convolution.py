@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.lipschitz.operator_norms.symbol import largest_symbol_norm
+from lipbench.lipschitz.operator_norms.unit_scale import at_scale, at_unit_scale
 from lipbench.networks.steps import Convolution, Dense, Linear, TransposedConvolution, refuse_kind
 from lipbench.norm import Norm
 
@@ -50,16 +51,16 @@ def upper_norm(step: Linear, norm: Norm) -> float:
     absolute values of its taps are added. For convolutions in l2 it is the norm of a periodic
     convolution that contains the step, times that of the padding where it copies entries.
     """
-    step = replace(step.detach(), weight=step.weight.detach().double())
+    step, unit = at_unit_scale(step)
     if norm == 2.0:
-        return _spectral(step) * _slack(max(step.weight.shape[0], step.fan_in))
+        return at_scale(_spectral(step) * _slack(max(step.weight.shape[0], step.fan_in)), unit)
     like = step.weight.new_ones
     absolute = step.absolute()
     if norm == 1.0:  # The largest column sum of absolute values; for infinity the largest row sum.
         sums = absolute.adjoint(like(1, *step.output_shape))
     else:
         sums = absolute.apply(like(1, *step.input_shape))
-    return float(sums.amax()) * _slack(step.weight.numel())
+    return at_scale(float(sums.amax()) * _slack(step.weight.numel()), unit)
 
 
 def power_iteration(step: Linear, start: Float[Tensor, "*input"], iterations: int = 1) -> Singular:

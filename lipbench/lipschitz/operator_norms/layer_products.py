@@ -1,7 +1,6 @@
 """Layer product bounds: products of other norms of linear layers than the exact ones."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -10,6 +9,7 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.operator_norms.unit_scale import at_scale, at_unit_scale
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
     Convolution,
@@ -40,9 +40,7 @@ def layer_product_bound(
         layer_norm: An upper bound of the norm of a linear step, up to rounding.
     """
     constants = [
-        layer_norm(_float64(step)) * (1 + _ROUNDING * max(step.weight.shape[0], step.fan_in))
-        if isinstance(step, Linear)
-        else constant(step, Norm(2))
+        _constant(step, layer_norm) if isinstance(step, Linear) else constant(step, Norm(2))
         for step in network.steps
     ]
     return Lipschitz.upper(
@@ -95,5 +93,7 @@ def convolution(step: Linear) -> Convolution | None:
     refuse_kind(step, "is neither a matrix nor a convolution", __name__)
 
 
-def _float64(step: Linear) -> Linear:
-    return replace(step.detach(), weight=step.weight.detach().double())
+def _constant(step: Linear, layer_norm: Callable[[Linear], float]) -> float:
+    slack = 1 + _ROUNDING * max(step.weight.shape[0], step.fan_in)
+    step, unit = at_unit_scale(step)
+    return at_scale(layer_norm(step) * slack, unit)

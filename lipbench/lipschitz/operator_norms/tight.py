@@ -5,11 +5,12 @@ import math
 import torch
 
 from lipbench.bound import Lipschitz
-from lipbench.lipschitz.operator_norms.cholesky import normalised, proved_norm
+from lipbench.lipschitz.operator_norms.cholesky import proved_norm
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.operator_norms.dense_and_convolution import NotConverged, converged_norm
 from lipbench.lipschitz.operator_norms.layer_products import convolution
+from lipbench.lipschitz.operator_norms.unit_scale import at_unit_scale
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Convolution, Linear, Step
 from lipbench.norm import Norm
@@ -79,7 +80,7 @@ def _kernel(step: Step) -> Convolution | None:
 
 
 def _from_below(step: Convolution, iterations: int) -> float:
-    step, unit = normalised(step)
+    step, unit = at_unit_scale(step)
     try:
         return float(converged_norm(step, _RESIDUAL, iterations).value) * unit
     except NotConverged as error:

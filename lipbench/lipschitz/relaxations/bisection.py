@@ -25,6 +25,7 @@ from lipbench.lipschitz.relaxations.intervals import (
     local_slopes,
     values_between,
 )
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
@@ -89,6 +90,7 @@ def bisection_bound(
             ahead += subbox.halves
     if not math.isfinite(value):
         raise Refused("its derivatives are too large for float64.")
+    value = above_underflow(network, value)
     return Lipschitz.upper(
         network, value, norm, domain, halvings=torch.tensor(sorted(best), dtype=torch.int64)
     )

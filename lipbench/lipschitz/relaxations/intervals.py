@@ -17,6 +17,7 @@ from lipbench.lipschitz.relaxations.loop_transformation import (
     SlopeBounds,
     loop_transformation,
 )
+from lipbench.lipschitz.relaxations.magnitudes import widened_box
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlock, NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.refused import Refused
@@ -73,8 +74,8 @@ def slopes(network: NeuronBlocks, domain: Box | None) -> SlopeBounds:
     """
     if domain is None:
         return [(block.lo, block.hi) for block in network.blocks]
-    shape = network.inputs, 1
-    known = [Interval(*(torch.full(shape, end, dtype=torch.float64) for end in domain))]
+    shape, ends = (network.inputs, 1), widened_box(domain)
+    known = [Interval(*(torch.full(shape, end, dtype=torch.float64) for end in ends))]
     bounds = []
     for block in network.blocks:
         reads = combined(block.reads.matrices, known, block.reads.offset)

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.decisions import Decision, cover
 from lipbench.lipschitz.relaxations.jacobians import Case, Jacobians
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -50,6 +51,7 @@ def jacobian_bound(network: Network, norm: Norm, domain: Box | None, nodes: int)
         cases, value = _searched(jacobians, nodes)
     if not math.isfinite(value):
         raise Refused("its derivatives are too large for float64.")
+    value = above_underflow(network, value)
     return Lipschitz.upper(network, value, norm, domain, cases=_packed(cases))
 
 

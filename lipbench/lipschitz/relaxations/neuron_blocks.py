@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lipbench.layers.elementwise import Derivative, Elementwise
 from lipbench.lipschitz.relaxations.affine import Affine, Matrix
+from lipbench.lipschitz.relaxations.magnitudes import refuse_extremes
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
 from lipbench.networks.steps import (
@@ -105,8 +106,10 @@ def as_neuron_blocks(
         kind: What the matrices are: they may know more of themselves.
 
     Raises:
-        Refused: If it has more, or a step that has no rule.
+        Refused: If it has more, a step that has no rule, or numbers whose products overflow or
+            vanish.
     """
+    refuse_extremes(network)
     size = network.input_size
     builder = _Builder(largest, kind)
     identity = Affine(

@@ -32,6 +32,7 @@ from lipbench.lipschitz.relaxations.krivine import (
     families,
     plain_bound,
 )
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.lipschitz.relaxations.polynomials import Polynomial, derivative_polynomials, levels
 from lipbench.lipschitz.relaxations.rounding import UNIT
@@ -73,9 +74,10 @@ def lipopt_bound(
     scales = problem.scales()
     sides = problem.sides(scales)
     certificates = [_search(side, plan) for side, plan in zip(sides, plans, strict=True)]
+    value = problem.value([[certificate.bound for certificate in side] for side in certificates])
     return Lipschitz.upper(
         network,
-        problem.value([[certificate.bound for certificate in side] for side in certificates]),
+        above_underflow(network, value),
         norm,
         domain,
         **_packed([certificate for side in certificates for certificate in side]),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lipbench.lipschitz.relaxations.intervals import Interval, between
 from lipbench.lipschitz.relaxations.linear_relaxation import Line, Lines, Relaxation, above, below
+from lipbench.lipschitz.relaxations.magnitudes import widened_box
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlock, NeuronBlocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.refused import Refused
@@ -71,8 +72,8 @@ def on_subdomains(
             slopes=everywhere,
             possible=torch.ones(sides.shape[1], dtype=torch.bool),
         )
-    shape = network.inputs, sides.shape[1]
-    start = Interval(*(torch.full(shape, end, dtype=torch.float64) for end in domain))
+    shape, ends = (network.inputs, sides.shape[1]), widened_box(domain)
+    start = Interval(*(torch.full(shape, end, dtype=torch.float64) for end in ends))
     relaxation = Relaxation(start)
     reads, slopes, empty = [], [], torch.zeros(sides.shape[1], dtype=torch.bool)
     for number, (block, side) in enumerate(zip(network.blocks, block_sides, strict=True)):

@@ -1,7 +1,7 @@
 """Rounding error of a network: how far computed outputs can be from exact ones.
 
 A running error analysis in float64: every step passes on the errors of its inputs and adds its
-own rounding. It covers sums in any order; results below the smallest normal number are ignored.
+own rounding. It covers sums in any order, and results below the smallest normal number.
 
 Source:
     Higham, Accuracy and Stability of Numerical Algorithms (2nd ed., SIAM 2002), section 3.1: a
@@ -94,12 +94,15 @@ def _radius(step: Step, *sources: Enclosed) -> Tensor:
 @_radius.register(Linear)
 def _(step: Linear, source: Enclosed) -> Tensor:
     absolute = step.absolute()
-    rounding = absolute(source.values.abs()) * ((step.fan_in + 2) * UNIT)
+    rounding = absolute(source.values.abs()) * ((step.fan_in + 2) * UNIT) + _lost(step.fan_in)
     return absolute.apply(source.radius) * (1 + (step.fan_in + 2) * UNIT) + rounding
 
 
 @_radius.register(Slope)
 def _(step: Slope, source: Enclosed) -> Tensor:
+    if step.sides is not None:  # one product, or none
+        spread = float(step.constant) * source.radius * (1 + UNIT)
+        return spread + UNIT * step(source.values).abs() + _lost(1)
     size = 1 + source.values.abs() + step(source.values).abs()
     steepest = max(1.0, float(step.constant))
     return float(step.constant) * source.radius * (1 + UNIT) + _FUNCTION * steepest * size
@@ -108,7 +111,7 @@ def _(step: Slope, source: Enclosed) -> Tensor:
 @_radius.register(Scale)
 def _(step: Scale, source: Enclosed) -> Tensor:
     size = (step.factor * source.values).abs() + step.offset.abs()
-    return step.factor.abs() * source.radius * (1 + UNIT) + _FUNCTION * size
+    return step.factor.abs() * source.radius * (1 + UNIT) + _FUNCTION * size + _lost(2)
 
 
 @_radius.register(Rearrange)
@@ -147,7 +150,7 @@ def _(step: Softmax, source: Enclosed) -> Tensor:
     if step.is_log:
         rounding = rounding + UNIT * below + _FUNCTION * step(values).abs()
         return (source.radius + largest) * (1 + UNIT) + rounding
-    return largest / 2 * (1 + UNIT) + shares * (rounding + UNIT * below)
+    return largest / 2 * (1 + UNIT) + shares * (rounding + UNIT * below) + _lost(4)
 
 
 @_radius.register(Sum)
@@ -156,7 +159,7 @@ def _(step: Sum, *sources: Enclosed) -> Tensor:
     rounding = (len(sources) + 3) * UNIT  # Coefficients may be rounded themselves.
     spread = absolute(*[source.radius for source in sources])
     size = absolute(*[source.values.abs() for source in sources]) + abs(step.offset)
-    return spread * (1 + rounding) + size * rounding
+    return spread * (1 + rounding) + size * rounding + _lost(len(sources))
 
 
 @_radius.register(Concatenation)
@@ -167,7 +170,8 @@ def _(step: Concatenation, *sources: Enclosed) -> Tensor:
 @_radius.register(AveragePool)
 def _(step: AveragePool, source: Enclosed) -> Tensor:
     terms = source.values[0].numel()
-    return step(source.radius + source.values.abs() * terms * UNIT) * (1 + terms * UNIT)
+    spread = step(source.radius + source.values.abs() * terms * UNIT) * (1 + terms * UNIT)
+    return spread + _lost(terms)
 
 
 @_radius.register(Contraction)
@@ -180,7 +184,8 @@ def _(step: Contraction, source: Enclosed) -> Tensor:
     hidden = step.function(inner).abs()
     spread = _of_neurons(spread, inner, hidden) / step.diagonal
     rounding = 2 * terms * UNIT * (hidden / step.diagonal) @ weight.T + UNIT * source.values.abs()
-    return source.radius * (1 + UNIT) + 2 * spread @ weight.T * (1 + terms * UNIT) + rounding
+    back = 2 * spread @ weight.T * (1 + terms * UNIT)
+    return source.radius * (1 + UNIT) + back + rounding + _lost(4 * terms)
 
 
 @_radius.register(ConvContraction)
@@ -192,7 +197,7 @@ def _(step: ConvContraction, source: Enclosed) -> Tensor:
     terms = operator.weight[:, 0].numel() + 2
     rounding = 2 * terms * UNIT * absolute.adjoint(hidden) + UNIT * source.values.abs()
     back = 2 * absolute.adjoint(spread) * (1 + terms * UNIT)
-    return source.radius * (1 + UNIT) + back + rounding
+    return source.radius * (1 + UNIT) + back + rounding + _lost(4 * terms)
 
 
 @_radius.register(Sandwich)
@@ -205,7 +210,13 @@ def _(step: Sandwich, source: Enclosed) -> Tensor:
     spread = spread + terms * (pull.apply(source.values.abs()) + step.bias.abs())
     hidden = step.function(inner).abs()
     spread = _of_neurons(spread, inner, hidden)
-    return push.adjoint(spread) * (1 + terms) + terms * push.adjoint(hidden)
+    lost = _lost(4 * max(pull.fan_in, push.weight[:, 0].numel()))
+    return push.adjoint(spread) * (1 + terms) + terms * push.adjoint(hidden) + lost
+
+
+def _lost(terms: int) -> float:
+    """Return by how much a sum of products may be off because products are too small."""
+    return 2 * (terms + 2) * LEAST
 
 
 def _of_neurons(spread: Tensor, inner: Tensor, hidden: Tensor) -> Tensor:

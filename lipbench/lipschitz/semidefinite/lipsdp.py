@@ -8,6 +8,7 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.intervals import loop_transformation_on
 from lipbench.lipschitz.relaxations.loop_transformation import LoopTransformation
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, neurons
 from lipbench.lipschitz.semidefinite.certify import certify
 from lipbench.lipschitz.semidefinite.interior_point import propose
@@ -45,7 +46,7 @@ def certified(
     value, proved = _proved(loops, multipliers, square)
     return Lipschitz.upper(
         network,
-        value,
+        above_underflow(network, value),
         Norm(2),
         domain,
         multipliers=multipliers,

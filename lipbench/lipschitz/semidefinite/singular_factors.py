@@ -26,6 +26,7 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.relaxations.affine import Matrix
 from lipbench.lipschitz.relaxations.chain import Chain
+from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, widths
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.lipschitz.semidefinite.corners import norm_by_search
@@ -49,7 +50,7 @@ def seqlip_bound(network: Network, domain: Box | None, nodes: int) -> Lipschitz:
     factors = _largest(chain, nodes, torch.zeros(len(chain.slopes), dtype=torch.float64))
     return Lipschitz.upper(
         network,
-        _product(chain, factors),
+        above_underflow(network, _product(chain, factors)),
         Norm(2),
         domain,
         factors=factors,

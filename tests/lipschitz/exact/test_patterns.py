@@ -188,16 +188,14 @@ def test_no_slope_is_steeper_than_the_constant(seed, kind, slope, norm, domain):
 
 def test_what_overflows_is_not_said_to_be_flat():
     layers = ([[1e160], [1]], [-1e170, 0]), ([[1e160, 0]], [0]), ([[1e-20]], [0])
-    regions = Regions(as_neuron_blocks(as_network(dense(*layers), (1,))), Norm(2.0), (0.0, 1e11))
-    assert not patterns_prove(regions, 0.0, ())
-    assert not patterns_prove(regions, 1e299, ())
-    assert explore_patterns(regions, 1).upper >= 1e299
+    with pytest.raises(Refused, match="too large for float64"):
+        as_neuron_blocks(as_network(dense(*layers), (1,)))
 
 
 def test_a_network_of_tiny_slopes_is_not_flat():
-    layers = ([[1, 1], [1, -1]], [0, 0]), ([[1e-200, 1e-200]], [0])
+    layers = ([[1, 1], [1, -1]], [0, 0]), ([[1e-140, 1e-140]], [0])
     regions = Regions(as_neuron_blocks(as_network(dense(*layers), (2,))), Norm(2.0), (0.0, 1.0))
-    assert explore_patterns(regions, 50).upper == pytest.approx(2e-200, rel=1e-6)
+    assert explore_patterns(regions, 50).upper == pytest.approx(2e-140, rel=1e-6)
     assert not patterns_prove(regions, 0.0, ())
 
 

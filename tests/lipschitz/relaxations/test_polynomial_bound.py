@@ -438,9 +438,8 @@ def test_numbers_that_float64_does_not_hold_prove_nothing():
             layer.weight.copy_(1e200 * layer.weight.sign())
     network = as_network(model.append(nn.Tanh()), (2,))
     for norm, name in product(NORMS, ("lipopt", "fastlip")):
-        upper = load("lipbench.bounds", name, Bound)().compute(network, norm, None)
-        assert upper.value == math.inf
-        assert recheck(network, upper) != []
+        with pytest.raises(Refused, match="too large for float64"):
+            load("lipbench.bounds", name, Bound)().compute(network, norm, None)
     large = torch.full((3,), 1e308, dtype=torch.float64)
     assert plain_bound(Polynomial(values=large, radius=0 * large)) == math.inf
 
