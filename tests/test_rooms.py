@@ -46,13 +46,13 @@ ROOMS = {
     "lipschitz.operator_norms": Room(
         "networks lipschitz.relaxations:rounding",
         "constants composition dense_and_convolution layer_products gram symbol toeplitz tight "
-        "cholesky kernel_matrix rounding_up",
+        "cholesky kernel_matrix rounding_up unit_scale",
     ),
     "lipschitz.relaxations": Room(
         "networks layers",
         "neuron_blocks loop_transformation intervals affine rounding chain entrywise balls "
-        "bisection jacobians jacobian_cases recursive_derivatives polynomial_bound varying_neurons "
-        "decisions",
+        "bisection jacobians jacobian_cases recursive_derivatives polynomial_bound "
+        "varying_neurons decisions magnitudes",
     ),
     "lipschitz.enclosures": Room(
         "networks lipschitz.operator_norms lipschitz.relaxations:rounding",

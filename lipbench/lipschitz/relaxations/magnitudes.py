@@ -34,7 +34,7 @@ _LARGEST_END = 1e60
 _LOST = 1e-150
 _TOLD = 1e20
 """A value so many times larger is no different for what was lost."""
-_VANISHING = 1e-250
+_VANISHING = 1e-150  # whose square is 0
 
 
 def refuse_extremes(network: Network) -> None:

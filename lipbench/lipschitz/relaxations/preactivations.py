@@ -72,8 +72,9 @@ def on_subdomains(
             slopes=everywhere,
             possible=torch.ones(sides.shape[1], dtype=torch.bool),
         )
-    shape, ends = (network.inputs, sides.shape[1]), widened_box(domain)
-    start = Interval(*(torch.full(shape, end, dtype=torch.float64) for end in ends))
+    lo, hi = widened_box(domain)
+    inputs = torch.ones(network.inputs, sides.shape[1], dtype=torch.float64)
+    start = Interval(lo * inputs, hi * inputs)
     relaxation = Relaxation(start)
     reads, slopes, empty = [], [], torch.zeros(sides.shape[1], dtype=torch.bool)
     for number, (block, side) in enumerate(zip(network.blocks, block_sides, strict=True)):

@@ -66,7 +66,7 @@ def test_weights_beyond_the_powers_of_floats_have_no_closed_form(scale):
     with torch.no_grad():
         for tensor in model.parameters():
             tensor *= scale
-    with pytest.raises(Refused, match="powers float64 does not hold|too large for float64"):
+    with pytest.raises(Refused, match=r"powers float64 does not hold|too large for float64"):
         value("eclipse_fast", model, 2)
 
 
