@@ -174,6 +174,8 @@ def _compare(network: Network, module: nn.Module, dtype: torch.dtype) -> None:
             expected, actual = module(inputs.clone()), network(inputs.clone())
     except RuntimeError as error:
         raise refuse(module, "", f"it cannot be evaluated in {dtype}: {error}") from error
+    if not bool(expected.isfinite().all()):
+        raise refuse(module, "", f"its outputs are not finite in {dtype}, for ordinary inputs.")
     unit = max(_TOLERANCE, 1e4 * torch.finfo(dtype).eps)
     scale = 1 + float(expected.abs().max())
     if expected.shape != actual.shape or not float((actual - expected).abs().max()) <= unit * scale:

@@ -72,9 +72,9 @@ def on_subdomains(
             slopes=everywhere,
             possible=torch.ones(sides.shape[1], dtype=torch.bool),
         )
-    lo, hi = widened_box(domain)
+    least, most = widened_box(domain)
     inputs = torch.ones(network.inputs, sides.shape[1], dtype=torch.float64)
-    start = Interval(lo * inputs, hi * inputs)
+    start = Interval(least * inputs, most * inputs)
     relaxation = Relaxation(start)
     reads, slopes, empty = [], [], torch.zeros(sides.shape[1], dtype=torch.bool)
     for number, (block, side) in enumerate(zip(network.blocks, block_sides, strict=True)):
