@@ -16,6 +16,9 @@ _LARGER = {torch.max: True, torch.maximum: True, "max": True, "maximum": True}
 _SMALLER = {torch.min: False, torch.minimum: False, "min": False, "minimum": False}
 _EXTREMES: dict[Any, bool] = _LARGER | _SMALLER
 _SORTS = (torch.sort, "sort")
+_TOPS = (torch.topk, "topk")
+_BOTH_ENDS = (torch.aminmax, "aminmax")
+_ENDS: dict[Any, bool] = {0: False, "min": False, 1: True, "max": True}
 _VALUES = (0, "values")
 
 
@@ -25,8 +28,12 @@ def item(node: fx.Node, index: Any) -> Call:
     Raises:
         NoRule: If `node` is neither, or `index` asks for the indices.
     """
+    if node.target in _BOTH_ENDS and index in _ENDS:
+        return _along(_ENDS[index], *node.args, **node.kwargs)
     if node.target in _SORTS:
         call = _sorted(*node.args, **node.kwargs)
+    elif node.target in _TOPS:
+        call = _top(*node.args, **node.kwargs)
     elif node.target in _EXTREMES:
         call = _along(_EXTREMES[node.target], *node.args, **node.kwargs)
     else:
@@ -137,6 +144,19 @@ def _sorted(
 ) -> Call:
     refuse_values(dim, descending)
     return _ordered(input, dim, lambda values: values if descending else values.flip(-1))
+
+
+def _top(
+    input: Argument,
+    k: Argument,
+    dim: Argument = -1,
+    largest: Argument = True,
+    sorted: Argument = True,
+) -> Call:
+    refuse_values(k, dim, largest, sorted)
+    if not sorted:
+        raise NoRule("in no certain order it has none")
+    return _ordered(input, dim, lambda values: (values if largest else values.flip(-1))[..., :k])
 
 
 def _along(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 
 from lipbench.layers.elementwise import Elementwise
@@ -15,6 +15,8 @@ from lipbench.networks.call import Argument, Call, CallRule, Constant, NoRule, r
 from lipbench.networks.primitives import Reader, Site
 from lipbench.networks.steps import Shape, Tensors
 from lipbench.refused import Refused
+
+Parts = tuple[Tensor, ...]
 
 _METHODS = (
     "diagonal",
@@ -63,13 +65,38 @@ def item(target: Any, arguments: tuple[Any, ...], settings: dict[str, Any], inde
     Raises:
         NoRule: If the function is none.
     """
+    refuse_values(index)
+    return _of_parts(target, arguments, settings, lambda parts: parts[index])
+
+
+def together(parts: fx.Node, join: Callable[[Parts], Tensor]) -> Call:
+    """Return what becomes of all parts of a value, or of a slice of them, put together again.
+
+    Raises:
+        NoRule: If they are not what a partition such as `chunk` gives.
+    """
+    if parts.target is not operator.getitem:
+        return _of_parts(parts.target, parts.args, dict(parts.kwargs), join)
+    inner, index = parts.args
+    if not isinstance(inner, fx.Node) or not isinstance(index, slice):
+        raise NoRule
+    refuse_values(index)
+    return together(inner, lambda all_parts: join(all_parts[index]))
+
+
+def _of_parts(
+    target: Any,
+    arguments: tuple[Any, ...],
+    settings: dict[str, Any],
+    select: Callable[[Parts], Tensor],
+) -> Call:
     if target not in PARTITIONS:
         raise NoRule
     function = getattr(torch, target) if isinstance(target, str) else target
     input, *args = arguments or (settings.get("input", settings.get("tensor")),)
     rest = {name: value for name, value in settings.items() if name not in ("input", "tensor")}
-    refuse_values(*args, *rest.values(), index)
-    return _call(input, lambda values: function(values, *args, **rest)[index])
+    refuse_values(*args, *rest.values())
+    return _call(input, lambda values: select(function(values, *args, **rest)))
 
 
 def each_sample(copy: Elementwise, shape: Shape) -> bool:

@@ -124,6 +124,8 @@ def _combined(combine: Callable[..., Combination]) -> CallRule:
 
 def _concatenate(tensors: Argument, dim: Argument = 0) -> Call:
     refuse_values(dim)
+    if isinstance(tensors, fx.Node):
+        return copies.together(tensors, lambda parts: torch.cat(parts, dim))
     compared = comparisons.sorted_pair(tensors, dim)
     if compared is not None:
         return compared
@@ -134,6 +136,30 @@ def _concatenate(tensors: Argument, dim: Argument = 0) -> Call:
         return lambda tensors: step
 
     return Call(tuple(map(source, tensors)), readers_at)
+
+
+def _stack(tensors: Argument, dim: Argument = 0) -> Call:
+    refuse_values(dim)
+    if isinstance(tensors, fx.Node):
+        return copies.together(tensors, lambda parts: torch.stack(parts, dim))
+    sources = tuple(map(source, tensors))
+
+    def readers_at(site: Site) -> list[Reader]:
+        first, *rest = site.input_shapes[0]
+        axis = dim % (len(site.output_shape) + 1)
+        joined = (first * len(sources), *rest)
+        beside = steps.Concatenation(**{**site.fields, "output_shape": joined}, axis=1)
+        behind = Site(name=site.name, input_shapes=(joined,), output_shape=site.output_shape)
+        apart = copies.step(
+            lambda values: values.unflatten(1, (len(sources), first)).movedim(1, axis), behind
+        )
+        return [lambda tensors: beside, apart]
+
+    return Call(sources, readers_at)
+
+
+def _hstack(tensors: Argument) -> Call:
+    return _concatenate(tensors, 1)
 
 
 def _reshape(input: Argument, *args: Argument, **kwargs: Argument) -> Call:
@@ -217,6 +243,9 @@ _NAMED: dict[str, CallRule] = {
     "neg": _combined(combination.negate),
     "cat": _concatenate,
     "concat": _concatenate,
+    "concatenate": _concatenate,
+    "hstack": _hstack,
+    "stack": _stack,
     "flatten": _reshape,
     "reshape": _reshape,
     "view": _reshape,

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from lipbench.networks.effective_weights import LayerWeights
 from lipbench.networks.explain import check_explanation, check_slopes
 from lipbench.networks.primitives import refuse
+from lipbench.networks.sorted_groups import with_sorted_groups
 from lipbench.networks.steps import Linear, Shape, Slope, Step
 from lipbench.networks.tracing import Trace, trace
 
@@ -133,6 +134,8 @@ def as_network(
     for step in network.steps:
         if isinstance(step, Slope) and step.claimed:
             check_slopes(step)
+    steps, output = with_sorted_groups(network.input_shape, network.steps, network.output)
+    network = replace(network, steps=steps, output=output)
     _compare(network, module, dtype)
     return network
 
