@@ -1,4 +1,4 @@
-"""Bisection of the input box: derivative bounds on its parts, for networks of few inputs."""
+"""Bisection of the inputs: derivative bounds on parts of a domain, for networks of few inputs."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -19,10 +19,11 @@ _SECONDS_PER_PART = 2e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Bisection(Bound):
-    """Halve a box where derivatives are largest, and bound them on each part by intervals.
+    """Halve a domain where derivatives are largest, and bound them on each part by intervals.
 
     The more parts, the closer: of one input and smooth activations nothing is left open but
-    `tolerance`. Where ReLUs bend, both slopes count, and for each output apart.
+    `tolerance`, on a box or on all of space. Where ReLUs bend, both slopes count, and for each
+    output apart.
 
     Source:
         Wang, Pei, Whitehouse, Yang, Jana, Formal Security Analysis of Neural Networks using
@@ -49,9 +50,9 @@ class Bisection(Bound):
         )
 
     def refuses(self, network: Network, norm: Norm, domain: Box | None) -> str | None:
-        """Return why there is no box, or one of too many inputs, or None."""
-        if domain is None:
-            return "all of space has no halves; give a domain."
+        """Return why there are too many inputs, or None."""
+        if domain is None and network.input_size > 1:
+            return "all of space has halves for one input only; give a domain."
         return too_many(network.input_size, "inputs", self.most_inputs)
 
     def cost(self, network: Network, norm: Norm, domain: Box | None) -> float:
@@ -73,8 +74,7 @@ class Bisection(Bound):
         known: tuple[Lipschitz, ...] = (),
         inputs: Tensor | None = None,
     ) -> Lipschitz:
-        """Return the bound; its certificate is the parts that the box was halved into."""
-        assert domain is not None
+        """Return the bound; its certificate is the parts that the domain was halved into."""
         return bisection_bound(network, norm, domain, self.parts, self.tolerance)
 
 

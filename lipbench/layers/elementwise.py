@@ -17,6 +17,8 @@ Sides = tuple[float | Tensor, float | Tensor] | None
 """Slopes left and right of 0, of a function that is 0 there and linear on both sides."""
 
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
+_FAR = 1e300
+"""Where derivatives are what they are at infinity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,10 @@ class Derivative:
     ) -> tuple[Float[Tensor, "*neurons"], Float[Tensor, "*neurons"]]:
         """Return numbers between which the derivative lies on [lo, hi], and with it all quotients.
 
-        They are rounded outwards, and are no numbers where the derivative cannot be computed.
+        Ends may be infinite. The numbers are rounded outwards, and are none where the derivative
+        cannot be computed.
         """
-        at_lo, at_hi = self.function(lo), self.function(hi)
+        at_lo, at_hi = (self.function(end.clamp(-_FAR, _FAR)) for end in (lo, hi))
         least, most = torch.minimum(at_lo, at_hi), torch.maximum(at_lo, at_hi)
         for point, low, high in self.turns:
             inside = (lo <= point) & (point <= hi)

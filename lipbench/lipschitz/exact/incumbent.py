@@ -25,17 +25,18 @@ def incumbent(network: Network, value: Lipschitz) -> Lipschitz | None:
     A search for the constant knows the steepest point that it has met, and stores it as rows whose
     sum it is, under `point` in its proof. Around it lies a pair of inputs that proves nearly its
     slope, all rounding accounted for: that of an exact constant to about 1e-10 of it, unless the
-    region of that slope is very thin.
+    region of that slope is very thin. A bisection stores the `centre` of its steepest part.
     """
     point = value.proof.get("point")
-    if point is None or value.side not in ("upper", "exact"):
+    near = value.proof.get("centre") if point is None else point.sum(dim=0)
+    if near is None or value.side not in ("upper", "exact"):
         return None
-    near = point.sum(dim=0).reshape(1, *network.input_shape)
+    near = near.reshape(1, *network.input_shape)
     if value.domain is not None:
         near = near.clamp(*value.domain)
     _, directions = most_expanded(network, near, value.norm)
     u, v = pairs_along(near, directions, value.domain)
-    inside = _in_region(network, value, point)
+    inside = None if point is None else _in_region(network, value, point)
     if inside is not None:
         shape = (-1, *network.input_shape)
         u, v = torch.cat([u, inside[0].reshape(shape)]), torch.cat([v, inside[1].reshape(shape)])

@@ -9,6 +9,7 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.enclosures.digit_evaluation import evaluate_in_digits, products_of
 from lipbench.lipschitz.enclosures.enclosure import enclose
+from lipbench.lipschitz.lower_bounds.unsaturated_points import mixed
 from lipbench.lipschitz.relaxations.rounding import UNIT
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -165,9 +166,12 @@ def starting_points(
 ) -> Float[Tensor, "points *shape"]:
     """Return float64 points to search from: data in the domain, else samples of it.
 
-    Without data and domain the points are standard normal.
+    Without data they are uniform on a domain, and standard normal on all of space, or `mixed`.
     """
-    return points_of(network.input_shape, domain, inputs, count, rng)
+    points = points_of(network.input_shape, domain, inputs, count, rng)
+    if inputs is not None and len(inputs):
+        return points
+    return mixed(network, points, domain, rng)
 
 
 def points_of(
@@ -177,7 +181,7 @@ def points_of(
     count: int,
     rng: torch.Generator,
 ) -> Float[Tensor, "points *shape"]:
-    """Return what `starting_points` does, for inputs of this shape."""
+    """Return such points for inputs of a shape, unmixed."""
     if inputs is not None and len(inputs):
         chosen = torch.randperm(len(inputs), generator=rng)[:count].to(inputs.device)
         points = inputs[chosen].detach().to("cpu", torch.float64)

@@ -1,10 +1,11 @@
-"""Bisection of a box: derivatives bounded on subboxes, halved where they are largest.
+"""Bisection of a domain: derivatives bounded on subboxes, halved where they are largest.
 
 A line between two inputs of a box crosses subboxes, one after the other, and no piece of it expands
 by more than the largest constant of all subboxes. On a small subbox a network is nearly linear:
 derivatives at its centre, and intervals around them that shrink with it, leave little to guess. So
 a box of one input or a few is known as exactly as one likes, whatever the activations are; with
-more inputs there are too many subboxes.
+more inputs there are too many subboxes. The line of all values of one input is halved at 0, each
+half line at 1, and what is beyond 2^k at 2^(k + 1); far from 0 little happens.
 """
 
 import heapq
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.bound import Lipschitz
+from lipbench.lipschitz.relaxations.half_lines import HalfLines, derivatives_on
 from lipbench.lipschitz.relaxations.intervals import (
     Interval,
     combined,
@@ -40,7 +42,7 @@ _TOGETHER = 64
 
 
 class Subbox(NamedTuple):
-    """What is left of a box after `depth` halvings, by each input in turn."""
+    """What is left of a domain after `depth` halvings, of a box by each input in turn."""
 
     depth: int
     number: int
@@ -52,16 +54,39 @@ class Subbox(NamedTuple):
         first = Subbox(self.depth + 1, 2 * self.number)
         return first, Subbox(self.depth + 1, 2 * self.number + 1)
 
+    @property
+    def digits(self) -> list[int]:
+        """Return which half was kept each time, from the first halving on."""
+        return [self.number >> (self.depth - 1 - i) & 1 for i in range(self.depth)]
+
+    @property
+    def on_the_line(self) -> tuple[Fraction | None, Fraction | None]:
+        """Return both ends of what is left of the line of all numbers, None where there is none."""
+        if not self.depth:
+            return None, None
+        side, *digits = self.digits
+        # On the left the same as on the right, and the other way round.
+        outwards = [digit == side for digit in digits]
+        doublings = next((i for i, outer in enumerate(outwards) if not outer), len(outwards))
+        near = Fraction(2 ** (doublings - 1) if doublings else 0)
+        if doublings == len(outwards):
+            return (near, None) if side else (None, -near)
+        size = 2**doublings - near
+        for outer in outwards[doublings + 1 :]:
+            size /= 2
+            near += size * outer
+        return (near, near + size) if side else (-near - size, -near)
+
 
 def bisection_bound(
-    network: Network, norm: Norm, domain: Box, budget: int, tolerance: float
+    network: Network, norm: Norm, domain: Box | None, budget: int, tolerance: float
 ) -> Lipschitz:
     """Return the largest of the constants of subboxes that make up the domain.
 
     Args:
         network: The network.
         norm: Norm of inputs and outputs.
-        domain: Box that is bisected.
+        domain: Box that is bisected; None, for a network of one input, is the line of all numbers.
         budget: Most subboxes that are bounded.
         tolerance: No subbox is halved any more when the largest constant is no further than this
             above the largest norm of derivatives at a centre, as a share of it.
@@ -71,12 +96,15 @@ def bisection_bound(
     """
     local = _Local(as_neuron_blocks(network), norm, domain)
     queue, order = list[tuple[float, int, Subbox]](), count()
-    ahead, met, best, value = [Subbox(0, 0)], 0.0, list[Subbox](), math.inf
+    ahead, met, steepest = [Subbox(0, 0)], -1.0, Subbox(0, 0)
+    best, value = list[Subbox](), math.inf
     while ahead:
         bounds, centres = local.bounds(ahead)
         for bound, subbox in zip(bounds.tolist(), ahead, strict=True):
             heapq.heappush(queue, (-bound, next(order), subbox))
-        met = max(met, *(size for size in centres.tolist() if math.isfinite(size)), 0.0)
+        for size, subbox in zip(centres.tolist(), ahead, strict=True):
+            if met < size < math.inf:
+                met, steepest = size, subbox
         # A half may have a larger bound than the whole, as it has another centre.
         if not best or -queue[0][0] < value:
             best, value = [subbox for _, _, subbox in queue], -queue[0][0]
@@ -92,14 +120,21 @@ def bisection_bound(
         raise Refused("its derivatives are too large for float64.")
     value = above_underflow(network, value)
     return Lipschitz.upper(
-        network, value, norm, domain, halvings=torch.tensor(sorted(best), dtype=torch.int64)
+        network,
+        value,
+        norm,
+        domain,
+        halvings=torch.tensor(sorted(best), dtype=torch.int64),
+        centre=local.centre(steepest),
     )
 
 
 def proved_by_subboxes(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored subboxes prove, infinite if they leave anything out."""
     rows = value.proof["halvings"]
-    if value.domain is None or rows.ndim != 2 or rows.shape[1] != 2:
+    if rows.ndim != 2 or rows.shape[1] != 2:
+        return math.inf
+    if value.domain is None and network.input_size != 1:
         return math.inf
     subboxes = [Subbox(*row) for row in rows.tolist()]
     if not _make_up_all(subboxes):
@@ -131,7 +166,7 @@ def _make_up_all(subboxes: Sequence[Subbox]) -> bool:
 class _Local:
     """Bounds of a network on subboxes of a domain."""
 
-    def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box) -> None:
+    def __init__(self, network: NeuronBlocks, norm: Norm, domain: Box | None) -> None:
         self._network, self._norm, self._domain = network, norm, domain
 
     def bounds(
@@ -142,6 +177,34 @@ class _Local:
         Raises:
             Refused: If slopes are not bounded.
         """
+        endless = [number for number, subbox in enumerate(subboxes) if self._is_endless(subbox)]
+        bounded = [number for number in range(len(subboxes)) if number not in endless]
+        both = torch.zeros(2, len(subboxes), dtype=torch.float64)
+        for numbers, bounds in ((bounded, self._bounded), (endless, self._endless)):
+            if numbers:
+                both[:, numbers] = torch.stack(bounds([subboxes[number] for number in numbers]))
+        return both[0], both[1]
+
+    def centre(self, subbox: Subbox) -> Float[Tensor, " inputs"]:
+        """Return the centre of a subbox, or the point at which an endless one begins."""
+        if self._is_endless(subbox):
+            return self._half_lines([subbox]).points
+        return self._boxes([subbox])[0][0]
+
+    def _is_endless(self, subbox: Subbox) -> bool:
+        return self._domain is None and None in subbox.on_the_line
+
+    def _endless(self, subboxes: Sequence[Subbox]) -> tuple[Tensor, Tensor]:
+        entries, there = derivatives_on(self._network, self._half_lines(subboxes))
+        return self._norms(entries), self._norm_of(there)
+
+    def _half_lines(self, subboxes: Sequence[Subbox]) -> HalfLines:
+        ends = [subbox.on_the_line for subbox in subboxes]
+        points = [float(next((end for end in both if end is not None), 0)) for both in ends]
+        falls, rises = (torch.tensor([both[side] is None for both in ends]) for side in range(2))
+        return HalfLines(torch.tensor(points, dtype=torch.float64), falls, rises)
+
+    def _bounded(self, subboxes: Sequence[Subbox]) -> tuple[Tensor, Tensor]:
         network = self._network
         centres, reach = self._boxes(subboxes)
         values = [Interval(centres.T, centres.T)]
@@ -166,25 +229,29 @@ class _Local:
 
     def _boxes(self, subboxes: Sequence[Subbox]) -> tuple[Tensor, Tensor]:
         """Return centres, and at least half the lengths, subboxes × inputs."""
-        lo, hi = map(Fraction, self._domain)
         centres, reach = [], []
-        for subbox in subboxes:
-            digits = [subbox.number >> (subbox.depth - 1 - i) & 1 for i in range(subbox.depth)]
-            for axis in range(self._network.inputs):
-                bits = digits[axis :: self._network.inputs]
-                start = sum(
-                    (Fraction(digit, 2 ** (i + 1)) for i, digit in enumerate(bits)), Fraction(0)
-                )
-                half = Fraction(1, 2 ** (len(bits) + 1))
-                exact = lo + (hi - lo) * (start + half)
-                centre = float(exact)
-                centres.append(centre)
-                reach.append(
-                    float((hi - lo) * half + abs(exact - Fraction(centre))) * (1 + 2 * UNIT)
-                )
+        for lo, hi in (ends for subbox in subboxes for ends in self._ends(subbox)):
+            exact = (lo + hi) / 2
+            centre = float(exact)
+            centres.append(centre)
+            reach.append(float((hi - lo) / 2 + abs(exact - Fraction(centre))) * (1 + 2 * UNIT))
         boxes = torch.tensor([centres, reach], dtype=torch.float64)
         first, second = boxes.view(2, len(subboxes), self._network.inputs)
         return first, second
+
+    def _ends(self, subbox: Subbox) -> list[tuple[Fraction, Fraction]]:
+        """Return both ends of each input on a bounded subbox."""
+        if self._domain is None:
+            least, most = subbox.on_the_line
+            return [] if least is None or most is None else [(least, most)]
+        lo, hi = map(Fraction, self._domain)
+        ends = []
+        for axis in range(self._network.inputs):
+            bits = subbox.digits[axis :: self._network.inputs]
+            size = (hi - lo) / 2 ** len(bits)
+            start = lo + size * sum(2**i for i, digit in enumerate(reversed(bits)) if digit)
+            ends.append((start, start + size))
+        return ends
 
     def _norms(self, entries: Interval) -> Float[Tensor, " subboxes"]:
         """Return the largest norms that matrices with entries in intervals can have."""
