@@ -10,7 +10,7 @@ from lipbench.norm import Norm, steepest, support
 from lipbench.threat import Box
 
 _CHUNK = 2**24
-_DISTANCES = (1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_DISTANCES = (1e-10, 1e-8, 2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def most_expanded(

@@ -166,12 +166,13 @@ def starting_points(
 ) -> Float[Tensor, "points *shape"]:
     """Return float64 points to search from: data in the domain, else samples of it.
 
-    Without data they are uniform on a domain, and standard normal on all of space, or `mixed`.
+    Without data and domain half of the points are standard normal, and half are what `mixed` puts
+    in their place.
     """
     points = points_of(network.input_shape, domain, inputs, count, rng)
-    if inputs is not None and len(inputs):
+    if domain is not None or (inputs is not None and len(inputs)):
         return points
-    return mixed(network, points, domain, rng)
+    return mixed(network, points, rng)
 
 
 def points_of(
@@ -181,7 +182,7 @@ def points_of(
     count: int,
     rng: torch.Generator,
 ) -> Float[Tensor, "points *shape"]:
-    """Return such points for inputs of a shape, unmixed."""
+    """Return such points for inputs of this shape, unmixed."""
     if inputs is not None and len(inputs):
         chosen = torch.randperm(len(inputs), generator=rng)[:count].to(inputs.device)
         points = inputs[chosen].detach().to("cpu", torch.float64)

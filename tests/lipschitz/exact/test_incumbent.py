@@ -95,7 +95,8 @@ def test_a_search_that_is_cut_short_still_knows_a_steep_point(norm):
     lower = incumbent(network, cut)
     assert cut.side == "upper"
     assert recheck(network, cut) == []
-    sampled = load("lipbench.bounds", "jacobian", Bound)().compute(network, norm, None)
+    data = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    sampled = load("lipbench.bounds", "jacobian", Bound)().compute(network, norm, None, (), data)
     assert sampled.value < 0.9 * lower.value
     assert lower.value <= cut.value
 
