@@ -21,9 +21,9 @@ _SECONDS_PER_PART = 2e-4
 class Bisection(Bound):
     """Halve a domain where derivatives are largest, and bound them on each part by intervals.
 
-    The more parts, the closer: of one input and smooth activations nothing is left open but
-    `tolerance`, on a box or on all of space. Where ReLUs bend, both slopes count, and for each
-    output apart.
+    The more parts, the closer: of one input nothing is left open but `tolerance`, on a box or on
+    all of space. Where a few neurons bend, each of their sides is a case of its own; where many do,
+    both slopes count, and for each output apart.
 
     Source:
         Wang, Pei, Whitehouse, Yang, Jana, Formal Security Analysis of Neural Networks using

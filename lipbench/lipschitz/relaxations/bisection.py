@@ -27,6 +27,7 @@ from lipbench.lipschitz.relaxations.intervals import (
     local_slopes,
     values_between,
 )
+from lipbench.lipschitz.relaxations.kinks import by_sides
 from lipbench.lipschitz.relaxations.magnitudes import above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.lipschitz.relaxations.rounding import UNIT
@@ -210,6 +211,7 @@ class _Local:
         values = [Interval(centres.T, centres.T)]
         unit = torch.eye(network.inputs, dtype=torch.float64).expand(len(subboxes), -1, -1)
         known, middle = [Interval(unit, unit)], [Interval(unit, unit)]
+        reads = []
         for block in network.blocks:
             at = combined(block.reads.matrices, values, block.reads.offset)
             slopes = combined(block.reads.matrices, known)
@@ -217,7 +219,8 @@ class _Local:
             moves = moves * (1 + (network.inputs + 4) * UNIT)
             lo, hi = at.lo - moves, at.hi + moves
             slack = UNIT * (lo.abs() + hi.abs())
-            least, most = local_slopes(block, Interval(lo - slack, hi + slack))
+            reads.append(Interval(lo - slack, hi + slack))
+            least, most = local_slopes(block, reads[-1])
             if not bool((least.isfinite() & most.isfinite()).all()):
                 raise Refused(f"step {block.name!r} has slopes that are not bounded.")
             values.append(values_between(block, at))
@@ -225,7 +228,13 @@ class _Local:
             mean = torch.stack(local_slopes(block, at)).mean(dim=0).T.unsqueeze(2)
             middle.append(combined(block.reads.matrices, middle).times(Interval(mean, mean)))
         centre = combined(network.output.matrices, middle).largest
-        return self._norms(combined(network.output.matrices, known)), self._norm_of(centre)
+        norms = self._norms(combined(network.output.matrices, known))
+        cases = by_sides(network, reads)
+        if cases is not None:
+            either = torch.full_like(norms, -math.inf)
+            either.scatter_reduce_(0, cases.boxes, self._norms(cases.derivatives), "amax")
+            norms = torch.where(either >= 0, torch.minimum(norms, either), norms)
+        return norms, self._norm_of(centre)
 
     def _boxes(self, subboxes: Sequence[Subbox]) -> tuple[Tensor, Tensor]:
         """Return centres, and at least half the lengths, subboxes × inputs."""
