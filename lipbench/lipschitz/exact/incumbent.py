@@ -9,12 +9,19 @@ from torch import Tensor
 from lipbench.bound import Lipschitz
 from lipbench.lipschitz.exact.regions import Regions
 from lipbench.lipschitz.lower_bounds.chords import chords
-from lipbench.lipschitz.lower_bounds.expansion import most_expanded, operator_norms, pairs_along
+from lipbench.lipschitz.lower_bounds.expansion import (
+    CLOSER,
+    most_expanded,
+    operator_norms,
+    pairs_along,
+)
 from lipbench.lipschitz.lower_bounds.witness import witness
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks
 from lipbench.networks.network import Network
 from lipbench.refused import Refused
 
+_LOSS = 1e-3
+"""Share of the slope at a point that no pair proves, for closer ones to be tried."""
 INCUMBENT = "incumbent"
 """Name of such a bound, behind that of the bound that it comes from."""
 
@@ -34,7 +41,7 @@ def incumbent(network: Network, value: Lipschitz) -> Lipschitz | None:
     near = near.reshape(1, *network.input_shape)
     if value.domain is not None:
         near = near.clamp(*value.domain)
-    _, directions = most_expanded(network, near, value.norm)
+    steepness, directions = most_expanded(network, near, value.norm)
     u, v = pairs_along(near, directions, value.domain)
     inside = None if point is None else _in_region(network, value, point)
     if inside is not None:
@@ -42,6 +49,10 @@ def incumbent(network: Network, value: Lipschitz) -> Lipschitz | None:
         u, v = torch.cat([u, inside[0].reshape(shape)]), torch.cat([v, inside[1].reshape(shape)])
     try:
         bound = witness(network, u, v, value.norm, value.domain)
+        if point is None and bound.value < (1 - _LOSS) * float(steepness[0]):
+            ends = pairs_along(near, directions, value.domain, CLOSER)
+            closer = witness(network, *ends, value.norm, value.domain)
+            bound = max(bound, closer, key=lambda each: each.value)
     except Refused:  # a step without an analysis of its rounding has no witness
         return None
     return bound if bound.value > 0 else None

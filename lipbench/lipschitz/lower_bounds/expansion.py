@@ -10,7 +10,9 @@ from lipbench.norm import Norm, steepest, support
 from lipbench.threat import Box
 
 _CHUNK = 2**24
-_DISTANCES = (1e-10, 1e-8, 2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_DISTANCES = (2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+CLOSER = (1e-12, 1e-10, 1e-8)
+"""Distances at which mostly rounding is seen, unless a function varies on such a scale."""
 
 
 def most_expanded(
@@ -54,10 +56,11 @@ def pairs_along(
     points: Float[Tensor, "points *shape"],
     directions: Float[Tensor, "points *shape"],
     domain: Box | None,
+    distances: tuple[float, ...] = _DISTANCES,
 ) -> tuple[Float[Tensor, "pairs *shape"], Float[Tensor, "pairs *shape"]]:
     """Return pairs of inputs around points in their directions, at several distances."""
     u, v = [], []
-    for distance in _DISTANCES:
+    for distance in distances:
         reach, centre = distance / 2, points
         if domain is not None:
             # A point on the boundary moves inwards, so that the pair keeps its direction.
