@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lipbench.networks.network import Network
 
 Side = Literal["lower", "upper", "exact", "estimate"]
+UNVERIFIED = "unverified"
+"""Flag of a value that nothing proves: it is listed, and enters no bracket and no verdict."""
 EXACT_WITHIN = 1e-9
 """Share of an exact value by which it may exceed the truth; it is never below."""
 
@@ -32,7 +34,7 @@ class Lipschitz:
     proof: Mapping[str, Tensor] = field(default_factory=dict)
     """A witness (lower) or certificate (upper) in float64 that the core can re-check."""
     flags: tuple[str, ...] = ()
-    """Remarks for the row, such as `unverified`."""
+    """Remarks for the row, such as `unverified`, of a value that has no proof."""
 
     @classmethod
     def upper(

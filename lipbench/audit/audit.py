@@ -1,7 +1,7 @@
 """Audit a network, whoever trained it: what is proved of it, and what is refuted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -156,6 +156,7 @@ def audit(
     if claims is not None:
         claim = Claim(norm=kind, constant=float(claims), domain=domain, tolerance=float(tolerance))
     verdict = None if claim is None else _verdict(enclosure, claim, MARGIN if measured else 0.0)
+    bounds = enclosure.bounds if measured else enclosure.verified
     accuracy = None
     if data is not None:
         radii = [float(e) for e in (EPSILONS[kind] if epsilons is None else epsilons)]
@@ -166,7 +167,7 @@ def audit(
         bracket=enclosure,
         claim=claim,
         verdict=verdict,
-        witness=_witness(enclosure, claim) if claim and verdict == "refuted" else None,
+        witness=_witness(bounds, claim) if claim and verdict == "refuted" else None,
         accuracy=accuracy,
         measured=measured,
     )
@@ -256,13 +257,9 @@ def _verdict(enclosure: Bracket, claim: Claim, margin: float) -> Verdict:
     return "proved" if enclosure.upper <= allowed else "open"
 
 
-def _witness(enclosure: Bracket, claim: Claim) -> Witness | None:
+def _witness(bounds: Iterable[Computed], claim: Claim) -> Witness | None:
     """Return the pair that expands most, if it expands by more than is claimed."""
-    pairs = [
-        bound
-        for bound in enclosure.bounds
-        if bound.side == "lower" and {"u", "v"} <= set(bound.proof)
-    ]
+    pairs = [b for b in bounds if b.side == "lower" and {"u", "v"} <= set(b.proof)]
     if not pairs:
         return None
     best = max(pairs, key=lambda bound: bound.value)
@@ -324,7 +321,7 @@ def _radius(
 ) -> Tensor:
     """Return for each sample the largest radius that an upper bound or its own ball certifies."""
     logit_gaps = gaps(network, data.inputs, data.labels)
-    uppers = [bound.lipschitz for bound in enclosure.bounds if bound.side in ("upper", "exact")]
+    uppers = [bound.lipschitz for bound in enclosure.verified if bound.side in ("upper", "exact")]
     radii = [certified_radius(logit_gaps, data.labels, network, upper) for upper in uppers]
     with suppress(Refused):  # too large for it: then one constant for all has to do
         radii.append(local_radius(network, norm, data.inputs, data.labels, logit_gaps, epsilons))

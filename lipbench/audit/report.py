@@ -59,6 +59,7 @@ def report(audit: Audit, network: Mapping[str, Any]) -> dict[str, Any]:
                 "value": _finite(bound.value),
                 "seconds": bound.seconds,
                 "flags": list(bound.flags),
+                "verified": bound.is_verified,
             }
             for bound in bracket.bounds
         ],

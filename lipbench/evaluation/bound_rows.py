@@ -2,14 +2,23 @@
 
 from dataclasses import replace
 
+import torch
+
 from lipbench.bound import Lipschitz
 from lipbench.config.settings import BoundEntry
 from lipbench.evaluation.radius_rows import add_radius, radius_prefix
-from lipbench.evaluation.subject import Measured, Subject, flag, refused
+from lipbench.evaluation.subject import Measured, Subject, flag, refused, without_value
+from lipbench.lipschitz.answers import (
+    Malformed,
+    checked,
+    is_verified,
+    mismatches,
+    read_answer,
+    refuse_if_it_does,
+    said,
+)
 from lipbench.lipschitz.certified_radius import certified_radius, gaps
 from lipbench.lipschitz.exact.incumbent import INCUMBENT, incumbent
-from lipbench.lipschitz.proof_check import recheck
-from lipbench.networks.network import Network
 from lipbench.planning.cell import Evaluation
 from lipbench.refused import Refused
 from lipbench.storage.rows import Row, box_text
@@ -23,20 +32,17 @@ def bound_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured
     """
     entry = subject.cell.benchmark.evaluation.bound[evaluation.index]
     row = _row(entry, blank)
-    reason = _refusal(subject, entry)
-    if reason is not None:
-        return refused(row, reason)
-    network, inputs = subject.readable, subject.data.train.inputs
     try:
-        value = entry.bound.compute(network, entry.norm, entry.domain, tuple(subject.known), inputs)
+        value, lies = _answer(subject, entry)
     except Refused as error:
         return refused(row, str(error))
+    except Malformed as error:
+        return without_value(row, "invalid", str(error))
     measured = Measured()
-    _add(subject, entry, value, row, measured)
-    beside = incumbent(network, value)
-    if beside is not None:
-        name = f"{entry.name}:{INCUMBENT}"
-        _add(subject, entry, beside, replace(row, estimator=name), measured)
+    _add(subject, entry, value, lies, row, measured)
+    if not lies and is_verified(value):
+        row = replace(row, estimator=f"{entry.name}:{INCUMBENT}")
+        _add_incumbent(subject, entry, value, row, measured)
     return measured
 
 
@@ -51,39 +57,69 @@ def _row(entry: BoundEntry, blank: Row) -> Row:
     )
 
 
-def _refusal(subject: Subject, entry: BoundEntry) -> str | None:
-    """Return why the bound does not cover the network, None if it does."""
+def _answer(subject: Subject, entry: BoundEntry) -> tuple[Lipschitz, list[str]]:
+    """Return what the bound says of the network, and what of that is not true.
+
+    Raises:
+        Refused: If it does not cover the network, or says nothing finite.
+        Malformed: If what it says is no value, or its proof none that can be checked.
+        Exception: Whatever the bound raises.
+    """
     if isinstance(subject.network, Refused):
-        return str(subject.network)
-    return entry.bound.refuses(subject.network, entry.norm, entry.domain)
+        raise Refused(str(subject.network))
+    network, norm, domain = subject.readable, entry.norm, entry.domain
+    refuse_if_it_does(entry.bound, network, norm, domain)
+    known, inputs = tuple(subject.known), subject.data.train.inputs
+    value = read_answer(entry.bound.compute(network, norm, domain, known, inputs))
+    value, problems = checked(network, value)
+    return value, [*mismatches(value, entry.bound.side, norm, domain), *problems]
+
+
+def _add_incumbent(
+    subject: Subject, entry: BoundEntry, value: Lipschitz, row: Row, measured: Measured
+) -> None:
+    """Add the lower bound that lies in the proof of a value, if there is one.
+
+    Raises:
+        MemoryError: If there is not enough memory, as torch.OutOfMemoryError on a device.
+        OutOfMemoryError: Likewise.
+    """
+    try:
+        beside = incumbent(subject.readable, value)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the point of a stranger's search may be anything
+        measured.rows += without_value(row, "invalid", f"its point is none: {said(error)}").rows
+        return
+    if beside is not None:
+        _add(subject, entry, *checked(subject.readable, beside), row, measured)
 
 
 def _add(
-    subject: Subject, entry: BoundEntry, value: Lipschitz, row: Row, measured: Measured
+    subject: Subject,
+    entry: BoundEntry,
+    value: Lipschitz,
+    lies: list[str],
+    row: Row,
+    measured: Measured,
 ) -> None:
-    """Add what a bound found, and what it certifies, if its proof holds."""
-    subject.known.append(value)
+    """Add what a bound found and, if it is proved, what it certifies.
+
+    Later bounds start from what is proved alone.
+    """
     row = replace(row, value=value.value, side=value.side, flags=(*row.flags, *value.flags))
     prefix = f"{subject.checkpoint}/{row.estimator}/{entry.norm}"
     measured.proofs |= {f"{prefix}/{name}": tensor for name, tensor in value.proof.items()}
-    lies = _lies(subject.readable, entry, value)
     if lies:
         flags = (*row.flags, flag("; ".join(lies)))
         measured.add(replace(row, status="invalid", flags=flags))
         return
     measured.add(row)
-    if value.side in ("upper", "exact") and entry.domain is None and subject.is_classifier:
+    if not is_verified(value):
+        return
+    subject.known.append(value)
+    if value.side != "lower" and entry.domain is None and subject.is_classifier:
         _certify(subject, value, row, measured)
-
-
-def _lies(network: Network, entry: BoundEntry, value: Lipschitz) -> list[str]:
-    """Return what is wrong with a value: its proof, its number, or its norm and domain."""
-    lies = [violation.message for violation in recheck(network, value)]
-    if not value.value >= 0:
-        lies.append(f"{value.value} is no Lipschitz constant")
-    if (value.norm, value.domain) != (entry.norm, entry.domain):
-        lies.append(f"it speaks of norm {value.norm} on {box_text(value.domain)}")
-    return lies
 
 
 def _certify(subject: Subject, value: Lipschitz, row: Row, measured: Measured) -> None:

@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import Tensor
 
-from lipbench.bound import Lipschitz, Side
+from lipbench.bound import UNVERIFIED, Lipschitz, Side
 from lipbench.evaluation.claims import CLAIMED, claim_in, refutations
 from lipbench.lipschitz.soundness import crossings
 from lipbench.norm import Norm
@@ -21,7 +21,7 @@ def contradictions(cell: Cell, folder: CellFolder, read: Read = read_rows) -> li
     A lower bound above an upper one of the same checkpoint, norm and domain; and a sample that is
     certified within a radius, and misclassified in float64 at a smaller distance. A bound whose
     own proof does not hold is one, too, and so is a constant that the method claims and a lower
-    bound refutes.
+    bound refutes. A value that nothing proves contradicts nothing.
     """
     there = [e.key for e in cell.evaluations if folder.rows(e.key).exists()]
     rows = [row for key in there for row in read(folder.rows(key))]
@@ -40,11 +40,12 @@ def _untenable(rows: list[Row]) -> list[str]:
     """Return what the constants of one checkpoint say that cannot be true."""
     bounds = [row for row in rows if row.metric == "lipschitz" and row.value is not None]
     lies = [row for row in bounds if row.status == "invalid"]
+    proved = [row for row in bounds if row.status == "done" and UNVERIFIED not in row.flags]
     messages = [f"{row.estimator}: {row.flags[-1]}" for row in lies]
-    messages += [violation.message for violation in crossings(map(_value, bounds))]
-    proved = [_value(row) for row in bounds if row.status == "done"]
-    for claim in (claim_in(row) for row in rows if row.metric == CLAIMED):
-        messages += refutations(claim, proved)
+    said = [_value(row) for row in (*proved, *lies)]
+    messages += [violation.message for violation in crossings(said)]
+    for claim in (claim_in(row) for row in rows if row.metric == CLAIMED and row.value is not None):
+        messages += refutations(claim, map(_value, proved))
     return messages
 
 
@@ -52,7 +53,8 @@ def _value(row: Row) -> Lipschitz:
     assert row.value is not None
     assert row.norm is not None
     side = cast(Side, row.side)
-    return Lipschitz(value=row.value, side=side, norm=Norm(row.norm), domain=row.box)
+    norm = Norm(row.norm)
+    return Lipschitz(value=row.value, side=side, norm=norm, domain=row.box, flags=row.flags)
 
 
 def _broken(checkpoint: str, rows: list[Row], samples: dict[tuple[str, str], Tensor]) -> list[str]:

@@ -2,30 +2,28 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor, nn
 
-from lipbench import registry
-from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.bound import UNVERIFIED, Lipschitz, Side
+from lipbench.lipschitz.answers import Malformed, checked, is_verified
+from lipbench.lipschitz.candidates import Request, candidates, reason_or
 from lipbench.lipschitz.exact.incumbent import INCUMBENT, incumbent
-from lipbench.lipschitz.proof_check import recheck
-from lipbench.lipschitz.softmax_end import Ending, ending
-from lipbench.lipschitz.soundness import crossings
+from lipbench.lipschitz.soundness import crossings, refutation
 from lipbench.networks.network import Network, as_network
 from lipbench.norm import Norm
-from lipbench.refused import Refused
 from lipbench.threat import Box
 
-_GROUP = "lipbench.bounds"
-_SIDES = ("upper", "lower")
+_UPPER = ("upper", "exact")
 _FOREVER = 1e9
 """Seconds that count as no limit: bounds count how much they can do in them."""
 
 
 class Unsound(Exception):
-    """Two values of one network cross, or a proof does not hold: something is wrong in a bound."""
+    """Two proved values of one network cross: something is wrong in a bound, or in its proof."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +37,14 @@ class Computed:
     domain: Box | None
     seconds: float
     flags: tuple[str, ...]
+    """Remarks: `unverified` is a value that nothing proves, and `refuted: ...` one of these that a
+    proved value contradicts."""
     proof: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def is_verified(self) -> bool:
+        """Return whether its proof was checked anew, and holds."""
+        return UNVERIFIED not in self.flags
 
     @property
     def lipschitz(self) -> Lipschitz:
@@ -59,14 +64,21 @@ class Bracket:
     """lower ≤ L ≤ upper, in pixel units if normalisation is a layer of the network."""
 
     lower: float
-    """The largest lower bound; 0 if there is none."""
+    """The largest verified lower bound; 0 if there is none."""
     upper: float
-    """The smallest upper bound; infinite if there is none."""
+    """The smallest verified upper bound; infinite if there is none."""
     bounds: tuple[Computed, ...]
     """The values of all bounds, in the order computed; a search for an upper bound may prove a
-    lower one beside it, which is called `name:incumbent`."""
+    lower one beside it, which is called `name:incumbent`. Those that are flagged `unverified` count
+    for nothing."""
     refused: Mapping[str, str]
-    """Why each other installed bound has no value."""
+    """Why each other installed bound has no value: it refuses, fails, answers another question, or
+    gives a proof that does not hold."""
+
+    @property
+    def verified(self) -> tuple[Computed, ...]:
+        """Return the values that `lower` and `upper` are made of."""
+        return tuple(bound for bound in self.bounds if bound.is_verified)
 
 
 def bracket(
@@ -81,7 +93,8 @@ def bracket(
 
     A network with a layer that no rule covers, or with a weight that is NaN or infinite, is
     `Refused` as a whole; what single bounds refuse is listed in the result, and so is a bound that
-    fails, or that proves nothing finite.
+    fails, that proves nothing finite, or whose answer or proof is not what it says. Only values
+    whose proof was checked anew count.
 
     Args:
         model: The network, in the mode in which it is to be judged.
@@ -94,7 +107,7 @@ def bracket(
         inputs: Data near which lower bounds search; None lets them sample.
 
     Raises:
-        Unsound: If a lower bound exceeds an upper bound or a proof fails its recheck.
+        Unsound: If a proved lower bound exceeds a proved upper bound.
         ValueError: If the network, its input shape, the norm, the domain or the time limit is none.
     """
     if domain is not None and not (domain[0] < domain[1] and math.isfinite(domain[1] - domain[0])):
@@ -110,83 +123,83 @@ def bracket(
         raise ValueError(f"a time limit is a number of at least 0 seconds, got {time_limit!r}.")
     network, measure = as_network(model, shape), Norm(norm)
     box = None if domain is None else (float(domain[0]), float(domain[1]))
-    refused: dict[str, str] = {}
-    values: list[Lipschitz] = []
-    bounds: list[Computed] = []
+    request = Request(
+        network=network, norm=measure, domain=box, inputs=inputs, time_limit=time_limit
+    )
+    search = _Search(network)
     begin = time.perf_counter()
-    for name, bound, end in _installed(network, measure, box, refused):
-        start = time.perf_counter()
-        subject = network if end is None else end.before
-        fitting = bound.within(subject, measure, box, min(time_limit, _FOREVER) - (start - begin))
-        if fitting is None:
-            refused[name] = f"it would pass the time limit of {time_limit} s."
-            continue
-        try:
-            if end is None:
-                value = fitting.compute(network, measure, box, tuple(values), inputs)
-            else:
-                value = end.behind(fitting.compute(subject, measure, box, (), inputs))
-        except Refused as error:
-            refused[name] = str(error)
-            continue
-        except Exception as error:  # whatever goes wrong in a bound, the others are as good
-            refused[name] = f"it failed with {type(error).__name__}: {error}"
-            continue
-        if value.value == math.inf:
-            refused[name] = "what it proves is not finite."
-            continue
-        values.append(value)
-        bounds.append(_computed(name, value, time.perf_counter() - start))
-        start = time.perf_counter()
-        beside = incumbent(network, value)
-        if beside is not None:
-            values.append(beside)
-            seconds = time.perf_counter() - start
-            bounds.append(_computed(f"{name}:{INCUMBENT}", beside, seconds))
-    violations = [*crossings(values), *(v for value in values for v in recheck(network, value))]
+    for candidate in candidates(request, search.refused):
+        spent = time.perf_counter() - begin - search.checking
+        left = min(time_limit, _FOREVER) - spent
+        known = tuple(search.proved)
+        value = search.take(candidate.name, partial(candidate.answer, request, known, left))
+        if value is not None:
+            search.take(f"{candidate.name}:{INCUMBENT}", partial(incumbent, network, value))
+    violations = crossings(search.proved)
     if violations:
         raise Unsound(" ".join(violation.message for violation in violations))
     return Bracket(
-        lower=max((value.least for value in values), default=0.0),
-        upper=min((v.value for v in values if v.side in ("upper", "exact")), default=math.inf),
-        bounds=tuple(bounds),
-        refused=refused,
+        lower=max((value.least for value in search.proved), default=0.0),
+        upper=min((v.value for v in search.proved if v.side in _UPPER), default=math.inf),
+        bounds=tuple(_judged(bound, search.proved) for bound in search.bounds),
+        refused=search.refused,
     )
 
 
-def _installed(
-    network: Network, norm: Norm, domain: Box | None, refused: dict[str, str]
-) -> list[tuple[str, Bound, Ending | None]]:
-    """Load the installed bounds, and add to `refused` the reasons of those that refuse.
+class _Search:
+    """What the bounds of a network give, one after the other."""
 
-    Returns:
-        The others, in order; beside each is the network's ending if the bound is to be one of what
-        stands before it.
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.proved: list[Lipschitz] = []
+        """The values whose proof holds, from which later bounds may start."""
+        self.bounds: list[Computed] = []
+        """These, and those that their bounds themselves call unverified."""
+        self.refused: dict[str, str] = {}
+        self.checking = 0.0
+        """Seconds that checks of proofs took, which are none of the bounds' time."""
+
+    def take(self, name: str, ask: Callable[[], Lipschitz | None]) -> Lipschitz | None:
+        """Ask for a value, check its proof, and note the value, or why there is none.
+
+        Returns:
+            It, if it is proved.
+        """
+        start = time.perf_counter()
+        value = reason_or(ask)
+        computed = time.perf_counter()
+        if isinstance(value, Lipschitz):
+            value = reason_or(partial(_checked, self._network, value))
+            self.checking += time.perf_counter() - computed
+        if isinstance(value, str):
+            self.refused[name] = value
+        if not isinstance(value, Lipschitz):
+            return None
+        self.bounds.append(_computed(name, value, computed - start))
+        if not is_verified(value):
+            return None
+        self.proved.append(value)
+        return value
+
+
+def _checked(network: Network, value: Lipschitz) -> Lipschitz:
+    """Return a value with its marks.
+
+    Raises:
+        Malformed: If its proof does not hold, or cannot be checked.
     """
-    candidates = []
-    softmax_end = ending(network)
-    for name in registry.names(_GROUP):
-        try:
-            bound = registry.load(_GROUP, name, Bound)()
-        except registry.PluginError as error:
-            refused[name] = str(error)
-            continue
-        end = softmax_end if bound.side in ("upper", "exact") else None
-        subject = network if end is None else end.before
-        reason = bound.refuses(subject, norm, domain)
-        if norm not in bound.norms:
-            reason = f"it has no rule for norm {norm}."
-        if bound.side == "estimate":
-            reason = "it is an estimate, and bounds nothing."
-        if reason is None:
-            candidates.append((bound.cost(subject, norm, domain), name, bound, end))
-        else:
-            refused[name] = reason
-    candidates.sort(key=lambda candidate: candidate[0])
-    # The cheapest from each side first: no slow bound must leave a network without a bracket.
-    sides = (next((c for c in candidates if c[2].side == side), None) for side in _SIDES)
-    first = [candidate for candidate in sides if candidate is not None]
-    return [c[1:] for c in first + [c for c in candidates if c not in first]]
+    value, problems = checked(network, value)
+    if problems:
+        raise Malformed(" ".join(problems))
+    return value
+
+
+def _judged(bound: Computed, proved: Sequence[Lipschitz]) -> Computed:
+    """Return a bound; one that is unverified and that a proved value refutes says so."""
+    if bound.is_verified:
+        return bound
+    reason = refutation(bound.lipschitz, proved)
+    return bound if reason is None else replace(bound, flags=(*bound.flags, reason))
 
 
 def _computed(name: str, value: Lipschitz, seconds: float) -> Computed:

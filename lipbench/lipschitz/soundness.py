@@ -48,6 +48,14 @@ def crossings(values: Iterable[Lipschitz]) -> list[Violation]:
     return violations
 
 
+def refutation(value: Lipschitz, proved: Iterable[Lipschitz]) -> str | None:
+    """Return what refutes a value without a proof: the first proved one that it crosses."""
+    for other in proved:
+        for violation in crossings([value, other]):
+            return f"refuted: {violation.message.rstrip('.')}"
+    return None
+
+
 def inside(inner: Box | None, outer: Box | None) -> bool:
     """Return whether the domain `inner` lies in `outer`; None is all of space."""
     if outer is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lipbench.storage.cell_folder import STATES, CellFolder, Status
 from lipbench.storage.files import StorageError, read_json, update_json, update_text
+from lipbench.storage.refuted_rows import with_refuted
 from lipbench.storage.rows import Read, Row, RowsDamaged, format_rows, read_rows
 
 _SCHEMA = 1
@@ -112,8 +113,9 @@ def collect(run: Path, cells: Sequence[PlannedCell], read: Read = read_rows) -> 
 
     A cell that is not done gives one row, metric `cell`, status `failed`, with its state as a
     flag and no value. So does an evaluation that is missing (flag `unevaluated`) or whose file is
-    damaged (flag `damaged`); the other evaluations of that cell still count. A benchmark of which
-    no cell was begun gives nothing: it was not asked for.
+    damaged (flag `damaged`); the other evaluations of that cell still count. A Lipschitz value that
+    nothing proves, and that a proved one contradicts, becomes `invalid`. A benchmark of which no
+    cell was begun gives nothing: it was not asked for.
 
     Returns:
         The rows, in the order of the plan, of each cell those of the chosen checkpoint first.
@@ -220,7 +222,7 @@ def _rows_of(cell: PlannedCell, folder: CellFolder, status: Status | None, read:
             lacking.append(_lacking(cell, "unevaluated", path.name))
     if not paths:
         lacking.append(_lacking(cell, "unevaluated"))
-    return lacking + sorted(rows, key=_checkpoint_order)
+    return lacking + sorted(with_refuted(rows), key=_checkpoint_order)
 
 
 def _checkpoint_order(row: Row) -> tuple[int, str]:

@@ -12,6 +12,8 @@ from lipbench.storage.files import StorageError
 SCHEMA = 1
 SELECTION = "selection"
 """Flag of the rows that were measured with the attack that chose the checkpoints."""
+UNVERIFIED = "unverified"
+"""Flag of values that nothing proves, as `lipbench.bound` has it; they enter no table."""
 _SIDES = ("", "lower", "upper", "exact", "estimate")
 _STATUSES = ("done", "refused", "failed", "timeout", "invalid")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lipbench.storage.rows import SELECTION, Row
+from lipbench.storage.rows import SELECTION, UNVERIFIED, Row
 from lipbench.tables.labels import display_name
 
 GAP = "lipschitz_ratio"
@@ -38,9 +38,10 @@ class Column:
     """The column of the paper's table that it corresponds to."""
 
     def takes(self, row: Row) -> bool:
-        """Return whether `row` is a measurement for this column."""
+        """Return whether `row` is a measurement for this column, and not unverified."""
         return (
-            self.metric in (row.metric, row.metric.partition("[")[0])
+            UNVERIFIED not in row.flags
+            and self.metric in (row.metric, row.metric.partition("[")[0])
             and (not self.side or row.side in (self.side, "exact"))
             and self.split in ("", row.split)
             and self.estimator in ("", row.estimator)
@@ -50,13 +51,12 @@ class Column:
 
     def best(self, rows: Sequence[Row]) -> Row:
         """Return the row that says most about one network: the tightest of valid bounds."""
-        verified = [row for row in rows if "unverified" not in row.flags] or rows
         if self.metric == "lipschitz":  # a bound for a box is none for all of space
-            verified = [row for row in verified if row.domain == "all"] or verified
+            rows = [row for row in rows if row.domain == "all"] or rows
         if not self.side:
-            return verified[0]
+            return rows[0]
         pick: Callable[..., Row] = max if self.side == "lower" else min
-        return pick(verified, key=lambda row: row.value)
+        return pick(rows, key=lambda row: row.value)
 
 
 def choose(rows: Sequence[Row]) -> tuple[Column, ...]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from lipbench.storage.rows import Row
+from lipbench.storage.rows import UNVERIFIED, Row
 from lipbench.tables.blocks import Entry, TableBlock, TableLine
 from lipbench.tables.columns import Column, choose
 from lipbench.tables.comparison import with_best
@@ -121,7 +121,8 @@ def _by_method(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def _is_number(row: Row) -> bool:
-    return row.status == "done" and row.value is not None and row.value == row.value
+    is_proved = UNVERIFIED not in row.flags
+    return is_proved and row.status == "done" and row.value is not None and row.value == row.value
 
 
 def _input_scales(rows: Sequence[Row]) -> tuple[float, ...]:
@@ -133,10 +134,16 @@ def _missing(rows: Sequence[Row], checkpoint: str) -> tuple[tuple[str, int], ...
     """Return what a checkpoint has no number of, and the number of seeds for each reason."""
     seeds: dict[str, set[int]] = {}
     for row in rows:
-        if row.checkpoint == checkpoint and row.status != "done":
-            what = " ".join(filter(None, (row.estimator, row.metric)))
+        what = " ".join(filter(None, (row.estimator, row.metric)))
+        if row.checkpoint != checkpoint:
+            continue
+        if row.status != "done":
             text = f"{what} {row.status}: {row.flags[-1] if row.flags else 'no reason given'}"
-            seeds.setdefault(text, set()).add(row.seed)
+        elif UNVERIFIED in row.flags:
+            text = f"{what} is {UNVERIFIED}, and in no column"
+        else:
+            continue
+        seeds.setdefault(text, set()).add(row.seed)
     return tuple((text, len(which)) for text, which in seeds.items())
 
 

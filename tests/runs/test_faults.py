@@ -11,7 +11,7 @@ from support.runs import DRIVEN, cell_folders, config, evaluation, job, processe
 import lipbench
 from lipbench.cli.main import call
 from lipbench.runs.exits import ExitCode
-from lipbench.tables.table import table_text
+from lipbench.tables.table import blocks, table_text
 from lipbench.training.optimiser import Optimizer
 
 BOTH = config(DRIVEN, seeds=(0, 1))
@@ -132,8 +132,20 @@ class Liar(Bound):
         said = {"value": 1e-6, "side": "upper", "norm": norm, "domain": domain}
         if self.how == "nan":
             said["value"] = float("nan")
+        if self.how == "infinite":
+            said["value"] = float("inf")
+        if self.how == "loose":
+            said["value"] = 1e6
+        if self.how == "none":
+            return None
+        if self.how == "listed proof":
+            said["proof"] = [torch.zeros(1)]
+        if self.how == "strange proof":
+            return Lipschitz(**said, proof={"multipliers": torch.zeros(7).double()})
         if self.how == "elsewhere":
             said |= {"value": 1e6, "domain": (0.0, 1.0)}
+        if self.how == "in another norm":
+            said |= {"value": 1e6, "norm": Norm(1.0)}
         if self.how == "false witness":
             shape = network.input_shape
             proof = {"u": torch.zeros(shape).double(), "v": torch.ones(shape).double()}
@@ -546,11 +558,10 @@ def test_an_evaluation_that_raises_fails_its_cell_and_keeps_all_others(
 @pytest.mark.parametrize(
     ("how", "values"),
     [
-        ("too small", ("lower 0.", "upper 1e-06")),
-        ("nan", ("upper nan", "no Lipschitz constant")),
         ("no proof", ("no proof that can be rechecked", "exceeds upper 1e-06")),
-        ("false witness", ("but its witness proves", "lower 1000000.0")),
+        ("false witness", ("but its witness proves", "lower 1000000.0", "the side of its value")),
         ("elsewhere", ("it speaks of norm 2 on [0, 1]",)),
+        ("in another norm", ("it speaks of norm 1 on all of space",)),
     ],
 )
 def test_a_bound_that_lies_is_a_soundness_violation(plugins, tmp_path, capsys, how, values):
@@ -560,7 +571,7 @@ def test_a_bound_that_lies_is_a_soundness_violation(plugins, tmp_path, capsys, h
     assert runs.run(settings, folder, progress="auto") == ExitCode.UNSOUND
     out = capsys.readouterr().out
     for value in values:
-        assert value.replace("lower 0.", "lower ") in out
+        assert value in out
     assert "1 soundness violation -> exit 6" in out
     status = cell_folders(folder)["standard", 0].read_status()
     assert (status.state, status.flags) == ("failed", ("unsound",))
@@ -573,6 +584,39 @@ def test_a_bound_that_lies_is_a_soundness_violation(plugins, tmp_path, capsys, h
     assert runs.networks(folder) == before
     # Without the liar the cell is as good as any other.
     assert runs.run(config(**evaluation(bound=["jacobian"])), folder) == 0
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "reason"),
+    [
+        ("nan", "refused", "what it proves is not finite."),
+        ("infinite", "refused", "what it proves is not finite."),
+        ("none", "invalid", "it returned None, and no Lipschitz."),
+        ("listed proof", "invalid", "its proof is a list, and no mapping of names to tensors."),
+        ("strange proof", "invalid", "its proof cannot be checked: "),
+        ("too small", "invalid", "refuted by jacobian"),
+        ("loose", "done", "unverified"),
+    ],
+)
+def test_a_bound_that_proves_nothing_is_listed_and_ends_nothing(
+    plugins, tmp_path, how, status, reason
+):
+    """It has no cell in the table, certifies nothing, and no later bound starts from it."""
+    folder = tmp_path / "run"
+    settings = config(**evaluation(bound=[{"name": "liar", "how": how}, "jacobian"]))
+
+    for _ in range(2):
+        assert runs.run(settings, folder) == 0
+    rows = [row for row in results(folder) if row.checkpoint == "chosen"]
+    (liar,) = (row for row in rows if row.estimator == "liar")
+    assert (liar.status, liar.flags[-1][: len(reason)]) == (status, reason)
+    assert (liar.value is None) == (how not in ("too small", "loose"))
+    assert [row.status for row in rows if row.estimator == "jacobian"] == ["done"]
+    (block,) = blocks(folder)
+    headings = {column.heading for column in block.columns}
+    assert "Lipschitz lower" in headings
+    assert not headings & {"Lipschitz upper", "Ratio", "Certified"}
+    assert any("liar lipschitz" in warning for warning in block.warnings)
 
 
 def test_a_claim_that_is_refuted_is_a_soundness_violation(plugins, tmp_path, capsys):

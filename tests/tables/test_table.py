@@ -466,3 +466,30 @@ def test_all_benchmarks_of_a_file_keep_their_order():
     source = Source(name="run", rows=tuple(rows))
     assert [block.benchmark for block in build(source)] == ["b", "a"]
     assert json.loads(build(source)[0].lines[0].params) == {}
+
+
+def test_what_is_unverified_makes_no_cell_and_is_told():
+    """Neither an upper bound, nor what it certifies, nor a ratio."""
+    more = {"norm": 2.0, "domain": "all", "estimator": "unsure", "flags": ("unverified",)}
+    rows = [
+        *measurements(lower=2.0, upper=50.0),
+        a_row(value=3.0, metric="lipschitz", side="upper", **more),
+        a_row(value=0.8, metric="certified_accuracy", epsilon=0.25, side="lower", **more),
+        a_row(value=0.7, metric="certified_radius_quantile[0.5]", side="lower", **more),
+    ]
+    block = the_block(rows)
+    assert entry(block, "Lipschitz upper").mean == 50.0
+    assert entry(block, "Ratio").mean == 25.0
+    assert entry(block, "Certified").mean == pytest.approx(0.3 * 0.9)
+    assert "Radius" not in [column.heading for column in block.columns]
+    told = [warning for warning in block.warnings if "unsure" in warning]
+    assert "unsure lipschitz is unverified, and in no column" in told[0]
+    assert len(told) == 3
+
+
+def test_with_unverified_bounds_alone_there_is_no_column():
+    rows = [row for row in measurements() if row.metric != "lipschitz"]
+    more = {"norm": 2.0, "domain": "all", "metric": "lipschitz", "flags": ("unverified",)}
+    rows += [a_row(value=v, side=side, **more) for v, side in ((1.0, "lower"), (3.0, "upper"))]
+    headings = [column.heading for column in the_block(rows).columns]
+    assert not {"Lipschitz lower", "Lipschitz upper", "Ratio"} & set(headings)

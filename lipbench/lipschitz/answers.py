@@ -1,0 +1,208 @@
+"""Answers of bounds: what one returned, read, compared with the request, and its proof checked.
+
+A bound may be anybody's code. Nothing of what it says is taken on its word: not that it returned a
+value, not that the value is of the norm and the box that were asked for, and not that it is proved.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from lipbench.bound import UNVERIFIED, Bound, Lipschitz, Side
+from lipbench.lipschitz.proof_check import recheck
+from lipbench.networks.network import Network
+from lipbench.norm import Norm
+from lipbench.refused import Refused
+from lipbench.threat import Box
+
+_SIDES: dict[Side, tuple[Side, ...]] = {
+    "upper": ("upper",),
+    "lower": ("lower",),
+    # A search that did not end knows what the constant is at most.
+    "exact": ("exact", "upper"),
+    "estimate": ("estimate",),
+}
+"""By the side of a bound's class: the sides of its values."""
+_MOST = 2**27
+"""Numbers in a proof: a GiB of them."""
+
+
+class Malformed(Exception):
+    """What a bound returned is no value, or its proof none that can be checked; it says why."""
+
+
+def refuse_if_it_does(bound: Bound, network: Network, norm: Norm, domain: Box | None) -> None:
+    """Ask a bound whether it covers a network.
+
+    Raises:
+        Refused: If it does not, with its reason.
+        Malformed: If it says neither.
+        Exception: Whatever the bound raises.
+    """
+    reason: object = bound.refuses(network, norm, domain)
+    if reason is None:
+        return
+    if not isinstance(reason, str):
+        raise Malformed(f"its refuses() gives {reason!r}, and neither a reason nor None.")
+    raise Refused(reason)
+
+
+def read_answer(returned: object) -> Lipschitz:
+    """Return what a bound returned as a value of the core's own: plain numbers, and copies.
+
+    Raises:
+        Malformed: If it is no `Lipschitz`, or has a field that is not what `Lipschitz` says.
+        Refused: If its number is infinite or NaN: then it says nothing.
+    """
+    if not isinstance(returned, Lipschitz):
+        raise Malformed(f"it returned {_named(returned)}, and no Lipschitz.")
+    try:
+        value = Lipschitz(
+            value=_number(returned.value),
+            side=_side(returned.side),
+            norm=Norm(returned.norm),
+            domain=_box(returned.domain),
+            proof=_proof(returned.proof),
+            flags=_flags(returned.flags),
+        )
+    except Malformed:
+        raise
+    except Exception as error:  # whatever a field may be
+        raise Malformed(f"what it returned cannot be read: {said(error)}") from error
+    return finite(value)
+
+
+def finite(value: Lipschitz) -> Lipschitz:
+    """Return a value whose number says something.
+
+    Raises:
+        Refused: If it is infinite or NaN.
+        Malformed: If it is negative.
+    """
+    if not math.isfinite(value.value):
+        raise Refused("what it proves is not finite.")
+    if value.value < 0:
+        raise Malformed(f"{value.value} is no Lipschitz constant, which is at least 0.")
+    return value
+
+
+def mismatches(value: Lipschitz, side: Side, norm: Norm, domain: Box | None) -> list[str]:
+    """Return in what a value is not what a bound of this side was asked for; mostly nothing."""
+    found = []
+    if (value.norm, value.domain) != (norm, domain):
+        found.append(
+            f"it speaks of norm {value.norm} on {_where(value.domain)}, and was asked for norm "
+            f"{norm} on {_where(domain)}"
+        )
+    if value.side not in _SIDES[side]:
+        wanted = " or ".join(_SIDES[side])
+        found.append(f"the side of its value is {value.side}, and that of its class {wanted}")
+    return found
+
+
+def checked(network: Network, value: Lipschitz) -> tuple[Lipschitz, list[str]]:
+    """Check the proof of a value.
+
+    What tested and not proved the network rests on marks the value, whoever made it. That it is
+    `unverified` marks it only if nothing proves it: a bound may say so of a value whose proof
+    holds, and the proof counts.
+
+    Returns:
+        The value with its marks, and what is wrong with its proof: nothing if it holds, or if the
+        value is an estimate or unverified, and claims none.
+
+    Raises:
+        Malformed: If the proof cannot be checked.
+    """
+    value = replace(value, flags=tuple(dict.fromkeys((*network.flags, *value.flags))))
+    problems = _problems(network, value)
+    if UNVERIFIED in value.flags and not problems and value.side != "estimate":
+        rest = tuple(flag for flag in value.flags if flag != UNVERIFIED)
+        bare = replace(value, flags=rest)
+        value = value if _problems(network, bare) else bare
+    return value, problems
+
+
+def is_verified(value: Lipschitz) -> bool:
+    """Return whether a value that was checked, and no problem found, is proved."""
+    return value.side != "estimate" and UNVERIFIED not in value.flags
+
+
+def said(error: BaseException) -> str:
+    """Return what an exception says, with the name of its class."""
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _problems(network: Network, value: Lipschitz) -> list[str]:
+    try:
+        return [violation.message for violation in recheck(network, value)]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a proof may have any names, and any numbers under them
+        raise Malformed(f"its proof cannot be checked: {said(error)}") from error
+
+
+def _number(number: object) -> float:
+    if not isinstance(number, Real) or isinstance(number, bool):
+        raise Malformed(f"its value is {_named(number)}, and no number.")
+    return float(number)
+
+
+def _side(side: object) -> Side:
+    if not isinstance(side, str) or side not in _SIDES:
+        raise Malformed(f"its side is one of {', '.join(_SIDES)}, got {side!r}.")
+    return side
+
+
+def _box(domain: object) -> Box | None:
+    if domain is None:
+        return None
+    if not isinstance(domain, tuple | list) or len(domain) != 2:
+        raise Malformed(f"its domain is a pair lo, hi or None, got {domain!r}.")
+    return _number(domain[0]), _number(domain[1])
+
+
+def _proof(proof: object) -> dict[str, Tensor]:
+    if not isinstance(proof, Mapping):
+        raise Malformed(f"its proof is {_named(proof)}, and no mapping of names to tensors.")
+    entries = {str(name): _plain(str(name), entry) for name, entry in proof.items()}
+    if sum(tensor.numel() for tensor in entries.values()) > _MOST:
+        raise Malformed(f"its proof has more than {_MOST:,} numbers.")
+    # Copies: what is checked is what is kept, whatever becomes of the bound's own.
+    return {
+        name: tensor.detach().to("cpu").clone().contiguous() for name, tensor in entries.items()
+    }
+
+
+def _plain(name: str, entry: object) -> Tensor:
+    """Return an entry of a proof that is a tensor and no more than that.
+
+    Raises:
+        Malformed: If it is anything else: a class of its own could answer as it likes.
+    """
+    if not isinstance(entry, Tensor) or type(entry) not in (Tensor, nn.Parameter):
+        raise Malformed(f"its proof {name!r} is {_named(entry)}, and no plain tensor.")
+    if entry.layout != torch.strided or entry.is_complex():
+        raise Malformed(f"its proof {name!r} is no dense tensor of real numbers.")
+    if entry.is_floating_point() and entry.dtype != torch.float64:
+        raise Malformed(f"its proof {name!r} is in {entry.dtype}; proofs are in float64.")
+    return entry
+
+
+def _flags(flags: object) -> tuple[str, ...]:
+    if not isinstance(flags, tuple | list) or not all(isinstance(flag, str) for flag in flags):
+        raise Malformed(f"its flags are a tuple of texts, got {flags!r}.")
+    cleaned = (" ".join(flag.replace(";", ",").split()) for flag in flags)
+    return tuple(flag for flag in dict.fromkeys(cleaned) if flag)
+
+
+def _where(domain: Box | None) -> str:
+    return "all of space" if domain is None else "[{:g}, {:g}]".format(*domain)
+
+
+def _named(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

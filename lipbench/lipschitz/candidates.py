@@ -1,0 +1,154 @@
+"""Candidates of a bracket: the installed bounds that take part, and how each of them is asked.
+
+A bound may be anybody's code. Whatever goes wrong in it is its own failure, and the others count.
+"""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from torch import Tensor
+
+from lipbench import registry
+from lipbench.bound import Bound, Lipschitz
+from lipbench.lipschitz.answers import (
+    Malformed,
+    finite,
+    mismatches,
+    read_answer,
+    refuse_if_it_does,
+    said,
+)
+from lipbench.lipschitz.softmax_end import Ending, ending
+from lipbench.networks.network import Network
+from lipbench.norm import Norm
+from lipbench.refused import Refused
+from lipbench.threat import Box
+
+_GROUP = "lipbench.bounds"
+_FIRST = ("upper", "lower")
+_TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a process that was told to end, and not of a plugin that ends it."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """What bounds are asked for."""
+
+    network: Network
+    norm: Norm
+    """Norm of inputs and outputs."""
+    domain: Box | None
+    """Box of the inputs, None for all of space."""
+    inputs: Tensor | None
+    """Data near which lower bounds search, None if there are none."""
+    time_limit: float
+    """Seconds for all bounds together."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """An installed bound that covers a network."""
+
+    name: str
+    bound: Bound
+    cost: float
+    """The seconds that it estimates for itself."""
+    end: Ending | None
+    """The network's ending, if the bound is to be one of what stands before it."""
+
+    def answer(self, request: Request, known: tuple[Lipschitz, ...], seconds: float) -> Lipschitz:
+        """Return the value of the network that the bound gives; its proof is not checked yet.
+
+        Args:
+            request: What it is asked for.
+            known: Proved values of the network, from which a search may start.
+            seconds: The time that is left.
+
+        Raises:
+            Refused: If the bound refuses, has no time, or gives what is not finite.
+            Malformed: If what it gives is no value, or one of something else than was asked.
+            Exception: Whatever the bound raises.
+        """
+        norm, domain = request.norm, request.domain
+        network = request.network if self.end is None else self.end.before
+        fitting = self.bound.within(network, norm, domain, seconds)
+        if fitting is None:
+            raise Refused(f"it would pass the time limit of {request.time_limit} s.")
+        if not isinstance(fitting, Bound):
+            raise Malformed(f"its within() gives {fitting!r}, and neither a bound nor None.")
+        known = known if self.end is None else ()
+        value = read_answer(fitting.compute(network, norm, domain, known, request.inputs))
+        wrong = mismatches(value, self.bound.side, norm, domain)
+        if wrong:
+            raise Malformed(f"{'; '.join(wrong)}.")
+        return value if self.end is None else finite(self.end.behind(value))
+
+
+def candidates(request: Request, refused: dict[str, str]) -> list[Candidate]:
+    """Return the installed bounds that cover a network, in the order in which they are asked.
+
+    The cheapest from each side comes first, since no slow bound must leave a network without a
+    bracket; all others come in the order of their estimated cost.
+
+    Args:
+        request: What they are to be asked for.
+        refused: What receives the reasons of those that do not cover it.
+    """
+    found: list[Candidate] = []
+    end = ending(request.network)
+    for name in registry.names(_GROUP):
+        candidate = reason_or(partial(_candidate, name, request, end))
+        if isinstance(candidate, Candidate):
+            found.append(candidate)
+        else:
+            refused[name] = candidate
+    found.sort(key=lambda candidate: candidate.cost)
+    sides = (next((c for c in found if c.bound.side == side), None) for side in _FIRST)
+    first = [candidate for candidate in sides if candidate is not None]
+    return first + [candidate for candidate in found if candidate not in first]
+
+
+def reason_or(ask: Callable[[], T]) -> T | str:
+    """Return what a call of a bound gives, or why it gives nothing; it may raise anything.
+
+    Raises:
+        SystemExit: If the process is told to end, and not by the bound.
+    """
+    try:
+        return ask()
+    except (Refused, Malformed, registry.PluginError) as error:
+        return str(error) or "it gives no reason."
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == _TERMINATED:
+            raise
+        return f"it failed with {said(error)}"
+
+
+def _candidate(name: str, request: Request, end: Ending | None) -> Candidate:
+    """Return a bound that covers the network.
+
+    Raises:
+        Refused: If it does not.
+        Malformed: If what it says of itself is not what a bound says.
+        Exception: Whatever its code raises.
+    """
+    bound = registry.load(_GROUP, name, Bound)()
+    if bound.side not in ("upper", "lower", "exact", "estimate"):
+        raise Malformed(f"the side of its class is {bound.side!r}, and none that there is.")
+    if bound.side == "estimate":
+        raise Refused("it is an estimate, and bounds nothing.")
+    norm, domain = request.norm, request.domain
+    if norm not in bound.norms:
+        raise Refused(f"it has no rule for norm {norm}.")
+    end = end if bound.side in ("upper", "exact") else None
+    network = request.network if end is None else end.before
+    refuse_if_it_does(bound, network, norm, domain)
+    cost = bound.cost(network, norm, domain)
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not cost >= 0:
+        raise Malformed(f"its cost() gives {cost!r}, and no seconds.")
+    return Candidate(name=name, bound=bound, cost=float(cost), end=end)
