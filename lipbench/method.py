@@ -1,7 +1,9 @@
 """What a training method must provide."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -40,13 +42,40 @@ class Strength:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A Lipschitz constant that a method guarantees for the network it returns."""
+    """A Lipschitz constant that a method guarantees for the network it returns.
+
+    A claim that says nothing raises ValueError: one of a constant that is infinite or no number,
+    on a box that is none, or with a tolerance of 1 or more.
+    """
 
     norm: Norm
     constant: float
     domain: Box | None = None
     tolerance: float = 0.0
     """Relative slack that the claim itself admits, for rounding of the stored weights."""
+
+    def __post_init__(self) -> None:
+        Norm(self.norm)
+        if not (_is_number(self.constant) and 0 <= self.constant < math.inf):
+            raise ValueError(
+                f"a claimed constant is a number of at least 0, got {self.constant!r}."
+            )
+        if not (_is_number(self.tolerance) and 0 <= self.tolerance < 1):
+            raise ValueError(
+                "the tolerance of a claim is the share by which it may be exceeded, at least 0 and "
+                f"less than 1, got {self.tolerance!r}."
+            )
+        if not self.allowed < math.inf:
+            raise ValueError(f"a claimed constant of {self.constant!r} says nothing.")
+        if self.domain is not None and not _is_box(self.domain):
+            raise ValueError(
+                f"a claim is on a box lo < hi or on all of space, got {self.domain!r}."
+            )
+
+    @property
+    def allowed(self) -> float:
+        """Return what the constant may be at most."""
+        return self.constant * (1 + self.tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,3 +207,12 @@ class Method(ABC):
         The core proves or refutes it with its own bounds.
         """
         return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_box(domain: Box) -> bool:
+    lo, hi = domain
+    return lo < hi and math.isfinite(hi - lo)

@@ -97,6 +97,8 @@ class Audit:
     measured: MeasuredQuotient | None = None
     """What the network was asked if it could not be read: the lower bound is no proof then, and
     there is no upper one."""
+    marks: tuple[str, ...] = ()
+    """What of the network was tested and not proved: all that is proved here rests on it."""
 
 
 def audit(
@@ -125,7 +127,7 @@ def audit(
         norm: 1, 2 or infinity, for inputs, outputs, and the balls of attacks.
         domain: Smallest and largest entry of the inputs that count; None is all of space.
         claims: A constant that the network is said not to exceed.
-        tolerance: Share of it by which it may be exceeded.
+        tolerance: Share of it by which it may be exceeded, less than 1.
         data: Samples to measure accuracy on.
         epsilons: Radii in pixel units; None takes those of `EPSILONS`.
         time_limit: Seconds after which no further bound is begun.
@@ -138,10 +140,9 @@ def audit(
         ValueError: If an argument is none of those.
     """
     kind = Norm(float(norm))
-    if claims is not None and not (claims >= 0 and math.isfinite(claims)):
-        raise ValueError(f"a claimed constant is a number of at least 0, got {claims}.")
-    if not tolerance >= 0:
-        raise ValueError(f"a tolerance is at least 0, got {tolerance}.")
+    claim = None
+    if claims is not None:
+        claim = Claim(norm=kind, constant=claims, domain=domain, tolerance=tolerance)
     if any(not (e >= 0 and math.isfinite(e)) for e in epsilons or ()):
         raise ValueError(f"a radius is finite and at least 0, got {list(epsilons or ())}.")
     inputs = None if data is None else data.inputs
@@ -152,9 +153,6 @@ def audit(
     except Refused as refusal:
         measured = _measured(refusal, model, tuple(input_shape), kind, domain, inputs, seed)
         enclosure = _asked(measured, refusal, kind, domain)
-    claim = None
-    if claims is not None:
-        claim = Claim(norm=kind, constant=float(claims), domain=domain, tolerance=float(tolerance))
     verdict = None if claim is None else _verdict(enclosure, claim, MARGIN if measured else 0.0)
     bounds = enclosure.bounds if measured else enclosure.verified
     accuracy = None
@@ -170,6 +168,7 @@ def audit(
         witness=_witness(bounds, claim) if claim and verdict == "refuted" else None,
         accuracy=accuracy,
         measured=measured,
+        marks=() if network is None else network.flags,
     )
 
 
@@ -251,10 +250,9 @@ def _asked(measured: MeasuredQuotient, refusal: Refused, norm: Norm, domain: Box
 
 
 def _verdict(enclosure: Bracket, claim: Claim, margin: float) -> Verdict:
-    allowed = claim.constant * (1 + claim.tolerance)
-    if enclosure.lower > allowed * (1 + margin):
+    if enclosure.lower > claim.allowed * (1 + margin):
         return "refuted"
-    return "proved" if enclosure.upper <= allowed else "open"
+    return "proved" if enclosure.upper <= claim.allowed else "open"
 
 
 def _witness(bounds: Iterable[Computed], claim: Claim) -> Witness | None:
@@ -263,7 +261,7 @@ def _witness(bounds: Iterable[Computed], claim: Claim) -> Witness | None:
     if not pairs:
         return None
     best = max(pairs, key=lambda bound: bound.value)
-    if not best.value > claim.constant * (1 + claim.tolerance):
+    if not best.value > claim.allowed:
         return None
     return Witness(u=best.proof["u"], v=best.proof["v"], quotient=best.value, found_by=best.name)
 

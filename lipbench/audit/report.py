@@ -50,6 +50,7 @@ def report(audit: Audit, network: Mapping[str, Any]) -> dict[str, Any]:
         "network": dict(network),
         "norm": str(audit.norm),
         "domain": None if audit.domain is None else list(audit.domain),
+        "marks": list(audit.marks),
         "lipschitz_lower": bracket.lower,
         "lipschitz_upper": _finite(bracket.upper),
         "bounds": [
@@ -98,12 +99,13 @@ def _claim(audit: Audit) -> str:
         return ""
     slack = f" with a tolerance of {claim.tolerance:g}" if claim.tolerance else ""
     head = f"claim: at most {claim.constant:.9g}{slack}: {audit.verdict}"
+    marks = f" ({'; '.join(audit.marks)})" if audit.marks else ""
     if audit.verdict == "proved":
-        return f"{head}, by an upper bound of {audit.bracket.upper:.9g}"
+        return f"{head}, by an upper bound of {audit.bracket.upper:.9g}{marks}"
     if audit.verdict == "open":
         return f"{head}: the constant lies between the bounds, and the claim does, too"
     if audit.witness is None:
-        return f"{head}, by a search that proves {audit.bracket.lower:.9g}"
+        return f"{head}, by a search that proves {audit.bracket.lower:.9g}{marks}"
     distance = audit.norm.length((audit.witness.u - audit.witness.v).unsqueeze(0))
     if audit.measured is not None:
         return (
@@ -113,7 +115,7 @@ def _claim(audit: Audit) -> str:
         )
     return (
         f"{head}, by two inputs {float(distance):.4g} apart whose outputs are at least "
-        f"{audit.witness.quotient:.9g} times as far apart ({audit.witness.found_by})"
+        f"{audit.witness.quotient:.9g} times as far apart ({audit.witness.found_by}){marks}"
     )
 
 
@@ -159,6 +161,7 @@ def _claim_report(audit: Audit) -> dict[str, Any] | None:
         "constant": claim.constant,
         "tolerance": claim.tolerance,
         "verdict": audit.verdict,
+        "marks": list(audit.marks),
         "witness": None,
     }
     if witness is not None:

@@ -88,7 +88,7 @@ class _Interval(_Numbers):
     "--tolerance",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Share by which the claim may be exceeded, for rounding of the weights.",
+    help="Share by which the claim may be exceeded, for rounding of the weights; less than 1.",
 )
 @click.option("--norm", type=click.Choice(["1", "2", "inf"]), default="2", show_default=True)
 @click.option(

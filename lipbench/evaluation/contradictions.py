@@ -44,8 +44,9 @@ def _untenable(rows: list[Row]) -> list[str]:
     messages = [f"{row.estimator}: {row.flags[-1]}" for row in lies]
     said = [_value(row) for row in (*proved, *lies)]
     messages += [violation.message for violation in crossings(said)]
-    for claim in (claim_in(row) for row in rows if row.metric == CLAIMED and row.value is not None):
-        messages += refutations(claim, map(_value, proved))
+    for claim in (claim_in(row) for row in rows if row.metric == CLAIMED):
+        if claim is not None:
+            messages += refutations(claim, map(_value, proved))
     return messages
 
 

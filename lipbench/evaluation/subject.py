@@ -31,8 +31,9 @@ class Subject:
     """What attacks do to it and to the others of its stack."""
     row: Row
     """A row with all the columns that the checkpoint fixes."""
-    claim: Claim | None = None
-    """The Lipschitz constant that the method guarantees, for the bounds to refute."""
+    claim: Claim | Refused | None = None
+    """The Lipschitz constant that the method guarantees, for the bounds to refute; why there is
+    none, if what the method says is no claim."""
     facts: dict[str, float] = field(default_factory=dict)
     """What training measured of the checkpoint, by metric."""
     known: list[Lipschitz] = field(default_factory=list)

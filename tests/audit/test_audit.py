@@ -80,6 +80,19 @@ class Noisy(nn.Module):
         return x + torch.rand_like(x)
 
 
+class Halved(nn.Module):
+    """A layer that says what it is."""
+
+    def forward(self, x):
+        return torch.lerp(x, torch.zeros_like(x), 0.5)
+
+    def explain(self):
+        half = nn.Linear(2, 2, bias=False).double()
+        with torch.no_grad():
+            half.weight.copy_(torch.eye(2) / 2)
+        return half
+
+
 def needy(width):
     return nn.Linear(width, 1)
 
@@ -140,6 +153,17 @@ def test_a_pair_that_does_not_refute_is_no_witness(lip, here):
     assert json.loads((here / "audit.json").read_text())["claim"]["witness"] is None
     lip("nets:thin", "--input-shape", "1", "--claims", "0.5")
     assert json.loads((here / "audit.json").read_text())["claim"]["witness"]["quotient"] > 0.5
+
+
+@pytest.mark.parametrize(("claim", "verdict"), [("0.6", "proved"), ("0.4", "refuted")])
+def test_what_was_tested_and_not_proved_is_told_in_the_verdict(lip, here, claim, verdict):
+    _, out, _ = lip("nets:Halved", "--input-shape", "2", "--claims", claim)
+    (line,) = (line for line in out.splitlines() if line.startswith("claim: "))
+    assert line.startswith(f"claim: at most {claim}: {verdict}")
+    assert line.endswith("(explained: tested, not proved)")
+    report = json.loads((here / "audit.json").read_text())
+    assert report["claim"]["marks"] == report["marks"] == ["explained: tested, not proved"]
+    assert all("explained: tested, not proved" in b["flags"] for b in report["bounds"])
 
 
 def test_a_claim_between_the_bounds_is_open():
@@ -275,6 +299,12 @@ def test_what_is_no_network_is_bad_usage(lip, target, message):
         (("--input-shape", "64", "--mean", "0.5", "--std", "0"), "one positive std per mean"),
         (("--input-shape", "64", "--claims", "-1"), "a number of at least 0, got -1"),
         (("--input-shape", "64", "--claims", "nan"), "a number of at least 0, got nan"),
+        (("--input-shape", "64", "--claims", "inf"), "a number of at least 0, got inf"),
+        *(
+            (("--input-shape", "64", "--claims", "1", "--tolerance", slack), "and less than 1, got")
+            for slack in ("nan", "1e9", "inf", "1")
+        ),
+        (("--input-shape", "64", "--claims", "1.7e308", "--tolerance", "0.9"), "says nothing"),
         (("--input-shape", "64", "--data", "digit"), "did you mean 'digits'?"),
         (("--input-shape", "63", "--data", "digits"), "inputs of digits have shape (1, 8, 8)"),
         (

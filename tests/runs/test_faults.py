@@ -24,6 +24,10 @@ import torch
 from lipbench.method import Claim, Method
 from lipbench.norm import Norm
 
+class Careless(Claim):
+    def __post_init__(self):
+        pass
+
 @dataclass(frozen=True, kw_only=True)
 class Faulty(Method):
     at: str = ""
@@ -51,6 +55,16 @@ class Faulty(Method):
         return state
 
     def claims(self, net):
+        if self.at == "claim raises":
+            raise RuntimeError("boom in claims")
+        if self.at == "claim of text":
+            return "at most 1"
+        if self.at == "claim of nan":
+            return Claim(norm=Norm(2.0), constant=float("nan"))
+        if self.at == "claim of much":
+            return Claim(norm=Norm(2.0), constant=1.0, tolerance=1e9)
+        if self.at == "unread claim":
+            return Careless(norm=Norm(2.0), constant=float("inf"))
         if self.at == "claim":
             return Claim(norm=Norm(2.0), constant=0.01, domain=(0.0, 1.0), tolerance=1e-7)
 
@@ -631,6 +645,31 @@ def test_a_claim_that_is_refuted_is_a_soundness_violation(plugins, tmp_path, cap
         status = cell_folders(folder)["faulty", 0].read_status()
         assert "the claimed constant 0.01 in norm 2 is refuted" in status.message
         assert [row.metric for row in results(folder)] == ["cell"]
+
+
+CLAIMS = {
+    "claim raises": "RuntimeError: boom in claims",
+    "claim of text": "claims() gives a str, and neither a Claim nor None",
+    "claim of nan": "a claimed constant is a number of at least 0, got nan",
+    "claim of much": "at least 0 and less than 1, got 1000000000.0",
+    "unread claim": "a claimed constant is a number of at least 0, got inf",
+}
+
+
+def test_a_claim_that_says_nothing_is_refused_and_costs_no_other_number(plugins, tmp_path):
+    folder = tmp_path / "run"
+    settings = config(*({"name": "faulty", "at": at} for at in CLAIMS))
+
+    for _ in range(2):
+        assert runs.run(settings, folder) == 0
+    rows = [row for row in results(folder) if row.checkpoint == "chosen"]
+    claims = [row for row in rows if row.metric == "claimed_lipschitz"]
+    for row, reason in zip(claims, CLAIMS.values(), strict=True):
+        assert (row.status, row.value) == ("refused", None)
+        assert reason in row.flags[-1]
+    upper = [row.value for row in rows if row.estimator == "product" and row.metric == "lipschitz"]
+    assert len(upper) == len(CLAIMS)
+    assert None not in upper
 
 
 def test_what_diverged_is_not_trained_again(plugins, tmp_path):
