@@ -77,6 +77,9 @@ class AttackResult:
     """‖inputs - clean‖ in the threat's norm, float64, pixel units; infinite where it failed."""
     queries: Int[Tensor, " batch"]
     """Forward passes of the model that the attack spent on each sample."""
+    flags: tuple[str, ...] = ()
+    """What shows that the model is no function of single inputs: then what it answered once is
+    chance."""
 
     @property
     def accuracy(self) -> float:

@@ -32,7 +32,7 @@ ROOMS = {
     "layers": Room(),
     "networks": Room(
         "layers",
-        "network steps net network_stack trees stem sequential precision anatomy modes",
+        "network steps net network_stack trees stem sequential precision anatomy modes determinism",
     ),
     "data": Room("", "splits loading folder images regression"),
     "adversarial": Room(
@@ -41,7 +41,7 @@ ROOMS = {
     "lipschitz": Room(
         "networks lipschitz.operator_norms lipschitz.relaxations lipschitz.semidefinite "
         "lipschitz.exact lipschitz.lower_bounds lipschitz.enclosures",
-        "bracket soundness answers certified_radius",
+        "bracket soundness agreement answers certified_radius",
     ),
     "lipschitz.operator_norms": Room(
         "networks lipschitz.relaxations:rounding",

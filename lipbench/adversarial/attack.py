@@ -1,7 +1,7 @@
 """Attack any classifier with any installed attack."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from lipbench.adversarial.judge import BATCH_SIZE, judge
 from lipbench.adversarial.self_check import self_check
 from lipbench.adversary import Attack, AttackResult, Classifier
+from lipbench.networks.determinism import irregularity
+from lipbench.networks.modes import evaluation_mode
 from lipbench.norm import Norm
 from lipbench.registry import resolve
 from lipbench.threat import Box, Threat
@@ -31,6 +33,8 @@ def attack(
     **options: Any,
 ) -> AttackResult:
     """Return adversarial inputs, and whether and at what distance each one fools the model.
+
+    A model that is seen not to answer an input in one way is flagged in the result.
 
     Errors are those of `lipbench.adversarial.judge.judge`, a PluginError if there is no such
     attack, and a ValueError for options, norms or epsilons that are not possible.
@@ -52,7 +56,10 @@ def attack(
     threat = Threat(norm=Norm(norm), epsilon=radius, domain=domain)
     rng = torch.Generator().manual_seed(seed)
     self_check(plugin, model, x, y, threat.norm, domain, rng)
-    return judge(plugin, model, x, y, threat, rng, batch_size=batch_size)
+    with evaluation_mode(model):
+        reason = irregularity(model, x)
+    result = judge(plugin, model, x, y, threat, rng, batch_size=batch_size)
+    return result if reason is None else replace(result, flags=(f"no function: {reason}",))
 
 
 def _configured(name: str, options: dict[str, Any]) -> Attack:

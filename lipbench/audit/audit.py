@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from lipbench.adversarial.judge import BATCH_SIZE, judge_epsilons
 from lipbench.adversarial.self_check import self_check
 from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
 from lipbench.audit.blackbox import MARGIN, MeasuredQuotient, Unmeasurable, measure
+from lipbench.audit.steadiness import Steadiness
 from lipbench.data.splits import Batch
 from lipbench.lipschitz.bracket import Bracket, Computed, Unsound, bracket
 from lipbench.lipschitz.certified_radius import certified_accuracy, certified_radius, gaps
@@ -45,6 +46,8 @@ class Labelled:
     labels: Int[Tensor, " samples"]
     box: Box | None
     """Smallest and largest entry of a valid input, which holds attacks."""
+    remarks: tuple[str, ...] = ()
+    """What is to be known of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,8 @@ class Audit:
     there is no upper one."""
     marks: tuple[str, ...] = ()
     """What of the network was tested and not proved: all that is proved here rests on it."""
+    remarks: tuple[str, ...] = ()
+    """What shows that the network is no function of its input: then nothing is proved of it."""
 
 
 def audit(
@@ -119,7 +124,7 @@ def audit(
     Of a network with a layer that no rule covers, nothing can be proved. It is asked instead: the
     lower bound is then a quotient as the network itself computes it in float64, less a measured
     error, and flagged `unverified`. A claim is refuted by it only where it is exceeded by `MARGIN`
-    more.
+    more. Nor is anything proved of a network that does not answer an input in one way.
 
     Args:
         model: The network in evaluation mode; if it normalises its inputs, with that as a layer.
@@ -146,6 +151,7 @@ def audit(
     if any(not (e >= 0 and math.isfinite(e)) for e in epsilons or ()):
         raise ValueError(f"a radius is finite and at least 0, got {list(epsilons or ())}.")
     inputs = None if data is None else data.inputs
+    steadiness = Steadiness(model, tuple(input_shape), inputs)
     network, measured = None, None
     try:
         enclosure = bracket(model, input_shape, kind, domain, time_limit, inputs)
@@ -159,6 +165,10 @@ def audit(
     if data is not None:
         radii = [float(e) for e in (EPSILONS[kind] if epsilons is None else epsilons)]
         accuracy = _accuracy(model, network, data, kind, domain, radii, enclosure, seed)
+    remarks = steadiness.remarks()
+    if remarks:
+        verdict = "open" if verdict == "proved" else verdict
+        accuracy = None if accuracy is None else _uncertified(accuracy)
     return Audit(
         norm=kind,
         domain=domain,
@@ -169,6 +179,7 @@ def audit(
         accuracy=accuracy,
         measured=measured,
         marks=() if network is None else network.flags,
+        remarks=remarks,
     )
 
 
@@ -206,6 +217,7 @@ def labelled(name: str, input_shape: tuple[int, ...], size: int, like: Tensor) -
         inputs=data.test.inputs[:size].reshape(-1, *input_shape),
         labels=data.test.targets[:size],
         box=data.box,
+        remarks=data.shared_test_inputs,
     )
 
 
@@ -284,7 +296,7 @@ def _accuracy(
             )
         batches = zip(data.inputs.split(BATCH_SIZE), data.labels.split(BATCH_SIZE), strict=True)
         correct = torch.cat([Batch(x, y).correct(model(x)) for x, y in batches])
-    remarks: list[str] = []
+    remarks = list(data.remarks)
     radius = None
     if domain is not None:
         remarks.append("certified accuracy needs bounds on all of space: leave the domain out.")
@@ -312,6 +324,13 @@ def _accuracy(
         ),
         remarks=tuple(remarks),
     )
+
+
+def _uncertified(accuracy: Accuracy) -> Accuracy:
+    """Return the accuracy of what is no function, of which nothing is certain."""
+    remark = "certified accuracy is of a function of the input, and the network is none."
+    at = tuple(replace(robustness, certified=None) for robustness in accuracy.at)
+    return replace(accuracy, at=at, remarks=(*accuracy.remarks, remark))
 
 
 def _radius(

@@ -118,7 +118,7 @@ class _BlackBox:
         self._double, self._single = (
             network.eval().requires_grad_(False) for network in (double, single)
         )
-        self._rng = rng
+        self._model, self._rng = model, rng
 
     def __call__(self, inputs: Float[Tensor, "batch *shape"]) -> Shaped[Tensor, "batch outputs"]:
         """Return the answers of the copy in float64."""
@@ -144,6 +144,22 @@ class _BlackBox:
             apart = float((first[:1] - alone).abs().max())
             if apart > _BATCHED * (1 + float(alone.abs().max())):
                 raise Unmeasurable("its answer to an input depends on others in the batch.")
+            if not self._is_as_it_was(points[:_PAIRS]):
+                raise Unmeasurable("a copy of it answers otherwise than it does itself.")
+
+    def _is_as_it_was(self, points: Tensor) -> bool:
+        """Return whether the copy that has the precision of the network answers as it does."""
+        like = next((p for p in self._model.parameters() if p.is_floating_point()), points[:0])
+        try:
+            asked = points.to(like.device, like.dtype).clone()  # which a network may write to
+            own = self._model(asked).to("cpu", torch.float64)
+        except Exception:  # not in this precision, or not on this device
+            return True
+        is_double = like.dtype == torch.float64
+        copied = self._double(points.clone()) if is_double else self._single(points.float())
+        off = max(_BATCHED, 16 * torch.finfo(like.dtype).eps)
+        apart = (own - copied.double()).abs().nan_to_num()
+        return float(apart.max()) <= off * (1 + float(own.abs().nan_to_num().max()))
 
     def has_gradients(self, points: Float[Tensor, "batch *shape"]) -> bool:
         """Return whether autograd sees how the outputs depend on the inputs."""

@@ -30,6 +30,7 @@ def text(audit: Audit, subject: str) -> str:
     heads = ("bound", "side", "value", "seconds", "remarks")
     sections = [
         f"{subject}\n{_bracket(audit)}",
+        "\n".join(f"remark: {remark}" for remark in audit.remarks),
         tabulate(rows, headers=heads, disable_numparse=True) if rows else "",
         "\n".join(f"{name} refused: {reason}" for name, reason in bracket.refused.items()),
         _claim(audit),
@@ -51,6 +52,7 @@ def report(audit: Audit, network: Mapping[str, Any]) -> dict[str, Any]:
         "norm": str(audit.norm),
         "domain": None if audit.domain is None else list(audit.domain),
         "marks": list(audit.marks),
+        "remarks": list(audit.remarks),
         "lipschitz_lower": bracket.lower,
         "lipschitz_upper": _finite(bracket.upper),
         "bounds": [
@@ -102,6 +104,8 @@ def _claim(audit: Audit) -> str:
     marks = f" ({'; '.join(audit.marks)})" if audit.marks else ""
     if audit.verdict == "proved":
         return f"{head}, by an upper bound of {audit.bracket.upper:.9g}{marks}"
+    if audit.verdict == "open" and audit.remarks:
+        return f"{head}: the network is no function of its input, and nothing is proved of it"
     if audit.verdict == "open":
         return f"{head}: the constant lies between the bounds, and the claim does, too"
     if audit.witness is None:

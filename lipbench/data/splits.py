@@ -13,6 +13,8 @@ from lipbench.threat import Box
 
 _LEVELS = 255
 """What the bytes of an image are divided by."""
+_HARDLY_ANY = 0.01
+"""Share of test samples that may equal others: a grid of a regression does at some points."""
 _LARGE = 2**24
 """Numbers in a split from which on it pays to read bytes: what fits a cache is read at once."""
 
@@ -112,6 +114,16 @@ class Data:
         """Return the smallest and largest value of a valid input, None if there is no limit."""
         return self.dataset.box
 
+    @cached_property
+    def shared_test_inputs(self) -> tuple[str, ...]:
+        """Say so if test inputs are, bit for bit, inputs of other splits; nothing if hardly any."""
+        others = (self.train, self.pairs, self.validation)
+        seen = {hash(row) for split in others for row in _bits(split.inputs)}
+        count = sum(hash(row) in seen for row in _bits(self.test.inputs))
+        if count <= _HARDLY_ANY * len(self.test):
+            return ()
+        return (f"{count} of {len(self.test)} test inputs are among the training inputs",)
+
     def base_points(self, count: int | None, rng: torch.Generator) -> Float[Tensor, "count *shape"]:
         """Return points to form pairs around: drawn pair samples, or the data set's sampler's.
 
@@ -185,6 +197,11 @@ def split(
         validation=subset(train_inputs, train_targets, validation),
         test=subset(test_inputs, test_targets, np.arange(len(test_inputs))),
     )
+
+
+def _bits(inputs: Tensor) -> list[bytes]:
+    """Return the bits of each sample; those of 0 and -0 are the same."""
+    return [row.tobytes() for row in (inputs + 0.0).flatten(1).contiguous().cpu().numpy()]
 
 
 def _floats(values: Tensor) -> Tensor:

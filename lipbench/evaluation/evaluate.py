@@ -12,9 +12,10 @@ from lipbench.evaluation.attack_outcomes import AttackOutcomes
 from lipbench.evaluation.claims import claim_of
 from lipbench.evaluation.contradictions import contradictions
 from lipbench.evaluation.measures import measure
-from lipbench.evaluation.subject import Measured, Subject
+from lipbench.evaluation.subject import Measured, Subject, flag
 from lipbench.fields import key as field_key
-from lipbench.networks.network import as_network
+from lipbench.lipschitz.agreement import read_network
+from lipbench.networks.determinism import irregularity
 from lipbench.planning.cell import Cell, Evaluation, dataset_json, model_json
 from lipbench.refused import Refused
 from lipbench.storage.cell_folder import CellFolder, StateName
@@ -156,7 +157,8 @@ def _subject(
 ) -> Subject:
     network: object
     try:
-        network = as_network(trained.module, cell.benchmark.dataset.input_shape)
+        shape = cell.benchmark.dataset.input_shape
+        network = read_network(trained.module, shape, data.test.inputs)
     except Refused as refusal:
         network = refusal
     return Subject(
@@ -178,7 +180,9 @@ def _strength(cell: Cell, trained: Trained) -> float | None:
 
 
 def _looked_at(subject: Subject) -> Subject:
-    """Return the subject, whose rows say so if it gives one answer to nearly all test samples.
+    """Return the subject, whose rows say what is strange about its answers.
+
+    It is no function of single inputs, or gives one answer to nearly all test samples.
 
     Raises:
         Unfit: If it is the chosen classifier that does, or the chosen network's outputs are not
@@ -191,6 +195,10 @@ def _looked_at(subject: Subject) -> Subject:
         if is_chosen:
             raise Unfit("nan", "the chosen network has outputs that are not finite")
         return subject
+    reason = irregularity(subject.module, subject.test.inputs)
+    if reason is not None:
+        refusal = Refused(f"{reason}; bounds are of functions, which do not.")
+        subject = _flagged(replace(subject, network=refusal), flag(f"no function: {reason}"))
     if not subject.is_classifier:
         return subject
     counts = outputs.argmax(dim=1).bincount()
@@ -204,7 +212,11 @@ def _looked_at(subject: Subject) -> Subject:
             "test samples: it collapsed",
         )
     # The last network of a cell, or one of a path, whose strengths may well be meant to do this.
-    return replace(subject, row=replace(subject.row, flags=(*subject.row.flags, _COLLAPSED)))
+    return _flagged(subject, _COLLAPSED)
+
+
+def _flagged(subject: Subject, text: str) -> Subject:
+    return replace(subject, row=replace(subject.row, flags=(*subject.row.flags, text)))
 
 
 def _measure(subjects: Sequence[Subject], evaluation: Evaluation) -> Measured:
@@ -218,10 +230,18 @@ def _measure(subjects: Sequence[Subject], evaluation: Evaluation) -> Measured:
         began = time.perf_counter()
         result = measure(subject, evaluation)
         seconds = time.perf_counter() - began + result.elsewhere
-        measured.rows += [replace(row, seconds=seconds) for row in result.rows]
+        rows = (_with_leak(row, subject.data) for row in result.rows)
+        measured.rows += [replace(row, seconds=seconds) for row in rows]
         measured.samples |= result.samples
         measured.proofs |= result.proofs
     return measured
+
+
+def _with_leak(row: Row, data: Data) -> Row:
+    """Return a row, which says so if it is about test inputs that are training inputs, too."""
+    if row.split != "test" or row.status != "done" or not data.shared_test_inputs:
+        return row
+    return replace(row, flags=(*row.flags, *data.shared_test_inputs))
 
 
 def _named(cell: Cell, evaluation: Evaluation) -> str:

@@ -9,11 +9,12 @@ from functools import partial
 from torch import Tensor, nn
 
 from lipbench.bound import UNVERIFIED, Lipschitz, Side
+from lipbench.lipschitz.agreement import read_network
 from lipbench.lipschitz.answers import Malformed, checked, is_verified
 from lipbench.lipschitz.candidates import Request, candidates, reason_or
 from lipbench.lipschitz.exact.incumbent import INCUMBENT, incumbent
 from lipbench.lipschitz.soundness import crossings, refutation
-from lipbench.networks.network import Network, as_network
+from lipbench.networks.network import Network
 from lipbench.norm import Norm
 from lipbench.threat import Box
 
@@ -92,9 +93,9 @@ def bracket(
     """Return lower and upper bounds of a network's Lipschitz constant by all installed bounds.
 
     A network with a layer that no rule covers, or with a weight that is NaN or infinite, is
-    `Refused` as a whole; what single bounds refuse is listed in the result, and so is a bound that
-    fails, that proves nothing finite, or whose answer or proof is not what it says. Only values
-    whose proof was checked anew count.
+    `Refused` as a whole, and so is one that does not answer an input in one way. What single bounds
+    refuse is listed in the result, and so is a bound that fails, that proves nothing finite, or
+    whose answer or proof is not what it says. Only values whose proof was checked anew count.
 
     Args:
         model: The network, in the mode in which it is to be judged.
@@ -121,7 +122,7 @@ def bracket(
         raise ValueError(f"an input shape is a tuple such as (1, 28, 28), got {input_shape!r}.")
     if not isinstance(time_limit, float | int) or not time_limit >= 0:
         raise ValueError(f"a time limit is a number of at least 0 seconds, got {time_limit!r}.")
-    network, measure = as_network(model, shape), Norm(norm)
+    network, measure = read_network(model, shape, inputs), Norm(norm)
     box = None if domain is None else (float(domain[0]), float(domain[1]))
     request = Request(
         network=network, norm=measure, domain=box, inputs=inputs, time_limit=time_limit

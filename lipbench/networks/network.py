@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lipbench.networks.determinism import irregularity
 from lipbench.networks.effective_weights import LayerWeights
 from lipbench.networks.explain import check_explanation, check_slopes
 from lipbench.networks.primitives import refuse
@@ -110,8 +111,8 @@ def as_network(
     """Return a copy of a module as steps on the CPU, checked against the module itself.
 
     Explanations, claimed slopes and the walk's own reading are tested: a weight that was read
-    wrongly must never give a bound. What fails is `Refused`, as is a layer without a rule and a
-    weight that is no finite real number.
+    wrongly must never give a bound. What fails is `Refused`, as is a layer without a rule, a weight
+    that is no finite real number, and a module that does not answer an input in one way.
 
     Args:
         module: The network, in the mode in which it is to be judged.
@@ -179,6 +180,9 @@ def _compare(network: Network, module: nn.Module, dtype: torch.dtype) -> None:
         raise refuse(module, "", f"it cannot be evaluated in {dtype}: {error}") from error
     if not bool(expected.isfinite().all()):
         raise refuse(module, "", f"its outputs are not finite in {dtype}, for ordinary inputs.")
+    reason = irregularity(module, inputs)
+    if reason is not None:
+        raise refuse(module, "", f"{reason}; bounds are of functions, which do not.")
     unit = max(_TOLERANCE, 1e4 * torch.finfo(dtype).eps)
     scale = 1 + float(expected.abs().max())
     if expected.shape != actual.shape or not float((actual - expected).abs().max()) <= unit * scale:
