@@ -14,7 +14,7 @@ from lipbench.lipschitz.answers import (
     is_verified,
     mismatches,
     read_answer,
-    refuse_if_it_does,
+    refuse_if_said,
     said,
 )
 from lipbench.lipschitz.certified_radius import certified_radius, gaps
@@ -68,7 +68,7 @@ def _answer(subject: Subject, entry: BoundEntry) -> tuple[Lipschitz, list[str]]:
     if isinstance(subject.network, Refused):
         raise Refused(str(subject.network))
     network, norm, domain = subject.readable, entry.norm, entry.domain
-    refuse_if_it_does(entry.bound, network, norm, domain)
+    refuse_if_said(entry.bound.refuses(network, norm, domain))
     known, inputs = tuple(subject.known), subject.data.train.inputs
     value = read_answer(entry.bound.compute(network, norm, domain, known, inputs))
     value, problems = checked(network, value)

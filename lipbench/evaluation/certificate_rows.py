@@ -2,9 +2,15 @@
 
 from dataclasses import replace
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from lipbench.config.settings import CertificateEntry
 from lipbench.evaluation.radius_rows import add_radius
 from lipbench.evaluation.subject import Measured, Subject, refused, without_value
+from lipbench.lipschitz.answers import Malformed, refuse_if_said
+from lipbench.lipschitz.soundness import misclassified
 from lipbench.planning.cell import Evaluation, certified_epsilons
 from lipbench.refused import Refused
 from lipbench.storage.rows import Row, box_text
@@ -14,20 +20,15 @@ def certificate_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Me
     """Return certified accuracy at the radii of the attacks, and quantiles of the radius."""
     entry = subject.cell.benchmark.evaluation.certificate[evaluation.index]
     row = _row(entry, blank)
-    reason = _refusal(subject, entry)
-    if reason is not None:
-        return refused(row, reason)
-    network, norm = subject.readable, entry.norm
-    inputs, labels = subject.test.inputs.cpu(), subject.test.targets.cpu()
-    epsilons = certified_epsilons(subject.cell.benchmark, float(norm))
     try:
-        radius = entry.certificate.radius(network, norm, inputs, labels, epsilons)
+        radius = _radius(subject, entry)
     except Refused as error:
         return refused(row, str(error))
-    if radius.shape != (len(inputs),) or bool(radius.isnan().any()):
-        return without_value(row, "invalid", "its distances are not one number for each sample")
+    except Malformed as error:
+        return without_value(row, "invalid", str(error))
     measured = Measured()
-    add_radius(subject, radius, replace(row, flags=(*row.flags, *network.flags)), measured)
+    flags = (*row.flags, *subject.readable.flags)
+    add_radius(subject, radius, replace(row, flags=flags), measured)
     return measured
 
 
@@ -42,10 +43,39 @@ def _row(entry: CertificateEntry, blank: Row) -> Row:
     )
 
 
-def _refusal(subject: Subject, entry: CertificateEntry) -> str | None:
-    """Return why the certificate does not cover the network, None if it does."""
+def _radius(subject: Subject, entry: CertificateEntry) -> Float[Tensor, " samples"]:
+    """Return the certificate's radius of each test sample.
+
+    Raises:
+        Refused: If the certificate does not cover the network.
+        Malformed: If its distances are not one number for each sample, or contradict the network.
+        Exception: Whatever the certificate raises.
+    """
     if not subject.is_classifier:
-        return "a regression"
+        raise Refused("a regression")
     if isinstance(subject.network, Refused):
-        return str(subject.network)
-    return entry.certificate.refuses(subject.network, entry.norm)
+        raise Refused(str(subject.network))
+    network, norm = subject.readable, entry.norm
+    refuse_if_said(entry.certificate.refuses(network, norm))
+    inputs, labels = subject.test.inputs.cpu(), subject.test.targets.cpu()
+    epsilons = certified_epsilons(subject.cell.benchmark, float(norm))
+    radius = _read(entry.certificate.radius(network, norm, inputs, labels, epsilons), len(inputs))
+    certified = radius > 0
+    wrong = misclassified(network, inputs[certified].double(), labels[certified])
+    if bool(wrong.any()):
+        row = int(certified.nonzero().flatten()[wrong][0])
+        raise Malformed(f"it certifies sample {row}, which is misclassified as it stands.")
+    return radius
+
+
+def _read(returned: object, count: int) -> Float[Tensor, " samples"]:
+    """Return distances as they were returned, in float64.
+
+    Raises:
+        Malformed: If they are not one number for each sample.
+    """
+    if isinstance(returned, Tensor) and type(returned) is Tensor and returned.is_floating_point():
+        radius = returned.detach().to("cpu", torch.float64).clone()
+        if radius.shape == (count,) and not bool(radius.isnan().any()):
+            return radius
+    raise Malformed("its distances are not one number for each sample")

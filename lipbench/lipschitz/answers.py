@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from lipbench.bound import UNVERIFIED, Bound, Lipschitz, Side
+from lipbench.bound import UNVERIFIED, Lipschitz, Side
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -35,20 +35,17 @@ class Malformed(Exception):
     """What a bound returned is no value, or its proof none that can be checked; it says why."""
 
 
-def refuse_if_it_does(bound: Bound, network: Network, norm: Norm, domain: Box | None) -> None:
-    """Ask a bound whether it covers a network.
+def refuse_if_said(reason: object) -> None:
+    """Take what `refuses` of a bound or certificate gives: a reason, or None.
 
     Raises:
-        Refused: If it does not, with its reason.
-        Malformed: If it says neither.
-        Exception: Whatever the bound raises.
+        Refused: If there is a reason.
+        Malformed: If it is neither.
     """
-    reason: object = bound.refuses(network, norm, domain)
-    if reason is None:
-        return
-    if not isinstance(reason, str):
+    if reason is not None and not isinstance(reason, str):
         raise Malformed(f"its refuses() gives {reason!r}, and neither a reason nor None.")
-    raise Refused(reason)
+    if reason is not None:
+        raise Refused(reason)
 
 
 def read_answer(returned: object) -> Lipschitz:

@@ -18,7 +18,7 @@ from lipbench.lipschitz.answers import (
     finite,
     mismatches,
     read_answer,
-    refuse_if_it_does,
+    refuse_if_said,
     said,
 )
 from lipbench.lipschitz.softmax_end import Ending, ending
@@ -147,7 +147,7 @@ def _candidate(name: str, request: Request, end: Ending | None) -> Candidate:
         raise Refused(f"it has no rule for norm {norm}.")
     end = end if bound.side in ("upper", "exact") else None
     network = request.network if end is None else end.before
-    refuse_if_it_does(bound, network, norm, domain)
+    refuse_if_said(bound.refuses(network, norm, domain))
     cost = bound.cost(network, norm, domain)
     if isinstance(cost, bool) or not isinstance(cost, int | float) or not cost >= 0:
         raise Malformed(f"its cost() gives {cost!r}, and no seconds.")

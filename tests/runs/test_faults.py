@@ -168,6 +168,36 @@ class Liar(Bound):
         return Lipschitz(**said, flags=flags)
 """
 
+CERTIFICATE = """
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from lipbench.certificate import Certificate
+from lipbench.norm import Norm
+from lipbench.refused import Refused
+
+@dataclass(frozen=True, kw_only=True)
+class Liar(Certificate):
+    how: str = ""
+    norms: ClassVar[frozenset[Norm]] = frozenset({Norm(2.0)})
+
+    def refuses(self, network, norm):
+        if self.how == "mute":
+            return 7
+        if self.how == "modest":
+            raise Refused("not this one")
+
+    def radius(self, network, norm, inputs, labels, epsilons):
+        found = torch.full((len(inputs),), -1.0)
+        if self.how == "all":
+            return found + 2.0
+        if self.how == "one":
+            return found[:1]
+        if self.how == "nan":
+            return found * float("nan")
+        return {"list": found.tolist(), "none": None, "whole": found.long()}.get(self.how, found)
+"""
+
 DATASET = """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -207,12 +237,14 @@ def plugins(publish):
             },
             "lipbench.attacks": {"liar": "fault_attack:Liar"},
             "lipbench.bounds": {"liar": "fault_bound:Liar"},
+            "lipbench.certificates": {"liar": "fault_certificate:Liar"},
             "lipbench.datasets": {"points": "fault_data:Points"},
         },
         {
             "fault_method.py": METHOD,
             "fault_attack.py": ATTACK,
             "fault_bound.py": BOUND,
+            "fault_certificate.py": CERTIFICATE,
             "fault_data.py": DATASET,
         },
     )
@@ -645,6 +677,32 @@ def test_a_claim_that_is_refuted_is_a_soundness_violation(plugins, tmp_path, cap
         status = cell_folders(folder)["faulty", 0].read_status()
         assert "the claimed constant 0.01 in norm 2 is refuted" in status.message
         assert [row.metric for row in results(folder)] == ["cell"]
+
+
+CERTIFICATES = {
+    "all": ("invalid", "which is misclassified as it stands"),
+    "one": ("invalid", "its distances are not one number for each sample"),
+    "nan": ("invalid", "its distances are not one number"),
+    "list": ("invalid", "its distances are not one number"),
+    "none": ("invalid", "its distances are not one number"),
+    "whole": ("invalid", "its distances are not one number"),
+    "mute": ("invalid", "its refuses() gives 7"),
+    "modest": ("refused", "not this one"),
+    "nothing": ("done", ""),
+}
+
+
+def test_a_certificate_that_is_none_is_listed_and_ends_nothing(plugins, tmp_path):
+    folder = tmp_path / "run"
+    liars = [{"name": "liar", "how": how, "norm": 2} for how in CERTIFICATES]
+
+    assert runs.run(config(**evaluation(certificate=liars, attack=[])), folder) == 0
+    rows = [row for row in results(folder) if row.checkpoint == "chosen"]
+    found = [row for row in rows if row.metric == "certified_accuracy" and row.estimator == "liar"]
+    found += [row for row in rows if row.metric == "certified_radius_quantile[0.5]"]
+    told = {(row.status, row.flags[-1] if row.flags else "") for row in found}
+    for status, reason in CERTIFICATES.values():
+        assert any(s == status and reason in flag for s, flag in told), reason
 
 
 CLAIMS = {
