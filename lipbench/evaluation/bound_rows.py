@@ -11,6 +11,7 @@ from lipbench.evaluation.subject import Measured, Subject, flag, refused, withou
 from lipbench.lipschitz.answers import (
     Malformed,
     checked,
+    copies,
     is_verified,
     mismatches,
     read_answer,
@@ -69,7 +70,7 @@ def _answer(subject: Subject, entry: BoundEntry) -> tuple[Lipschitz, list[str]]:
         raise Refused(str(subject.network))
     network, norm, domain = subject.readable, entry.norm, entry.domain
     refuse_if_said(entry.bound.refuses(network, norm, domain))
-    known, inputs = tuple(subject.known), subject.data.train.inputs
+    known, inputs = copies(subject.known), subject.data.train.inputs
     value = read_answer(entry.bound.compute(network, norm, domain, known, inputs))
     value, problems = checked(network, value)
     return value, [*mismatches(value, entry.bound.side, norm, domain), *problems]

@@ -5,7 +5,7 @@ value, not that the value is of the norm and the box that were asked for, and no
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from numbers import Real
 
@@ -127,6 +127,14 @@ def checked(network: Network, value: Lipschitz) -> tuple[Lipschitz, list[str]]:
 def is_verified(value: Lipschitz) -> bool:
     """Return whether a value that was checked, and no problem found, is proved."""
     return value.side != "estimate" and UNVERIFIED not in value.flags
+
+
+def copies(values: Iterable[Lipschitz]) -> tuple[Lipschitz, ...]:
+    """Return values with proofs of their own: a bound may do as it likes with what it is given."""
+    return tuple(
+        replace(value, proof={name: tensor.clone() for name, tensor in value.proof.items()})
+        for value in values
+    )
 
 
 def said(error: BaseException) -> str:

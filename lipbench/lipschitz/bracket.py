@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lipbench.bound import UNVERIFIED, Lipschitz, Side
 from lipbench.lipschitz.agreement import read_network
-from lipbench.lipschitz.answers import Malformed, checked, is_verified
+from lipbench.lipschitz.answers import Malformed, checked, copies, is_verified
 from lipbench.lipschitz.candidates import Request, candidates, reason_or
 from lipbench.lipschitz.exact.incumbent import INCUMBENT, incumbent
 from lipbench.lipschitz.soundness import crossings, refutation
@@ -132,7 +132,7 @@ def bracket(
     for candidate in candidates(request, search.refused):
         spent = time.perf_counter() - begin - search.checking
         left = min(time_limit, _FOREVER) - spent
-        known = tuple(search.proved)
+        known = copies(search.proved)
         value = search.take(candidate.name, partial(candidate.answer, request, known, left))
         if value is not None:
             search.take(f"{candidate.name}:{INCUMBENT}", partial(incumbent, network, value))

@@ -42,7 +42,7 @@ class Chance(Base):
 
 class Crowd(Base):
     def forward(self, x):
-        return self.linear(x) * (1.0 if len(x) > 1 else 0.01)
+        return self.linear(x) * (1.0 if x.shape[0] > 1 else 0.01)
 
 class Bomb(Base):
     def forward(self, x):

@@ -291,6 +291,31 @@ def test_later_bounds_start_from_proved_values_alone(publish):
     assert bounds["asking"].value == 0
 
 
+def test_a_bound_that_rewrites_what_it_is_given_changes_no_proof(publish):
+    code = "[k.proof[n].fill_(7) for k in known for n in list(k.proof)] and said(norm, domain)"
+    publish(*liars({"rewriting": {"side": "lower", "cost": "1e-4", "answer": code}}))
+    model = a_model()
+    network = as_network(model, (1,))
+    found = lipbench.bracket(model, (1,), time_limit=0.5)
+    assert "the side of its value" in found.refused["rewriting"]
+    for bound in found.bounds:
+        assert checked(network, bound.lipschitz)[1] == [], bound.name
+
+
+def test_a_value_in_another_norm_is_none_however_well_it_is_proved(publish):
+    """The sum of 64 inputs has the constant 64 in the norm inf, and 8 in the norm 2."""
+    load = "__import__('lipbench.registry').registry.load('lipbench.bounds', 'product', Bound)"
+    answer = f"{load}().compute(network, Norm(2.0), domain)"
+    publish(*liars({"euclidean": {"answer": answer}}))
+    model = nn.Linear(64, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1)
+    found = lipbench.bracket(model, (64,), norm=math.inf, time_limit=2)
+    assert "it speaks of norm 2" in found.refused["euclidean"]
+    assert found.lower == pytest.approx(64)
+    assert found.upper == pytest.approx(64)
+
+
 # Weights that overflow in the middle, of a function that does not.
 
 
