@@ -293,10 +293,10 @@ def test_later_bounds_start_from_proved_values_alone(publish):
 
 def test_a_bound_that_rewrites_what_it_is_given_changes_no_proof(publish):
     code = "[k.proof[n].fill_(7) for k in known for n in list(k.proof)] and said(norm, domain)"
-    publish(*liars({"rewriting": {"side": "lower", "cost": "1e-4", "answer": code}}))
+    publish(*liars({"rewriting": {"side": "lower", "cost": "10.0", "answer": code}}))
     model = a_model()
     network = as_network(model, (1,))
-    found = lipbench.bracket(model, (1,), time_limit=0.5)
+    found = lipbench.bracket(model, (1,))
     assert "the side of its value" in found.refused["rewriting"]
     for bound in found.bounds:
         assert checked(network, bound.lipschitz)[1] == [], bound.name
@@ -310,7 +310,7 @@ def test_a_value_in_another_norm_is_none_however_well_it_is_proved(publish):
     model = nn.Linear(64, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(1)
-    found = lipbench.bracket(model, (64,), norm=math.inf, time_limit=2)
+    found = lipbench.bracket(model, (64,), norm=math.inf)
     assert "it speaks of norm 2" in found.refused["euclidean"]
     assert found.lower == pytest.approx(64)
     assert found.upper == pytest.approx(64)
@@ -329,7 +329,7 @@ def test_a_product_that_overflows_is_one_bounds_refusal():
     assert found.lower == pytest.approx(0.1 * math.sqrt(10), rel=1e-6)
     assert found.lower <= found.upper <= 0.32
     assert found.refused["lipsdp_neuron"] == "what it proves is not finite."
-    assert audit(model, (2,), claims=0.4, time_limit=2).verdict == "proved"
+    assert audit(model, (2,), claims=0.4).verdict == "proved"
 
 
 # What the audit makes of it.
@@ -338,6 +338,7 @@ def test_a_product_that_overflows_is_one_bounds_refusal():
 def test_an_unverified_bound_proves_no_claim_and_ends_no_audit(strangers):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 4))
+    lipbench.bracket(a_model(), (1,), time_limit=0)  # which imports all bounds
     honest = lipbench.bracket(model, (4,), time_limit=1)
     # The strangers say 0.001 and 0.1 from above.
     assert 0.1 < honest.lower < 0.99 * honest.upper
