@@ -103,13 +103,16 @@ class Bound(ABC):
         known: tuple[Lipschitz, ...] = (),
         inputs: Tensor | None = None,
     ) -> Lipschitz:
-        """Return the bound, computed in float64.
+        """Return the bound, computed in float64, of the norm and the domain that are asked for.
+
+        Its side is that of the class; one that is exact may also end with an upper bound. It counts
+        if its proof, checked by the core, proves it.
 
         Args:
             network: The network as primitive steps, in float64.
             norm: Norm of inputs and outputs.
             domain: Box that the pairs lie in, None for all of space.
-            known: Values found so far, from which a search may start.
+            known: Values proved so far, from which a search may start.
             inputs: Points of the data set in the domain, for bounds that search near data.
 
         Raises:

@@ -151,7 +151,7 @@ def audit(
     if any(not (e >= 0 and math.isfinite(e)) for e in epsilons or ()):
         raise ValueError(f"a radius is finite and at least 0, got {list(epsilons or ())}.")
     inputs = None if data is None else data.inputs
-    steadiness = Steadiness(model, tuple(input_shape), inputs)
+    steadiness = Steadiness(model, input_shape, inputs)
     network, measured = None, None
     try:
         enclosure = bracket(model, input_shape, kind, domain, time_limit, inputs)

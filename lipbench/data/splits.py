@@ -1,5 +1,6 @@
 """Training, pair, validation and test split of a data set on a device."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -199,9 +200,10 @@ def split(
     )
 
 
-def _bits(inputs: Tensor) -> list[bytes]:
-    """Return the bits of each sample; those of 0 and -0 are the same."""
-    return [row.tobytes() for row in (inputs + 0.0).flatten(1).contiguous().cpu().numpy()]
+def _bits(inputs: Tensor) -> Iterator[bytes]:
+    """Yield the bits of each sample; those of 0 and -0 are the same."""
+    for part in inputs.split(1000):
+        yield from (row.tobytes() for row in (part + 0.0).flatten(1).cpu().numpy())
 
 
 def _floats(values: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def _points(
     network: Network, module: nn.Module, inputs: Tensor | None
 ) -> Float[Tensor, "batch *shape"]:
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    if inputs is not None and len(inputs):
+    if isinstance(inputs, Tensor) and len(inputs):
         return inputs[:_SAMPLES].detach().to(like.device, like.dtype)
     rng = torch.Generator().manual_seed(1)
     noise = torch.randn(_SAMPLES, *network.input_shape, generator=rng, dtype=torch.float64)
