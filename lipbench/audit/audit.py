@@ -304,6 +304,8 @@ def _accuracy(
         remarks.append("certified accuracy needs an upper bound, and there is none.")
     elif math.isfinite(enclosure.upper):
         radius = _radius(network, data, norm, epsilons, enclosure)
+    if radius is not None and network is not None and network.flags:
+        remarks.append(f"what is certified rests on what is marked: {'; '.join(network.flags)}.")
     attacked: list[float | None] = [None] * len(epsilons)
     attack: Any = load("lipbench.attacks", "pgd", Attack)
     if norm not in attack.norms:

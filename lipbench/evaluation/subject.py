@@ -87,9 +87,10 @@ def refused(row: Row, reason: str) -> Measured:
 
 def without_value(row: Row, status: str, reason: str) -> Measured:
     """Return a row that says why there is no value; the reason is its last flag."""
-    return Measured(rows=[replace(row, status=status, flags=(*row.flags, flag(reason)))])
+    said = flag(reason) or "no reason given"
+    return Measured(rows=[replace(row, status=status, flags=(*row.flags, said))])
 
 
 def flag(text: str) -> str:
     """Return a text as a flag, which may hold no semicolon and is one line."""
-    return text.replace(";", ",").replace("\n", " ")
+    return text.replace(";", ",").replace("\n", " ").encode(errors="replace").decode()

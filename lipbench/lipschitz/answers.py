@@ -5,6 +5,7 @@ value, not that the value is of the norm and the box that were asked for, and no
 """
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from numbers import Real
@@ -27,6 +28,17 @@ _SIDES: dict[Side, tuple[Side, ...]] = {
     "estimate": ("estimate",),
 }
 """By the side of a bound's class: the sides of its values."""
+_DTYPES = (
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)
+_LONGEST = 500
+"""Letters of what a stranger's code may say."""
 _MOST = 2**27
 """Numbers in a proof: a GiB of them."""
 
@@ -43,9 +55,9 @@ def refuse_if_said(reason: object) -> None:
         Malformed: If it is neither.
     """
     if reason is not None and not isinstance(reason, str):
-        raise Malformed(f"its refuses() gives {reason!r}, and neither a reason nor None.")
+        raise Malformed(f"its refuses() gives {_named(reason)}, and neither a reason nor None.")
     if reason is not None:
-        raise Refused(reason)
+        raise Refused(one_line(reason) or "it gives no reason.")
 
 
 def read_answer(returned: object) -> Lipschitz:
@@ -139,7 +151,22 @@ def copies(values: Iterable[Lipschitz]) -> tuple[Lipschitz, ...]:
 
 def said(error: BaseException) -> str:
     """Return what an exception says, with the name of its class."""
-    return f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"{type(error).__name__}: {message(error)}".rstrip(": ")
+
+
+def message(error: BaseException) -> str:
+    """Return what an exception says on one line; nothing, if it cannot even say that."""
+    try:
+        return one_line(str(error))
+    except Exception:
+        return ""
+
+
+def one_line(text: str) -> str:
+    """Return a text, or its beginning, on one line that can be printed and stored."""
+    line = " ".join(text[: 2 * _LONGEST].split())
+    printable = "".join(letter if letter.isprintable() else "?" for letter in line)
+    return printable if len(printable) <= _LONGEST else f"{printable[:_LONGEST]}..."
 
 
 def _problems(network: Network, value: Lipschitz) -> list[str]:
@@ -159,7 +186,7 @@ def _number(number: object) -> float:
 
 def _side(side: object) -> Side:
     if not isinstance(side, str) or side not in _SIDES:
-        raise Malformed(f"its side is one of {', '.join(_SIDES)}, got {side!r}.")
+        raise Malformed(f"its side is one of {', '.join(_SIDES)}, got {reprlib.repr(side)}.")
     return side
 
 
@@ -167,14 +194,16 @@ def _box(domain: object) -> Box | None:
     if domain is None:
         return None
     if not isinstance(domain, tuple | list) or len(domain) != 2:
-        raise Malformed(f"its domain is a pair lo, hi or None, got {domain!r}.")
+        raise Malformed(f"its domain is a pair lo, hi or None, got {_named(domain)}.")
     return _number(domain[0]), _number(domain[1])
 
 
 def _proof(proof: object) -> dict[str, Tensor]:
     if not isinstance(proof, Mapping):
         raise Malformed(f"its proof is {_named(proof)}, and no mapping of names to tensors.")
-    entries = {str(name): _plain(str(name), entry) for name, entry in proof.items()}
+    if not all(isinstance(name, str) and name.isprintable() for name in proof):
+        raise Malformed("the entries of its proof are named by texts that can be printed.")
+    entries = {str(name): _plain(name, entry) for name, entry in proof.items()}
     if sum(tensor.numel() for tensor in entries.values()) > _MOST:
         raise Malformed(f"its proof has more than {_MOST:,} numbers.")
     # Copies: what is checked is what is kept, whatever becomes of the bound's own.
@@ -191,17 +220,19 @@ def _plain(name: str, entry: object) -> Tensor:
     """
     if not isinstance(entry, Tensor) or type(entry) not in (Tensor, nn.Parameter):
         raise Malformed(f"its proof {name!r} is {_named(entry)}, and no plain tensor.")
-    if entry.layout != torch.strided or entry.is_complex():
-        raise Malformed(f"its proof {name!r} is no dense tensor of real numbers.")
-    if entry.is_floating_point() and entry.dtype != torch.float64:
-        raise Malformed(f"its proof {name!r} is in {entry.dtype}; proofs are in float64.")
+    if entry.layout != torch.strided:
+        raise Malformed(f"its proof {name!r} is no dense tensor.")
+    if entry.dtype not in _DTYPES:
+        raise Malformed(
+            f"its proof {name!r} is in {entry.dtype}; proofs are in float64, or whole numbers."
+        )
     return entry
 
 
 def _flags(flags: object) -> tuple[str, ...]:
     if not isinstance(flags, tuple | list) or not all(isinstance(flag, str) for flag in flags):
-        raise Malformed(f"its flags are a tuple of texts, got {flags!r}.")
-    cleaned = (" ".join(flag.replace(";", ",").split()) for flag in flags)
+        raise Malformed(f"its flags are a tuple of texts, got {reprlib.repr(flags)}.")
+    cleaned = (one_line(flag.replace(";", ",")) for flag in flags)
     return tuple(flag for flag in dict.fromkeys(cleaned) if flag)
 
 

@@ -3,6 +3,7 @@
 A bound may be anybody's code. Whatever goes wrong in it is its own failure, and the others count.
 """
 
+import reprlib
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from typing import TypeVar
 from torch import Tensor
 
 from lipbench import registry
-from lipbench.bound import Bound, Lipschitz
+from lipbench.bound import Bound, Lipschitz, Side
 from lipbench.lipschitz.answers import (
     Malformed,
     finite,
+    message,
     mismatches,
     read_answer,
     refuse_if_said,
@@ -56,6 +58,8 @@ class Candidate:
 
     name: str
     bound: Bound
+    side: Side
+    """That of its class."""
     cost: float
     """The seconds that it estimates for itself."""
     end: Ending | None
@@ -80,10 +84,12 @@ class Candidate:
         if fitting is None:
             raise Refused(f"it would pass the time limit of {request.time_limit} s.")
         if not isinstance(fitting, Bound):
-            raise Malformed(f"its within() gives {fitting!r}, and neither a bound nor None.")
+            raise Malformed(
+                f"its within() gives {reprlib.repr(fitting)}, and neither a bound nor None."
+            )
         known = known if self.end is None else ()
         value = read_answer(fitting.compute(network, norm, domain, known, request.inputs))
-        wrong = mismatches(value, self.bound.side, norm, domain)
+        wrong = mismatches(value, self.side, norm, domain)
         if wrong:
             raise Malformed(f"{'; '.join(wrong)}.")
         return value if self.end is None else finite(self.end.behind(value))
@@ -108,7 +114,7 @@ def candidates(request: Request, refused: dict[str, str]) -> list[Candidate]:
         else:
             refused[name] = candidate
     found.sort(key=lambda candidate: candidate.cost)
-    sides = (next((c for c in found if c.bound.side == side), None) for side in _FIRST)
+    sides = (next((c for c in found if c.side == side), None) for side in _FIRST)
     first = [candidate for candidate in sides if candidate is not None]
     return first + [candidate for candidate in found if candidate not in first]
 
@@ -122,7 +128,7 @@ def reason_or(ask: Callable[[], T]) -> T | str:
     try:
         return ask()
     except (Refused, Malformed, registry.PluginError) as error:
-        return str(error) or "it gives no reason."
+        return message(error) or "it gives no reason."
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == _TERMINATED:
             raise
@@ -138,17 +144,17 @@ def _candidate(name: str, request: Request, end: Ending | None) -> Candidate:
         Exception: Whatever its code raises.
     """
     bound = registry.load(_GROUP, name, Bound)()
-    if bound.side not in ("upper", "lower", "exact", "estimate"):
-        raise Malformed(f"the side of its class is {bound.side!r}, and none that there is.")
-    if bound.side == "estimate":
+    norm, domain, side = request.norm, request.domain, bound.side
+    if side not in ("upper", "lower", "exact", "estimate"):
+        raise Malformed(f"the side of its class is {reprlib.repr(side)}, and none that there is.")
+    if side == "estimate":
         raise Refused("it is an estimate, and bounds nothing.")
-    norm, domain = request.norm, request.domain
     if norm not in bound.norms:
         raise Refused(f"it has no rule for norm {norm}.")
-    end = end if bound.side in ("upper", "exact") else None
+    end = None if side == "lower" else end
     network = request.network if end is None else end.before
     refuse_if_said(bound.refuses(network, norm, domain))
     cost = bound.cost(network, norm, domain)
     if isinstance(cost, bool) or not isinstance(cost, int | float) or not cost >= 0:
-        raise Malformed(f"its cost() gives {cost!r}, and no seconds.")
-    return Candidate(name=name, bound=bound, cost=float(cost), end=end)
+        raise Malformed(f"its cost() gives {reprlib.repr(cost)}, and no seconds.")
+    return Candidate(name=name, bound=bound, side=side, cost=float(cost), end=end)

@@ -66,7 +66,10 @@ MALFORMED = {
     "a proof in a list": (value(proof={"u": [1.0]}), "its proof 'u' is a list"),
     "a proof in numpy": (value(proof={"u": np.zeros(1)}), "its proof 'u' is a ndarray"),
     "a proof in float32": (value(proof={"u": torch.zeros(1)}), "'u' is in torch.float32"),
-    "a complex proof": (value(proof={"u": torch.zeros(1) + 0j}), "no dense tensor of real numbers"),
+    "a complex proof": (value(proof={"u": torch.zeros(1) + 0j}), "'u' is in torch.complex64"),
+    "odd numbers": (value(proof={"u": torch.zeros(1, dtype=torch.uint16)}), "in torch.uint16"),
+    "an odd name": (value(proof={"\ud800": torch.zeros(1).double()}), "named by texts"),
+    "a number for a name": (value(proof={1: torch.zeros(1).double()}), "named by texts"),
     "a sparse proof": (value(proof={"u": torch.eye(2).double().to_sparse()}), "no dense tensor"),
     "a tensor of its own": (
         value(proof={"u": torch.zeros(1).double().as_subclass(Lying)}),
@@ -176,6 +179,9 @@ STRANGERS = {
     "lettered": {"answer": 'said(norm, domain, flags="unverified")'},
     "shapeless": {"answer": "said(norm, domain, proof={'multipliers': torch.ones(9).double()})"},
     "failing": {"answer": "1 / 0"},
+    "speechless": {"answer": "(_ for _ in ()).throw(Speechless())"},
+    "wordy": {"answer": "(_ for _ in ()).throw(ValueError('\\ud800;\\n' * 10**6))"},
+    "silent": {"refuses": "''"},
     "leaving": {"answer": "exit()"},
     "shy": {"refuses": "1 / 0"},
     "modest": {"refuses": "(_ for _ in ()).throw(Refused('not this one'))"},
@@ -205,10 +211,13 @@ REASONS = {
     "lettered": "its flags are a tuple of texts",
     "shapeless": "its proof cannot be checked",
     "failing": "it failed with ZeroDivisionError: division by zero",
+    "speechless": "it failed with Speechless",
+    "wordy": "it failed with ValueError: ?; ?; ?",
+    "silent": "it gives no reason.",
     "leaving": "it failed with SystemExit",
     "shy": "it failed with ZeroDivisionError",
     "modest": "not this one",
-    "mute": "its refuses() gives 7",
+    "mute": "its refuses() gives a int",
     "costly": "it failed with ZeroDivisionError",
     "free": "its cost() gives nan",
     "paid": "its cost() gives -1.0",
@@ -229,6 +238,8 @@ def test_whatever_strangers_answer_a_bracket_is_that_of_verified_values(stranger
     assert 1 - 1e-6 <= found.lower <= 1 <= found.upper <= 1 + 1e-6
     for name, reason in REASONS.items():
         assert reason in found.refused[name], name
+        assert len(found.refused[name]) < 600
+        found.refused[name].encode()
     bounds = {bound.name: bound for bound in found.bounds}
     assert not bounds.keys() & REASONS.keys()
     for name in ("small", "tiny", "loose", "high"):

@@ -186,6 +186,8 @@ class Liar(Certificate):
             return 7
         if self.how == "modest":
             raise Refused("not this one")
+        if self.how == "silent":
+            raise Refused("")
 
     def radius(self, network, norm, inputs, labels, epsilons):
         found = torch.full((len(inputs),), -1.0)
@@ -686,8 +688,9 @@ CERTIFICATES = {
     "list": ("invalid", "its distances are not one number"),
     "none": ("invalid", "its distances are not one number"),
     "whole": ("invalid", "its distances are not one number"),
-    "mute": ("invalid", "its refuses() gives 7"),
+    "mute": ("invalid", "its refuses() gives a int"),
     "modest": ("refused", "not this one"),
+    "silent": ("refused", "no reason given"),
     "nothing": ("done", ""),
 }
 

@@ -9,6 +9,10 @@ from lipbench.bound import Bound, Lipschitz
 from lipbench.norm import Norm, NORMS
 from lipbench.refused import Refused
 
+class Speechless(Exception):
+    def __str__(self):
+        return 1 / 0
+
 def said(norm, domain, value=0.1, side="upper", **more):
     return Lipschitz(value=value, side=side, norm=norm, domain=domain, **more)
 """
