@@ -1,6 +1,7 @@
 """Networks of numbers from 1e-320 to 1e300: what is certified is true in fractions, or refused."""
 
 import math
+from contextlib import suppress
 from fractions import Fraction
 
 import pytest
@@ -52,11 +53,12 @@ def scaled(exponents, activation, seed, biased, width=4):
 
 def read(module):
     """Return a network, None where its outputs overflow, which is refused by that name."""
-    try:
-        return as_network(module, (4,))
-    except Refused as error:
-        assert "not finite" in str(error)
-        return None
+    if module(torch.full((1, 4), 10.0, dtype=torch.float64)).isfinite().all():
+        with suppress(Refused):
+            return as_network(module, (4,))
+    with pytest.raises(Refused, match="not finite"):
+        as_network(module, (4,))
+    return None
 
 
 def exact_outputs(network, x):
