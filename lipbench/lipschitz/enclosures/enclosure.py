@@ -4,14 +4,18 @@ Entry by entry an error grows by |W| in each layer, which in wide layers is many
 twenty layers that is all there is. In l2 it grows by ‖W‖.
 """
 
+import math
+from collections.abc import MutableMapping
 from dataclasses import replace
 from functools import singledispatch
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.lipschitz.operator_norms.constants import constant
+from lipbench.lipschitz.operator_norms.dense_and_convolution import upper_norm
 from lipbench.lipschitz.relaxations.rounding import (
     LEAST,
     Enclosed,
@@ -19,7 +23,7 @@ from lipbench.lipschitz.relaxations.rounding import (
     rounding_error,
 )
 from lipbench.networks.network import Network
-from lipbench.networks.steps import Concatenation, Step, Sum
+from lipbench.networks.steps import Concatenation, Linear, Step, Sum
 from lipbench.norm import Norm
 from lipbench.refused import Refused
 
@@ -27,6 +31,10 @@ _L2 = Norm(2)
 _SMALL = 1e-7
 """Share of the largest output below which an error needs no second look."""
 _ROUNDING = 1 + 1e-12
+_LARGE = 2**21
+"""Weights of a layer from which on its singular values take too long."""
+_NORMS: MutableMapping[Step, float] = WeakKeyDictionary()
+"""The constants of steps that were asked for, as long as the steps live."""
 
 
 def enclose(network: Network, inputs: Float[Tensor, "batch *shape"]) -> Enclosed:
@@ -70,9 +78,19 @@ def _errors(network: Network, known: list[Enclosed]) -> list[Float[Tensor, " bat
 def _carried(step: Step, *errors: Tensor) -> Tensor:
     """Return what a step makes of the errors of what it reads."""
     (error,) = errors
-    factor = constant(step, _L2)
+    factor = _NORMS.get(step)
+    if factor is None:
+        factor = _NORMS[step] = _norm(step)
     # Errors of 0 stay, even where the constant is infinite.
     return torch.where(error > 0, error * factor, 0.0)
+
+
+def _norm(step: Step) -> float:
+    """Return an upper bound of the step's constant in l2, a cheap one of a large layer."""
+    if isinstance(step, Linear) and step.weight.numel() > _LARGE:
+        # The largest singular value squared is no more than the product of both sums.
+        return math.sqrt(upper_norm(step, Norm(1)) * upper_norm(step, Norm(math.inf))) * _ROUNDING
+    return constant(step, _L2)
 
 
 @_carried.register(Sum)

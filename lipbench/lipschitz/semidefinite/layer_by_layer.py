@@ -70,11 +70,18 @@ class Stage(NamedTuple):
         return bool((slopes * self.root).any())
 
     def next(self, multipliers: Float[Tensor, " neurons"]) -> Float[Tensor, "outputs rank2"]:
-        """Return the R of the next layer, from the ν of this one; only where h > 0 they count."""
+        """Return the R of the next layer, from the ν of this one; only where h > 0 they count.
+
+        Raises:
+            Refused: If the ν are no numbers in float64, or too large ones.
+        """
         bent = self.half > 0
         rows, weights = self.root[bent], multipliers[bent]
         unit = torch.eye(self.root.shape[1], dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(unit - rows.T @ (weights.unsqueeze(1) * rows))
+        matrix = unit - rows.T @ (weights.unsqueeze(1) * rows)
+        if not bool(matrix.isfinite().all()):
+            raise Refused("a square of its stages is no number in float64.")
+        values, vectors = torch.linalg.eigh(matrix)
         linear = self.middle.unsqueeze(1) * (self.root @ vectors) * values.clamp_min(_LEAST).rsqrt()
         free = self.half.diag()[:, bent] * weights.rsqrt()
         return _compressed(self.after @ torch.cat([linear, free], dim=1))
