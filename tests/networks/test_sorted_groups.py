@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import orthogonal
 
-import lipbench
+from lipbench.bound import Bound
 from lipbench.lipschitz.operator_norms.composition import composed
 from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
+from lipbench.registry import load
 
 
 def product(network, p=2):
@@ -193,8 +194,10 @@ def test_orthogonal_layers_between_sorted_pairs_are_known():
     activations = [Written(lambda self, x, f=f: f(x)) for f in (minimum_first, by_strides, by_relu)]
     layers = [(orthogonal(nn.Linear(8, 8)), activation) for activation in activations]
     model = nn.Sequential(*[layer for pair in layers for layer in pair]).eval()
-    assert product(as_network(model, (8,))) <= 1 + 1e-5
-    assert lipbench.bracket(model, (8,), time_limit=1).upper <= 1 + 1e-5
+    network = as_network(model, (8,))
+    for name in ("product", "lipsdp_layer", "lipsdp_neuron"):
+        bound = load("lipbench.bounds", name, Bound)()
+        assert bound.compute(network, Norm(2), None).value <= 1 + 1e-5
 
 
 def test_an_exported_network_of_sorted_pairs_is_known():
