@@ -256,7 +256,7 @@ def test_arithmetic_with_tensors_is_affine(forward):
         (lambda self, x: F.linear(x, torch.outer(x[0], x[0])), "depend on the input|'getitem'"),
         (lambda self, x: x @ x.t(), "depend on the input"),
         (lambda self, x: x * self.t.mul_(1.0), "changes the tensor 't'"),
-        (lambda self, x: x * torch.rand_like(self.t), "compute another function"),
+        (lambda self, x: x * torch.rand_like(self.t), "draws random numbers"),
         (lambda self, x: x if self.t.sum() > 0 else -x, "cannot be traced"),
         (lambda self, x: F.pad(x, self.t), "cannot be traced"),
     ],
