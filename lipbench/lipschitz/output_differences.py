@@ -53,7 +53,8 @@ def difference_constants(network: Network, value: Lipschitz) -> Float[Tensor, "o
     general = widened(value.norm.margin_factor() * value.value, 2 * UNIT)
     pairs = list(combinations(range(count), 2))
     bounds = torch.full((len(pairs),), general, dtype=torch.float64)
-    kind = next((kind for kind in _KINDS if kind in value.proof), None)
+    kinds = (kind for kind in _KINDS if kind in value.proof)
+    kind = next((kind for kind in kinds if kind != "multipliers" or value.norm == 2.0), None)
     if kind is not None and pairs and len(pairs) <= _MOST_PAIRS:
         sharper = _KINDS[kind](network, value, pairs)
         if kind != "constants":  # of layers, none of which vanishes

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -125,3 +126,11 @@ def test_broken_multipliers_are_worth_no_less_than_the_general_bound():
     assert difference == pytest.approx(
         min(2 * math.sqrt(2), float(difference_constants(network, blocks)[0, 1]))
     )
+
+
+def test_multipliers_sharpen_nothing_in_another_norm():
+    """They prove l2: under another norm the differences have the general bound."""
+    network = as_network(random_network(0, (3, 5, 3), nn.ReLU), (3,))
+    value = load("lipbench.bounds", "lipsdp_neuron", Bound)().compute(network, Norm(2), None)
+    table = difference_constants(network, replace(value, norm=Norm(math.inf)))
+    assert float(table[0, 1]) >= 2 * value.value

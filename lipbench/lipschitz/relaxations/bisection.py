@@ -133,7 +133,7 @@ def bisection_bound(
 def proved_by_subboxes(network: Network, value: Lipschitz) -> float:
     """Return the constant that the stored subboxes prove, infinite if they leave anything out."""
     rows = value.proof["halvings"]
-    if rows.ndim != 2 or rows.shape[1] != 2:
+    if rows.ndim != 2 or rows.shape[1] != 2 or rows.is_floating_point():
         return math.inf
     if value.domain is None and network.input_size != 1:
         return math.inf
@@ -142,7 +142,8 @@ def proved_by_subboxes(network: Network, value: Lipschitz) -> float:
         return math.inf
     local = _Local(as_neuron_blocks(network), value.norm, value.domain)
     chunks = [subboxes[i : i + _TOGETHER] for i in range(0, len(subboxes), _TOGETHER)]
-    return max(float(local.bounds(chunk)[0].max()) for chunk in chunks)
+    # The largest of tensors, for one that is no number is larger.
+    return float(torch.stack([local.bounds(chunk)[0].max() for chunk in chunks]).max())
 
 
 def products(network: Network) -> int:
@@ -153,12 +154,12 @@ def products(network: Network) -> int:
 
 def _make_up_all(subboxes: Sequence[Subbox]) -> bool:
     """Return whether subboxes lie side by side from one end of the halvings to the other."""
+    if not all(0 <= subbox.depth <= MOST_DEPTH for subbox in subboxes):
+        return False
     end = Fraction(0)
-    for subbox in sorted(
-        subboxes, key=lambda subbox: Fraction(subbox.number, 2 ** max(subbox.depth, 0))
-    ):
-        size = Fraction(1, 2 ** max(subbox.depth, 0))
-        if not 0 <= subbox.depth <= MOST_DEPTH or subbox.number * size != end:
+    for subbox in sorted(subboxes, key=lambda subbox: Fraction(subbox.number, 2**subbox.depth)):
+        size = Fraction(1, 2**subbox.depth)
+        if subbox.number * size != end:
             return False
         end += size
     return end == 1
