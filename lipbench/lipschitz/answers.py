@@ -125,7 +125,7 @@ def checked(network: Network, value: Lipschitz) -> tuple[Lipschitz, list[str]]:
         value is an estimate or unverified, and claims none.
 
     Raises:
-        Malformed: If the proof cannot be checked.
+        Malformed: If the proof cannot be read.
     """
     value = replace(value, flags=tuple(dict.fromkeys((*network.flags, *value.flags))))
     problems = _problems(network, value)
@@ -170,12 +170,10 @@ def one_line(text: str) -> str:
 
 
 def _problems(network: Network, value: Lipschitz) -> list[str]:
-    try:
-        return [violation.message for violation in recheck(network, value)]
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a proof may have any names, and any numbers under them
-        raise Malformed(f"its proof cannot be checked: {said(error)}") from error
+    violations = recheck(network, value)
+    if any(violation.is_malformed for violation in violations):
+        raise Malformed(" ".join(violation.message for violation in violations))
+    return [violation.message for violation in violations]
 
 
 def _number(number: object) -> float:

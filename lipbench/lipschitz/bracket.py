@@ -187,7 +187,7 @@ def _checked(network: Network, value: Lipschitz) -> Lipschitz:
     """Return a value with its marks.
 
     Raises:
-        Malformed: If its proof does not hold, or cannot be checked.
+        Malformed: If its proof does not hold.
     """
     value, problems = checked(network, value)
     if problems:

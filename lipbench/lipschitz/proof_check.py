@@ -59,7 +59,8 @@ def recheck(network: Network, value: Lipschitz) -> list[Violation]:
         return [Violation(message=f"{statement(value)}, but its proof is of none here: {error}")]
     except Exception as error:  # a proof may have any names, shapes and numbers
         problem = f"{type(error).__name__}: {error}".partition("\n")[0]
-        return [Violation(message=f"{statement(value)}, but its proof is malformed: {problem}")]
+        message = f"{statement(value)}, but its proof is malformed: {problem}"
+        return [Violation(message=message, is_malformed=True)]
 
 
 def _lack(value: Lipschitz) -> str:

@@ -22,6 +22,8 @@ class Violation:
     """A number that is not true: at least one of those named is wrong."""
 
     message: str
+    is_malformed: bool = False
+    """Whether it is a proof that cannot be read, which proves nothing and says nothing."""
 
 
 def crossings(values: Iterable[Lipschitz]) -> list[Violation]:

@@ -154,7 +154,7 @@ def test_a_proof_that_holds_proves_also_what_is_called_unverified():
 def test_a_proof_that_cannot_be_checked_is_no_proof():
     network = as_network(a_model(), (1,))
     strange = {"u": torch.zeros(7, 7, dtype=torch.float64), "w": torch.zeros(1).double()}
-    with pytest.raises(Malformed, match="its proof cannot be checked: KeyError: 'v'"):
+    with pytest.raises(Malformed, match="its proof is malformed: KeyError: 'v'"):
         checked(network, value(side="lower", proof=strange))
 
 
@@ -209,7 +209,7 @@ REASONS = {
     "exactly": "the side of its value is exact",
     "listed": "its proof is a list",
     "lettered": "its flags are a tuple of texts",
-    "shapeless": "its proof cannot be checked",
+    "shapeless": "its proof is malformed",
     "failing": "it failed with ZeroDivisionError: division by zero",
     "speechless": "it failed with Speechless",
     "wordy": "it failed with ValueError: ?; ?; ?",

@@ -232,7 +232,8 @@ CHANGES = [
 
 
 def other_tensor(rng, entry, value, known):
-    tensors = {name: t for name, t in value.proof.items() if isinstance(t, torch.Tensor)}
+    entries = value.proof.items()
+    tensors = {n: t for n, t in entries if isinstance(t, torch.Tensor) and not t.is_meta}
     # So many nodes of a search are as good as endless, and prove no less.
     names = sorted(name for name in tensors if not name.endswith("nodes"))
     if not names:
