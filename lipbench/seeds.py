@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-Role = Literal["init", "order", "method", "noise", "attack", "bound"]
+Role = Literal["init", "order", "method", "noise", "attack", "bound", "global"]
 
 
 def stream(seed: int, role: Role, *labels: str) -> torch.Generator:

@@ -31,16 +31,18 @@ class Room:
 ROOMS = {
     "layers": Room(),
     "networks": Room(
-        "layers",
+        "layers guards:guard",
         "network steps net network_stack trees stem sequential precision anatomy modes determinism",
     ),
-    "data": Room("", "splits loading folder images regression"),
+    "guards": Room("", "guard handed_over process_settings generators"),
+    "data": Room("guards:guard", "splits loading folder images regression"),
     "adversarial": Room(
-        "networks data", "attack judge self_check problem ascent losses worst_case queries rivals"
+        "networks data guards",
+        "attack judge self_check problem ascent losses worst_case queries rivals",
     ),
     "lipschitz": Room(
         "networks lipschitz.operator_norms lipschitz.relaxations lipschitz.semidefinite "
-        "lipschitz.exact lipschitz.lower_bounds lipschitz.enclosures",
+        "lipschitz.exact lipschitz.lower_bounds lipschitz.enclosures guards",
         "bracket soundness agreement answers certified_radius",
     ),
     "lipschitz.operator_norms": Room(
@@ -73,9 +75,9 @@ ROOMS = {
         "linear_regions chords decision_boundary extreme_values row_updates",
     ),
     "training": Room(
-        "networks data lipschitz.lower_bounds:row_updates",
+        "networks data guards lipschitz.lower_bounds:row_updates",
         "settings trial trainer ensemble epoch epoch_end checkpoint_choice discrepancy optimiser "
-        "step_cost",
+        "step_cost untrained",
     ),
     "method_families": Room(
         "networks layers data lipschitz.operator_norms lipschitz.semidefinite "
@@ -86,17 +88,17 @@ ROOMS = {
         "file settings problems resolved",
     ),
     "planning": Room(
-        "config training storage networks adversarial data tables:labels",
+        "config training storage networks adversarial data guards:guard tables:labels",
         "plan cell device estimate",
     ),
     "storage": Room(),
     "evaluation": Room(
         "planning config training:epoch_end lipschitz lipschitz.exact:incumbent adversarial "
-        "networks data storage",
+        "networks data storage guards",
         "evaluate measures subject attack_outcomes selection",
     ),
     "runs": Room(
-        "evaluation planning config training networks data storage tables",
+        "evaluation planning config training networks data storage tables guards:guard",
         "run exits",
     ),
     "tables": Room("storage", "table sources labels latex"),
@@ -106,7 +108,7 @@ ROOMS = {
         "audit foreign_network report",
     ),
     "cli": Room(
-        "data lipschitz training config planning storage runs tables audit speed",
+        "data lipschitz training config planning storage runs tables audit speed guards:guard",
         "main",  # asked for by the script of the distribution
     ),
     "speed": Room(

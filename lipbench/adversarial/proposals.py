@@ -1,5 +1,7 @@
 """Adversarial examples as proposed: confined to the threat model, and classified anew."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from lipbench.adversarial.problem import Problem
 from lipbench.adversarial.queries import Counted
 from lipbench.adversary import Attack, AttackInvalid, AttackResult
 from lipbench.data.splits import Batch
+from lipbench.guards.handed_over import same_bits
+from lipbench.guards.process_settings import process_settings
+from lipbench.threat import Threat
 
 
 def attacked(
@@ -21,7 +26,7 @@ def attacked(
     """
     result = _failed(problem)
     device = problem.inputs.device
-    with guarded(problem.model, rng, device):
+    with guarded(attack, problem, rng):
         for rows in torch.arange(len(problem), device=device).split(batch_size):
             if len(rows):
                 result = extended(result, rows, _attacked_batch(attack, problem.only(rows), rng))
@@ -59,9 +64,13 @@ def _proposals(attack: Attack, model: Counted, batch: Problem, rng: torch.Genera
         AttackInvalid: If it cannot be judged, or the attack changed what it was given.
     """
     inputs, labels = batch.inputs.clone(), batch.labels.clone()
-    proposals = attack.propose(model, inputs, labels, batch.threat, rng)
-    if not (torch.equal(inputs, batch.inputs) and torch.equal(labels, batch.labels)):
+    threat = replace(batch.threat, epsilon=batch.threat.epsilon.clone())
+    with process_settings():  # not later: what is proposed is judged in the core's own
+        proposals = attack.propose(model, inputs, labels, threat, rng)
+    if not (same_bits(inputs, batch.inputs) and same_bits(labels, batch.labels)):
         raise AttackInvalid("the attack changed the clean inputs or labels in place.")
+    if not _is_same(threat, batch.threat):
+        raise AttackInvalid("the attack changed the threat model: its epsilon, norm or domain.")
     return _checked(proposals, batch.inputs)
 
 
@@ -73,3 +82,8 @@ def _checked(proposals: object, inputs: Tensor) -> Tensor:
     if not proposals.isfinite().all():
         raise AttackInvalid("the attack proposed inputs that are infinite or NaN.")
     return proposals
+
+
+def _is_same(threat: Threat, other: Threat) -> bool:
+    same = (threat.norm, threat.domain) == (other.norm, other.domain)
+    return same and same_bits(threat.epsilon, other.epsilon)

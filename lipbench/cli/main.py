@@ -63,6 +63,7 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
     """Return the message and the exit code of an error."""
     from lipbench.config.problems import ConfigError
     from lipbench.dataset import DataMissing
+    from lipbench.guards.guard import Tampered
     from lipbench.storage.files import Damaged, StorageError
     from lipbench.storage.results import PlanMissing
     from lipbench.storage.rows import RowsDamaged
@@ -71,7 +72,7 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
         count = len(error.problems)
         head = f"{count} problem{'s' if count > 1 else ''} in the configuration"
         return "\n  ".join([head, *error.problems]), ExitCode.USAGE
-    if isinstance(error, PluginError | PlanMissing):
+    if isinstance(error, PluginError | PlanMissing | Tampered):
         return str(error), ExitCode.USAGE
     if isinstance(error, DataMissing):
         return str(error), ExitCode.FAILED

@@ -10,6 +10,7 @@ from torch import Tensor
 from lipbench.adversary import AttackInvalid, AttackResult, NonFiniteLogits
 from lipbench.config.settings import AttackEntry
 from lipbench.evaluation.subject import Measured, Subject, refused, without_value
+from lipbench.guards.guard import TorchTampered
 from lipbench.lipschitz.soundness import misclassified
 from lipbench.networks.network import Network
 from lipbench.planning.cell import Cell, Evaluation
@@ -29,6 +30,8 @@ def attack_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measure
             subject.cell, subject.checkpoint, evaluation.index
         )
     except AttackInvalid as error:
+        if isinstance(error.__cause__, TorchTampered):
+            raise error.__cause__ from None
         return without_value(row, "invalid", str(error))
     except NonFiniteLogits as error:
         return without_value(row, "failed", str(error))

@@ -1,6 +1,7 @@
 """Rows of a bound on the Lipschitz constant, and of what it certifies."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -8,6 +9,7 @@ from lipbench.bound import Lipschitz
 from lipbench.config.settings import BoundEntry
 from lipbench.evaluation.radius_rows import add_radius, radius_prefix
 from lipbench.evaluation.subject import Measured, Subject, flag, refused, without_value
+from lipbench.guards.guard import Tampered, TorchTampered, guarded
 from lipbench.lipschitz.answers import (
     Malformed,
     checked,
@@ -37,7 +39,9 @@ def bound_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured
         value, lies = _answer(subject, entry)
     except Refused as error:
         return refused(row, str(error))
-    except Malformed as error:
+    except TorchTampered:
+        raise
+    except (Malformed, Tampered) as error:
         return without_value(row, "invalid", str(error))
     measured = Measured()
     _add(subject, entry, value, lies, row, measured)
@@ -69,9 +73,12 @@ def _answer(subject: Subject, entry: BoundEntry) -> tuple[Lipschitz, list[str]]:
     if isinstance(subject.network, Refused):
         raise Refused(str(subject.network))
     network, norm, domain = subject.readable, entry.norm, entry.domain
-    refuse_if_said(entry.bound.refuses(network, norm, domain))
-    known, inputs = copies(subject.known), subject.data.train.inputs
-    value = read_answer(entry.bound.compute(network, norm, domain, known, inputs))
+    guard = partial(guarded, f"bound {entry.name!r}", seed=subject.global_seed("bound", entry.name))
+    with guard("refuses", network=network):
+        refuse_if_said(entry.bound.refuses(network, norm, domain))
+    known, inputs = copies(subject.known), subject.data.train.inputs.clone()
+    with guard("compute", network=network, known=known, inputs=inputs):
+        value = read_answer(entry.bound.compute(network, norm, domain, known, inputs))
     value, problems = checked(network, value)
     return value, [*mismatches(value, entry.bound.side, norm, domain), *problems]
 

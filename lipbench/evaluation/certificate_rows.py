@@ -1,6 +1,7 @@
 """Rows of a certificate that speaks of each sample."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor
 from lipbench.config.settings import CertificateEntry
 from lipbench.evaluation.radius_rows import add_radius
 from lipbench.evaluation.subject import Measured, Subject, refused, without_value
+from lipbench.guards.guard import Tampered, TorchTampered, guarded
 from lipbench.lipschitz.answers import Malformed, refuse_if_said
 from lipbench.lipschitz.soundness import misclassified
 from lipbench.planning.cell import Evaluation, certified_epsilons
@@ -24,7 +26,9 @@ def certificate_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Me
         radius = _radius(subject, entry)
     except Refused as error:
         return refused(row, str(error))
-    except Malformed as error:
+    except TorchTampered:
+        raise
+    except (Malformed, Tampered) as error:
         return without_value(row, "invalid", str(error))
     measured = Measured()
     flags = (*row.flags, *subject.readable.flags)
@@ -56,10 +60,15 @@ def _radius(subject: Subject, entry: CertificateEntry) -> Float[Tensor, " sample
     if isinstance(subject.network, Refused):
         raise Refused(str(subject.network))
     network, norm = subject.readable, entry.norm
-    refuse_if_said(entry.certificate.refuses(network, norm))
-    inputs, labels = subject.test.inputs.cpu(), subject.test.targets.cpu()
+    seed = subject.global_seed("certificate", entry.name)
+    guard = partial(guarded, f"certificate {entry.name!r}", seed=seed)
+    with guard("refuses", network=network):
+        refuse_if_said(entry.certificate.refuses(network, norm))
+    inputs, labels = subject.test.inputs.cpu().clone(), subject.test.targets.cpu().clone()
     epsilons = certified_epsilons(subject.cell.benchmark, float(norm))
-    radius = _read(entry.certificate.radius(network, norm, inputs, labels, epsilons), len(inputs))
+    with guard("radius", network=network, inputs=inputs, labels=labels, epsilons=epsilons):
+        found = entry.certificate.radius(network, norm, inputs, labels, epsilons)
+        radius = _read(found, len(inputs))
     certified = radius > 0
     wrong = misclassified(network, inputs[certified].double(), labels[certified])
     if bool(wrong.any()):

@@ -1,5 +1,6 @@
 """Claimed Lipschitz constants, held against the bounds that were measured."""
 
+import copy
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -9,12 +10,14 @@ from torch import nn
 
 from lipbench.bound import Lipschitz
 from lipbench.evaluation.subject import flag
+from lipbench.guards.guard import Tampered, guarded
 from lipbench.lipschitz.soundness import inside
 from lipbench.method import Claim
 from lipbench.networks.net import Net, Skeleton
 from lipbench.norm import Norm
 from lipbench.planning.cell import Cell
 from lipbench.refused import Refused
+from lipbench.seeds import stream
 from lipbench.storage.rows import Row, box_text
 
 CLAIMED = "claimed_lipschitz"
@@ -36,11 +39,12 @@ def claim_of(cell: Cell, module: nn.Module, strength: float | None) -> Claim | R
     Raises:
         MemoryError: If there is not enough memory, as torch.OutOfMemoryError on a device.
         OutOfMemoryError: Likewise.
+        Tampered: If the method changed the network.
     """
     try:
         claim = _claim(cell, module, strength)
         return None if claim is None else _read(claim)
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, Tampered):
         raise
     except Exception as error:  # a claim that cannot be had costs no other number
         return Refused(f"its claim is none: {type(error).__name__}: {error}")
@@ -50,9 +54,13 @@ def _claim(cell: Cell, module: nn.Module, strength: float | None) -> object:
     method = cell.entry.method
     if method.strength is not None and strength is not None:
         method = replace(method, **{method.strength.field: strength})
+    module = copy.deepcopy(module)
     params = {name: value.detach() for name, value in module.named_parameters()}
     skeleton = Skeleton(module, cell.benchmark.dataset.input_shape)
-    return method.claims(Net(skeleton, params, dict(module.named_buffers())))
+    net = Net(skeleton, params, dict(module.named_buffers()))
+    seed = stream(cell.seed, "global", cell.entry.name, "claims").initial_seed()
+    with guarded(f"method {cell.entry.name!r}", "claims", seed, network=(params, net.buffers)):
+        return method.claims(net)
 
 
 def _read(claim: object) -> Claim:

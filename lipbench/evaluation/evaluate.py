@@ -14,6 +14,7 @@ from lipbench.evaluation.contradictions import contradictions
 from lipbench.evaluation.measures import measure
 from lipbench.evaluation.subject import Measured, Subject, flag
 from lipbench.fields import key as field_key
+from lipbench.guards.guard import TorchTampered
 from lipbench.lipschitz.agreement import read_network
 from lipbench.networks.determinism import irregularity
 from lipbench.planning.cell import Cell, Evaluation, dataset_json, model_json
@@ -26,6 +27,8 @@ from lipbench.storage.writer import Writer
 
 CONSTANT_SHARE = 0.99
 """A classifier that gives one answer this often has learnt nothing, whatever its accuracy."""
+_ENDS = (torch.OutOfMemoryError, MemoryError, StorageError, TorchTampered)
+"""Errors of a measure after which the next one has no chance, or gives no number to rely on."""
 _COLLAPSED = "collapsed to one class"
 """Flag of all rows of a network that is not the chosen one, and no classifier any more."""
 
@@ -93,6 +96,7 @@ def evaluate(
         Unfit: If the chosen network is constant or gives NaN.
         StorageError: If a file cannot be written.
         MemoryError: If there is not enough memory, as torch.OutOfMemoryError on a device.
+        TorchTampered: If a plugin replaced functions of torch or numpy.
     """
     missing = [e for e in cell.evaluations if not drop_damaged(folder, e.key)]
     if not missing:
@@ -144,7 +148,7 @@ def _complete(
                     # between two of them.
                     _measure(subjects, evaluation)
             except Exception as error:
-                if isinstance(error, torch.OutOfMemoryError | MemoryError | StorageError):
+                if isinstance(error, _ENDS):
                     raise
                 what = f"{_named(cell, evaluation)} raised {type(error).__name__}: {error}"
                 errors.append(EvaluationFailed(what))

@@ -12,6 +12,7 @@ from lipbench.method import Claim
 from lipbench.networks.network import Network
 from lipbench.planning.cell import Cell
 from lipbench.refused import Refused
+from lipbench.seeds import stream
 from lipbench.storage.outcomes import outcome_name
 from lipbench.storage.rows import Row
 
@@ -47,6 +48,10 @@ class Subject:
         return replace(
             test, inputs=test.inputs[:size], targets=test.targets[:size], index=test.index[:size]
         )
+
+    def global_seed(self, *labels: str) -> int:
+        """Return the seed of the global generators for a plugin that measures the checkpoint."""
+        return stream(self.cell.seed, "global", *labels).initial_seed()
 
     @property
     def is_classifier(self) -> bool:

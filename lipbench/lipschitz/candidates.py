@@ -6,6 +6,7 @@ A bound may be anybody's code. Whatever goes wrong in it is its own failure, and
 import reprlib
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lipbench import registry
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.guards.guard import Tampered, guarded
 from lipbench.lipschitz.answers import (
     Malformed,
     finite,
@@ -76,8 +78,21 @@ class Candidate:
         Raises:
             Refused: If the bound refuses, has no time, or gives what is not finite.
             Malformed: If what it gives is no value, or one of something else than was asked.
+            Tampered: If it changed what it was given.
             Exception: Whatever the bound raises.
         """
+        known = known if self.end is None else ()
+        own = None if request.inputs is None else request.inputs.clone()
+        with _guarded(self.name, "compute", request, self.end, known=known, inputs=own):
+            return self._answer(request, known, own, seconds)
+
+    def _answer(
+        self,
+        request: Request,
+        known: tuple[Lipschitz, ...],
+        inputs: Tensor | None,
+        seconds: float,
+    ) -> Lipschitz:
         norm, domain = request.norm, request.domain
         network = request.network if self.end is None else self.end.before
         fitting = self.bound.within(network, norm, domain, seconds)
@@ -87,8 +102,7 @@ class Candidate:
             raise Malformed(
                 f"its within() gives {reprlib.repr(fitting)}, and neither a bound nor None."
             )
-        known = known if self.end is None else ()
-        value = read_answer(fitting.compute(network, norm, domain, known, request.inputs))
+        value = read_answer(fitting.compute(network, norm, domain, known, inputs))
         wrong = mismatches(value, self.side, norm, domain)
         if wrong:
             raise Malformed(f"{'; '.join(wrong)}.")
@@ -127,7 +141,7 @@ def reason_or(ask: Callable[[], T]) -> T | str:
     """
     try:
         return ask()
-    except (Refused, Malformed, registry.PluginError) as error:
+    except (Refused, Malformed, Tampered, registry.PluginError) as error:
         return message(error) or "it gives no reason."
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == _TERMINATED:
@@ -153,8 +167,17 @@ def _candidate(name: str, request: Request, end: Ending | None) -> Candidate:
         raise Refused(f"it has no rule for norm {norm}.")
     end = None if side == "lower" else end
     network = request.network if end is None else end.before
-    refuse_if_said(bound.refuses(network, norm, domain))
-    cost = bound.cost(network, norm, domain)
+    with _guarded(name, "refuses", request, end):
+        refuse_if_said(bound.refuses(network, norm, domain))
+    with _guarded(name, "cost", request, end):
+        cost = bound.cost(network, norm, domain)
     if isinstance(cost, bool) or not isinstance(cost, int | float) or not cost >= 0:
         raise Malformed(f"its cost() gives {reprlib.repr(cost)}, and no seconds.")
     return Candidate(name=name, bound=bound, side=side, cost=float(cost), end=end)
+
+
+def _guarded(
+    name: str, hook: str, request: Request, end: Ending | None, **given: object
+) -> AbstractContextManager[None]:
+    """Return the guard of a call of a bound, which names it by what it is installed as."""
+    return guarded(f"bound {name!r}", hook, 0, network=request.network, ending=end, **given)

@@ -7,6 +7,7 @@ import torch
 
 from lipbench.dataset import Dataset
 from lipbench.model import Model
+from lipbench.guards.guard import guarded
 from lipbench.networks.network import walk
 from lipbench.networks.steps import Dense, Linear
 from lipbench.refused import Refused
@@ -59,7 +60,8 @@ def anatomy(model: Model, dataset: Dataset) -> Anatomy:
 def _layers(model: Model, dataset: Dataset) -> tuple[Linear, ...]:
     shape = dataset.input_shape
     try:
-        module = model.build(shape, dataset.outputs, torch.Generator())
+        with guarded(f"model {type(model).__name__}", "build", 0):
+            module = model.build(shape, dataset.outputs, torch.Generator())
         graph = walk(module.eval(), shape)
     except (ValueError, Refused):
         return ()

@@ -16,6 +16,7 @@ from lipbench.adversarial.losses import error_odds
 from lipbench.config.settings import Benchmark
 from lipbench.data.folder import cache
 from lipbench.fields import fields_json
+from lipbench.guards.guard import guarded
 from lipbench.networks.anatomy import Anatomy
 from lipbench.networks.net import Skeleton
 from lipbench.networks.precision import products
@@ -75,12 +76,13 @@ def seconds_per_trial(benchmark: Benchmark, device: torch.device) -> tuple[float
     """
     shape, training = benchmark.dataset.input_shape, benchmark.training
     rng = torch.Generator().manual_seed(0)
-    modules = [
-        benchmark.model.build(shape, benchmark.dataset.outputs, rng).to(
-            device, getattr(torch, training.dtype)
-        )
-        for _ in range(_MEASURED_TRIALS)
-    ]
+    with guarded(f"model {type(benchmark.model).__name__}", "build", 0):
+        modules = [
+            benchmark.model.build(shape, benchmark.dataset.outputs, rng).to(
+                device, getattr(torch, training.dtype)
+            )
+            for _ in range(_MEASURED_TRIALS)
+        ]
     skeleton = Skeleton(modules[0], shape, training.precision)
     size = (_MEASURED_TRIALS, training.batch_size)
     params = stack([{n: p.detach() for n, p in m.named_parameters()} for m in modules])

@@ -10,6 +10,7 @@ import torch
 
 from lipbench.dataset import DataMissing
 from lipbench.evaluation.evaluate import EvaluationFailed
+from lipbench.guards.guard import Tampered, TorchTampered
 from lipbench.planning.cell import Cell
 from lipbench.runs.exits import ExitCode
 from lipbench.runs.stack import Stack
@@ -19,7 +20,7 @@ from lipbench.training.ensemble import TrainingRefused
 
 _SAYS_WHAT = (EvaluationFailed, ExceptionGroup)
 """Errors whose text says already what was raised."""
-_MISTAKES = (DataMissing, TrainingRefused)
+_MISTAKES = (DataMissing, TrainingRefused, Tampered)
 """What the user can mend: it needs neither a traceback nor the name of its class."""
 
 
@@ -73,6 +74,7 @@ def killed_if_stopped(stack: Stack) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: If it does; it goes on.
         SystemExit: Likewise.
+        TorchTampered: If a plugin replaced functions of torch; the cells have failed by it.
     """
     try:
         yield
@@ -81,15 +83,22 @@ def killed_if_stopped(stack: Stack) -> Iterator[None]:
             if stack.status(cell).state == "running":
                 conclude(stack, cell, Conclusion(state="killed", message="stopped by a signal"))
         raise
+    except TorchTampered as error:
+        for cell in stack.siblings:
+            if stack.status(cell).state == "running":
+                conclude(stack, cell, failure(error))
+        raise
 
 
 def ends_the_run(error: BaseException) -> bool:
-    """Return whether no other cell has a chance: files cannot be written, or a signal came.
+    """Return whether no other cell has a chance.
+
+    Files cannot be written, a signal came, or a plugin replaced functions of torch.
 
     A plugin that calls exit is none.
     """
     is_signal = isinstance(error, SystemExit) and error.code == ExitCode.TERMINATED
-    return is_signal or isinstance(error, StorageError)
+    return is_signal or isinstance(error, StorageError | TorchTampered)
 
 
 def failure(error: BaseException) -> Conclusion:

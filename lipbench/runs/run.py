@@ -59,9 +59,12 @@ def run(
     Raises:
         ConfigError: If the configuration is not valid.
         StorageError: If the folder cannot be written.
+        TorchTampered: If a plugin replaced functions of torch or numpy, after which no number can
+            be relied on.
     """
     stem = Path(config).stem if isinstance(config, str | Path) else "lipbench"
-    folder = Path(out) if out is not None else Path("results") / stem
+    # Absolute: a plugin may change the working directory.
+    folder = (Path(out) if out is not None else Path("results") / stem).absolute()
     whole = plan(config, folder, only, device=device, stacked=stacked)
     probe(folder)
     for directory in (folder, folder / "env"):
@@ -98,7 +101,7 @@ def run_cells(
     """
     from lipbench.runs.stack_work import work_on
 
-    folder = Path(out)
+    folder = Path(out).absolute()
     identity = _recorded(folder)
     stacks: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:

@@ -1,5 +1,6 @@
 """Checkpoints of a cell, saved in its folder and loaded again."""
 
+import copy
 import csv
 import io
 from pathlib import Path
@@ -12,11 +13,11 @@ from lipbench.evaluation.evaluate import Trained
 from lipbench.fields import key as field_key
 from lipbench.networks.net import fill
 from lipbench.planning.cell import Cell
-from lipbench.seeds import stream
 from lipbench.storage.cell_folder import CellFolder, folder_name
 from lipbench.storage.files import write_text
 from lipbench.storage.tensors import read_tensors, write_tensors
 from lipbench.training.trial import Outcome
+from lipbench.training.untrained import prepared, untrained
 
 Facts = dict[str, Any]
 """What status.json says of one checkpoint."""
@@ -82,11 +83,10 @@ def write_history(folder: CellFolder, outcome: Outcome) -> None:
 
 def _rebuild(cell: Cell, device: torch.device) -> nn.Module:
     """Return a network of the cell's architecture, whatever its numbers, in evaluation mode."""
-    benchmark, seed = cell.benchmark, cell.seed
-    shape = benchmark.dataset.input_shape
-    module = benchmark.model.build(shape, benchmark.dataset.outputs, stream(seed, "init"))
-    rng = stream(seed, "method", cell.entry.name, "build")
-    module = cell.entry.method.build(module, shape, rng)
+    dataset, seed = cell.benchmark.dataset, cell.seed
+    module = untrained(cell.benchmark.model, dataset, seed)
+    # A copy: whoever built it may have kept it.
+    module = copy.deepcopy(prepared(cell.entry, module, dataset.input_shape, seed))
     dtype = getattr(torch, cell.entry.training.dtype)
     return module.to(device, dtype).requires_grad_(False).eval()
 

@@ -12,6 +12,7 @@ from lipbench.evaluation.attack_outcomes import AttackOutcomes, Target
 from lipbench.evaluation.evaluate import Findings, Trained, Unfit, evaluate
 from lipbench.planning.cell import Cell
 from lipbench.planning.device import device_name
+from lipbench.runs.common_data import data_unchanged
 from lipbench.runs.conclusion import Conclusion, ends_the_run, failure
 from lipbench.runs.saved_networks import load_network
 from lipbench.runs.stack import Stack
@@ -75,17 +76,18 @@ def _findings(stack: Stack, cell: Cell, networks: "_Networks") -> Findings:
     data = load(cell.benchmark.dataset, stack.device, stack.dtype)
     attack_outcomes = networks.attack_outcomes(data)
     device = device_name(stack.device)
-    checkpoints = networks.of(cell)
-    return evaluate(
-        cell,
-        stack.folder(cell),
-        checkpoints,
-        data,
-        attack_outcomes,
-        device,
-        stack.env_id,
-        stack.read,
-    )
+    with data_unchanged(data, cell):
+        checkpoints = networks.of(cell)
+        return evaluate(
+            cell,
+            stack.folder(cell),
+            checkpoints,
+            data,
+            attack_outcomes,
+            device,
+            stack.env_id,
+            stack.read,
+        )
 
 
 def _conclusion(findings: Findings, began: float) -> Conclusion:

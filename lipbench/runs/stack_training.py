@@ -9,6 +9,7 @@ from lipbench.data.loading import load
 from lipbench.dataset import DataMissing
 from lipbench.evaluation.selection import selection_score
 from lipbench.planning.cell import Cell
+from lipbench.runs.common_data import data_unchanged
 from lipbench.runs.conclusion import Conclusion, conclude, ends_the_run, failure
 from lipbench.runs.progress import named
 from lipbench.runs.saved_networks import network_path, save_networks, write_history
@@ -130,11 +131,12 @@ def _outcomes(stack: Stack, members: Sequence[Cell]) -> Sequence[Outcome]:
     is_whole = len(members) == len(stack.siblings)
     data = load(benchmark.dataset, stack.device, stack.dtype)
     score = selection_score(benchmark, data)
-    trainer = Trainer([cell.trial for cell in members], benchmark.model, data, score)
-    state = trainer.begin()
-    if is_whole:
-        state = _resumed(stack, state)
-    return trainer.run(state, _after_epoch(stack, members, is_whole))
+    with data_unchanged(data, members[0]):
+        trainer = Trainer([cell.trial for cell in members], benchmark.model, data, score)
+        state = trainer.begin()
+        if is_whole:
+            state = _resumed(stack, state)
+        return trainer.run(state, _after_epoch(stack, members, is_whole))
 
 
 def _resumed(stack: Stack, fresh: TrainingState) -> TrainingState:

@@ -18,10 +18,10 @@ from lipbench.networks.net import Meter, Net, Skeleton
 from lipbench.networks.network_stack import Networks
 from lipbench.networks.trees import Tree, stack, take, tree_map
 from lipbench.refused import Refused
-from lipbench.seeds import stream
 from lipbench.training.checkpoint_choice import Choice
 from lipbench.training.discrepancy import Discrepancy
 from lipbench.training.trial import Trial, representative
+from lipbench.training.untrained import prepared, untrained
 
 _SAMPLES_AT_ONCE = 8192
 """Of all trials together; more are no faster."""
@@ -91,21 +91,22 @@ class Ensemble:
             self.trained = Skeleton(modules[0], shape, precision)
         self.initial = [
             (
-                {name: value.detach() for name, value in module.named_parameters()},
-                dict(module.named_buffers()),
+                # In memory of their own: whoever built the module may have kept it.
+                {name: value.detach().clone() for name, value in module.named_parameters()},
+                {name: value.clone() for name, value in module.named_buffers()},
             )
             for module in modules
         ]
 
     def _build(self, trial: Trial) -> nn.Module:
         dataset = self.data.dataset
-        module = self.model.build(dataset.input_shape, dataset.outputs, stream(trial.seed, "init"))
-        reason = trial.method.refuses(module, self.data)
+        module = untrained(self.model, dataset, trial.seed)
+        with trial.guard("refuses", network=module):
+            reason = trial.method.refuses(module, self.data)
         if reason is not None:
             raise TrainingRefused(f"{trial.entry.name} refuses: {reason}.")
-        rng = stream(trial.seed, "method", trial.entry.name, "build")
         try:
-            built = trial.method.build(module, dataset.input_shape, rng)
+            built = prepared(trial.entry, module, dataset.input_shape, trial.seed)
         except Refused as error:
             raise TrainingRefused(f"{trial.entry.name} refuses: {error}") from error
         return built.to(self.device, self.dtype)

@@ -12,6 +12,7 @@ from lipbench.data.splits import Batch
 from lipbench.method import Method, Scalars
 from lipbench.networks.net import Net
 from lipbench.networks.trees import Tree, stack
+from lipbench.training.common_hooks import hooks_of_all
 from lipbench.training.ensemble import Ensemble, TrainingState
 from lipbench.training.operation_list import Traced
 from lipbench.training.replay import CudaGraph, Replayer
@@ -44,8 +45,15 @@ def train_epoch(
         The mean objective, and the mean accuracy on each batch after its step (NaN where it is
         not needed).
     """
-    data, training = ensemble.data, ensemble.training
     _begin(ensemble, state)
+    with hooks_of_all(ensemble, "steps", state):
+        return _take_steps(ensemble, state, step)
+
+
+def _take_steps(
+    ensemble: Ensemble, state: TrainingState, step: Replayer
+) -> tuple[Float[Tensor, " trials"], Float[Tensor, " trials"]]:
+    data, training = ensemble.data, ensemble.training
     streams = state.streams["order"]
     order = torch.stack([torch.randperm(len(data.train), generator=g) for g in streams])
     order = order.to(ensemble.device)
@@ -78,8 +86,12 @@ def _begin(ensemble: Ensemble, state: TrainingState) -> None:
     nets, streams = ensemble.nets(state), state.streams["method"]
 
     def begin(number: int, method_state: Tree) -> Tree:
-        method, rng = ensemble.trials[number].method, streams[number]
-        return method.begin_epoch(nets[number], ensemble.data, method_state, state.epoch + 1, rng)
+        trial, rng = ensemble.trials[number], streams[number]
+        if type(trial.method).begin_epoch is Method.begin_epoch:
+            return method_state
+        net, epoch = nets[number], state.epoch + 1
+        with trial.guard("begin_epoch", state.point, epoch):
+            return trial.method.begin_epoch(net, ensemble.data, method_state, epoch, rng)
 
     # In memory of its own, since a recorded step overwrites what it is given.
     state.state = ensemble.each(begin, state.state)

@@ -13,6 +13,7 @@ from lipbench.data.splits import Batch, Split
 from lipbench.method import Method, Summary
 from lipbench.networks.network_stack import Networks
 from lipbench.networks.trees import Tree, take, tree_map
+from lipbench.training.common_hooks import hooks_of_all
 from lipbench.training.ensemble import Ensemble, TrainingRefused, TrainingState
 
 Score = Callable[[Networks, Sequence[int]], list[float]]
@@ -139,9 +140,9 @@ def _end(ensemble: Ensemble, state: TrainingState, loss: Tensor, train: Tensor |
             train_accuracy=math.nan if train is None else float(train[number]),
         )
         scalars = {name: column[number] for name, column in h.items()}
-        return ensemble.trials[number].method.end_epoch(
-            nets[number], summary, method_state, scalars
-        )
+        trial = ensemble.trials[number]
+        with trial.guard("end_epoch", state.point, state.epoch):
+            return trial.method.end_epoch(nets[number], summary, method_state, scalars)
 
     state.state = ensemble.each(end, state.state)
 
@@ -151,9 +152,11 @@ def _effective(
 ) -> tuple[Tree, Float[Tensor, " trials"] | None, Bool[Tensor, " trials"]]:
     """Return the parameters in effect, their training accuracy, and whether outputs are finite."""
     method, data = ensemble.method, ensemble.data
-    params = ensemble.mapped(
+    effective = ensemble.mapped(
         lambda params, state, h: method.effective(ensemble.net(params, state), state, h)
-    )(state.params, state.state, ensemble.scalars(state))
+    )
+    with hooks_of_all(ensemble, "effective", state):
+        params = effective(state.params, state.state, ensemble.scalars(state))
     if data.task != "classification":
         return (
             params,
@@ -164,11 +167,12 @@ def _effective(
 
 
 def _report(ensemble: Ensemble, state: TrainingState, number: int) -> dict[str, float]:
-    method = ensemble.trials[number].method
-    if type(method).report is Method.report:
+    trial = ensemble.trials[number]
+    if type(trial.method).report is Method.report:
         return {}
     h = {name: column[number] for name, column in ensemble.scalars(state).items()}
-    return method.report(ensemble.nets(state)[number], take(state.state, number), h)
+    with trial.guard("report", state.point, state.epoch):
+        return trial.method.report(ensemble.nets(state)[number], take(state.state, number), h)
 
 
 def _row(columns: dict[str, list[float] | None], number: int, epoch: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from lipbench.data.splits import Data
+from lipbench.method import Method
 from lipbench.model import Model
 from lipbench.networks.net import Net
 from lipbench.networks.trees import Tree, stack, take
@@ -111,7 +112,10 @@ class Trainer:
             trial, rng = self.trials[number], state.streams["method"][number]
             buffers = take(before["buffers"], number) if before else ensemble.initial[number][1]
             net = Net(ensemble.skeleton, params, buffers)
-            return {"buffers": buffers, **trial.method.start(net, ensemble.data, rng)}
+            if type(trial.method).start is Method.start:
+                return {"buffers": buffers}
+            with trial.guard("start", state.point):
+                return {"buffers": buffers, **trial.method.start(net, ensemble.data, rng)}
 
         state.state = ensemble.each(start, state.params)
 
@@ -128,14 +132,18 @@ class Trainer:
         checkpoints = {}
         if ended is None:
             snapshots = state.snapshots[number]
-            checkpoints = {name: self._finish(trial, kept) for name, kept in snapshots.items()}
+            checkpoints = {
+                name: self._finish(trial, name, kept) for name, kept in snapshots.items()
+            }
             if trial.entry.path:
                 checkpoints["last"] = checkpoints[f"path:{len(trial.entry.path) - 1}"]
             checkpoints["chosen"] = checkpoints["last"]
             choice = state.choices[number].chosen()
             if choice is not None:
                 best, flags = choice
-                checkpoints["chosen"] = self._finish(trial, best.snapshot, best.score, flags)
+                checkpoints["chosen"] = self._finish(
+                    trial, "chosen", best.snapshot, best.score, flags
+                )
         return Outcome(
             state="done" if ended is None else "nan",
             message="" if ended is None else f"a number was not finite after epoch {ended}",
@@ -147,10 +155,16 @@ class Trainer:
         )
 
     def _finish(
-        self, trial: Trial, kept: Tree, score: float | None = None, flags: tuple[str, ...] = ()
+        self,
+        trial: Trial,
+        name: str,
+        kept: Tree,
+        score: float | None = None,
+        flags: tuple[str, ...] = (),
     ) -> Checkpoint:
         net = self.ensemble.net(kept["params"], kept["state"])
-        params = trial.method.finish(net, kept["state"], self.ensemble.data, kept["h"])
+        with trial.guard("finish", name):
+            params = trial.method.finish(net, kept["state"], self.ensemble.data, kept["h"])
         numbers = {
             key: None if math.isnan(float(value)) else float(value)
             for key, value in kept["numbers"].items()

@@ -1,13 +1,16 @@
 """One training run: a method, a seed, and how its strength is driven."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
 
+from lipbench.guards.guard import guarded
 from lipbench.method import Method
 from lipbench.norm import Norm
+from lipbench.seeds import stream
 from lipbench.training.settings import MethodEntry
 
 
@@ -27,6 +30,18 @@ class Trial:
     def points(self) -> tuple[float | None, ...]:
         """Return the strengths to train at one after the other; None is the method's own."""
         return self.entry.path or (None,)
+
+    def guard(self, hook: str, *labels: object, **given: object) -> AbstractContextManager[None]:
+        """Return the guard of a call of the method for this trial alone.
+
+        Args:
+            hook: What is called.
+            labels: What tells calls of it apart: each has global generators of its own.
+            given: What the hook must not change.
+        """
+        name = self.entry.name
+        rng = stream(self.seed, "global", name, hook, *map(str, labels))
+        return guarded(f"method {name!r}", hook, rng.initial_seed(), **given)
 
     def unregularised(self, strength: float | None) -> bool:
         """Return whether this strength, driven to a target, is the least: without effect."""

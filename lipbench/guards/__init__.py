@@ -1,0 +1,1 @@
+"""Guards around the code of plugins: they change nothing that others compute with."""
