@@ -32,6 +32,10 @@ def bound_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured
 
     Returns:
         The constant, what an exact search knew beside it, and what they certify.
+
+    Raises:
+        TorchTampered: If the bound replaced functions of torch or numpy.
+        Exception: Whatever the bound raises.
     """
     entry = subject.cell.benchmark.evaluation.bound[evaluation.index]
     row = _row(entry, blank)

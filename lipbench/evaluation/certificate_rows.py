@@ -19,7 +19,12 @@ from lipbench.storage.rows import Row, box_text
 
 
 def certificate_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
-    """Return certified accuracy at the radii of the attacks, and quantiles of the radius."""
+    """Return certified accuracy at the radii of the attacks, and quantiles of the radius.
+
+    Raises:
+        TorchTampered: If the certificate replaced functions of torch or numpy.
+        Exception: Whatever the certificate raises.
+    """
     entry = subject.cell.benchmark.evaluation.certificate[evaluation.index]
     row = _row(entry, blank)
     try:

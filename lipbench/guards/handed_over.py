@@ -147,6 +147,10 @@ class _Place:
             holder.value.__class__ = holder.kind
         elif isinstance(holder.value, list):
             holder.value[:] = holder.before.values()
+        elif isinstance(holder.value, dict):
+            # All of it, in the order that it had.
+            holder.value.clear()
+            holder.value.update(holder.before)
         elif key in holder.before:
             holder.present()[key] = holder.before[key]
         else:

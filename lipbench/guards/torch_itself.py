@@ -26,6 +26,13 @@ def _callables(owner: Any) -> dict[str, Any]:
 
 
 _HOMES = tuple(str(Path(library.__file__).parent) for library in (torch, np))
+_NOTHING: frozenset[str] = frozenset()
+_INHERITED = {
+    owner: frozenset(dir(owner)) - frozenset(vars(owner))
+    for owner in _OWNERS
+    if isinstance(owner, type)
+}
+"""Names that a class does not define itself: who sets them hides those of its bases."""
 _BEFORE = [(owner, _callables(owner)) for owner in _OWNERS]
 
 
@@ -47,7 +54,16 @@ def put_back_torch() -> list[str]:
     for owner, functions in _BEFORE:
         if not functions.items() <= vars(owner).items():
             replaced += _put_back(owner, functions)
+        if not _INHERITED.get(owner, _NOTHING).isdisjoint(vars(owner)):
+            replaced += _uncover(owner)
     return replaced
+
+
+def _uncover(owner: Any) -> list[str]:
+    names = _INHERITED[owner] & set(vars(owner)) - {"__abstractmethods__"}
+    for name in names:
+        delattr(owner, name)
+    return [f"{_named(owner)}.{name}" for name in sorted(names)]
 
 
 def _put_back(owner: Any, functions: dict[str, Any]) -> list[str]:

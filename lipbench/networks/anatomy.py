@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from lipbench.dataset import Dataset
-from lipbench.model import Model
 from lipbench.guards.guard import guarded
+from lipbench.model import Model
 from lipbench.networks.network import walk
 from lipbench.networks.steps import Dense, Linear
 from lipbench.refused import Refused

@@ -28,6 +28,7 @@ def hooks_of_all(ensemble: Ensemble, what: str, state: TrainingState) -> Iterato
     Raises:
         TrainingRefused: If a stackable method draws from a global generator.
         Tampered: If the method changed what others compute with.
+        RuntimeError: Whatever else torch raises.
     """
     method = ensemble.method
     with ensemble.trials[0].guard(what, state.point, state.epoch):

@@ -1,5 +1,6 @@
 """The trials of one stack: their networks, what they share, and how far they are."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -91,9 +92,8 @@ class Ensemble:
             self.trained = Skeleton(modules[0], shape, precision)
         self.initial = [
             (
-                # In memory of their own: whoever built the module may have kept it.
-                {name: value.detach().clone() for name, value in module.named_parameters()},
-                {name: value.clone() for name, value in module.named_buffers()},
+                {name: value.detach() for name, value in module.named_parameters()},
+                dict(module.named_buffers()),
             )
             for module in modules
         ]
@@ -109,7 +109,8 @@ class Ensemble:
             built = prepared(trial.entry, module, dataset.input_shape, trial.seed)
         except Refused as error:
             raise TrainingRefused(f"{trial.entry.name} refuses: {error}") from error
-        return built.to(self.device, self.dtype)
+        # A copy: whoever built it may have kept it.
+        return copy.deepcopy(built).to(self.device, self.dtype)
 
     @cached_property
     def samples_at_once(self) -> int:
