@@ -172,7 +172,8 @@ def keep(mode):
 
 
 def denormal():
-    return (torch.full((2,), 1e-310, dtype=torch.float64) + 0).tolist()
+    # A truth, since numbers themselves compare otherwise meanwhile.
+    return (torch.full((2,), 1e-310, dtype=torch.float64) + 0 > 0).tolist()
 
 
 SETTINGS = {
