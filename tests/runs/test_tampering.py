@@ -233,7 +233,7 @@ def plugins(publish):
 
 
 def of(folder, *methods):
-    """Return what is known of methods, without the keys, which have all entries in them."""
+    # Without the keys, which have all entries in them.
     return [known for row, known in values(folder) if row.method in methods]
 
 
@@ -244,7 +244,7 @@ def values(folder):
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory):
-    """The rows of built-in methods in a run without strangers."""
+    # Of a run without strangers.
     folder = tmp_path_factory.mktemp("untouched")
     assert runs.run(config("standard", "spectral_norm"), folder) == 0
     return of(folder, "standard", "spectral_norm")
