@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from lipbench.guards.generators import private_generators
 from lipbench.guards.handed_over import HandedOver
@@ -24,7 +25,7 @@ def guarded(
     seed: int | None = None,
     *,
     changed_by_itself: Callable[[], object] = lambda: None,
-    **given: object,
+    **given: Any,
 ) -> Iterator[None]:
     """Let a plugin work, and put back what it changed of `given` and of the process.
 

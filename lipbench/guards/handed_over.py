@@ -61,7 +61,7 @@ class HandedOver:
         for place in changed:
             place.put_back()
         names = [place.name for place in changed]
-        names += [name for name, *rest in self._tensors if _put_back(*rest)]
+        names += [entry[0] for entry in self._tensors if _put_back(*entry[1:])]
         for name, array, value in self._arrays:
             if array.tobytes() != value.tobytes():
                 names.append(name)

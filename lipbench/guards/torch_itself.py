@@ -25,7 +25,7 @@ def _callables(owner: Any) -> dict[str, Any]:
     }
 
 
-_HOMES = tuple(str(Path(library.__file__).parent) for library in (torch, np))
+_HOMES = tuple(str(Path(str(library.__file__)).parent) for library in (torch, np))
 _NOTHING: frozenset[str] = frozenset()
 _INHERITED = {
     owner: frozenset(dir(owner)) - frozenset(vars(owner))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -177,7 +177,7 @@ def _candidate(name: str, request: Request, end: Ending | None) -> Candidate:
 
 
 def _guarded(
-    name: str, hook: str, request: Request, end: Ending | None, **given: object
+    name: str, hook: str, request: Request, end: Ending | None, **given: Any
 ) -> AbstractContextManager[None]:
     """Return the guard of a call of a bound, which names it by what it is installed as."""
     return guarded(f"bound {name!r}", hook, 0, network=request.network, ending=end, **given)

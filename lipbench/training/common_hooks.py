@@ -73,5 +73,5 @@ def _hooks(ensemble: Ensemble) -> str:
 
 
 def _defined(hook: object) -> str:
-    code = inspect.unwrap(hook).__code__  # type: ignore[arg-type, attr-defined]
+    code = inspect.unwrap(hook).__code__  # type: ignore[arg-type]
     return f"{code.co_filename}, line {code.co_firstlineno}"

@@ -31,7 +31,7 @@ class Trial:
         """Return the strengths to train at one after the other; None is the method's own."""
         return self.entry.path or (None,)
 
-    def guard(self, hook: str, *labels: object, **given: object) -> AbstractContextManager[None]:
+    def guard(self, hook: str, *labels: object, **given: Any) -> AbstractContextManager[None]:
         """Return the guard of a call of the method for this trial alone.
 
         Args:
