@@ -93,8 +93,8 @@ ROOMS = {
     ),
     "storage": Room(),
     "evaluation": Room(
-        "planning config training:epoch_end lipschitz lipschitz.exact:incumbent adversarial "
-        "networks data storage guards",
+        "planning config training:epoch_end lipschitz lipschitz.exact:incumbent "
+        "lipschitz.relaxations:balls adversarial networks data storage guards",
         "evaluate measures subject attack_outcomes selection",
     ),
     "runs": Room(

@@ -7,11 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lipbench.bound import UNVERIFIED
 from lipbench.config.settings import CertificateEntry
-from lipbench.evaluation.radius_rows import add_radius
+from lipbench.evaluation.radius_rows import add_radius, radius_prefix
 from lipbench.evaluation.subject import Measured, Subject, refused, without_value
 from lipbench.guards.guard import Tampered, TorchTampered, guarded
 from lipbench.lipschitz.answers import Malformed, refuse_if_said
+from lipbench.lipschitz.certified_radius import gaps
+from lipbench.lipschitz.relaxations.balls import local_radius
 from lipbench.lipschitz.soundness import misclassified
 from lipbench.planning.cell import Evaluation, certified_epsilons
 from lipbench.refused import Refused
@@ -20,6 +23,8 @@ from lipbench.storage.rows import Row, box_text
 
 def certificate_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Measured:
     """Return certified accuracy at the radii of the attacks, and quantiles of the radius.
+
+    What the core cannot prove as well, sample by sample, is marked as unverified.
 
     Raises:
         TorchTampered: If the certificate replaced functions of torch or numpy.
@@ -37,7 +42,13 @@ def certificate_rows(subject: Subject, evaluation: Evaluation, blank: Row) -> Me
         return without_value(row, "invalid", str(error))
     measured = Measured()
     flags = (*row.flags, *subject.readable.flags)
-    add_radius(subject, radius, replace(row, flags=flags), measured)
+    if _is_proved(subject, entry, radius):
+        add_radius(subject, radius, replace(row, flags=flags), measured)
+        return measured
+    add_radius(subject, radius, replace(row, flags=(*flags, UNVERIFIED)), measured)
+    # Under another name: an attack that breaks it refutes it, and contradicts nothing.
+    name = radius_prefix(subject, row)
+    measured.samples[f"{name}/{UNVERIFIED}"] = measured.samples.pop(f"{name}/radius")
     return measured
 
 
@@ -93,3 +104,18 @@ def _read(returned: object, count: int) -> Float[Tensor, " samples"]:
         if radius.shape == (count,) and not bool(radius.isnan().any()):
             return radius
     raise Malformed("its distances are not one number for each sample")
+
+
+def _is_proved(subject: Subject, entry: CertificateEntry, radius: Tensor) -> bool:
+    """Return whether constants on each sample's own balls prove distances as large, everywhere."""
+    if not bool((radius > 0).any()):
+        return True
+    network, norm = subject.readable, entry.norm
+    inputs, labels = subject.test.inputs.cpu(), subject.test.targets.cpu()
+    epsilons = certified_epsilons(subject.cell.benchmark, float(norm))
+    try:
+        margins = gaps(network, inputs, labels)
+        proved = local_radius(network, norm, inputs, labels, margins, epsilons)
+    except Refused:  # too large for it, or a step that has no rule there
+        return False
+    return bool((radius <= proved.clamp_min(0)).all())

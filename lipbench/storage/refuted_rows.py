@@ -1,4 +1,4 @@
-"""Refuted rows: Lipschitz values that nothing proves, and that a proved one contradicts."""
+"""Refuted rows: values that nothing proves, and that a proved or measured one contradicts."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,26 +12,35 @@ _TOLERANCE = 1e-9
 def with_refuted(rows: list[Row]) -> list[Row]:
     """Return the rows of a cell; those of refuted values are invalid, and say who refutes them.
 
-    Only a value that is flagged `unverified` is refuted. Two proved ones that contradict each other
-    are no matter of a row: the cell has failed.
+    Only a value that is flagged `unverified` is refuted: a Lipschitz value that crosses a proved
+    one, and a certified accuracy above the accuracy under an attack. Two proved ones that
+    contradict each other are no matter of a row: the cell has failed.
     """
-    doubted = [row for row in rows if _is_value(row) and UNVERIFIED in row.flags]
-    if not doubted:
+    values = [row for row in rows if row.status == "done" and row.value is not None]
+    if not any(UNVERIFIED in row.flags for row in values):
         return rows
-    proved = [row for row in rows if _is_value(row) and UNVERIFIED not in row.flags]
-    return [_judged(row, proved) if row in doubted else row for row in rows]
+    sure = [row for row in values if UNVERIFIED not in row.flags]
+    doubted = {id(row) for row in values if UNVERIFIED in row.flags}
+    return [_judged(row, sure) if id(row) in doubted else row for row in rows]
 
 
-def _is_value(row: Row) -> bool:
-    return row.metric == "lipschitz" and row.status == "done" and row.value is not None
-
-
-def _judged(row: Row, proved: Iterable[Row]) -> Row:
-    for other in proved:
-        if row.checkpoint == other.checkpoint and (_exceeds(row, other) or _exceeds(other, row)):
+def _judged(row: Row, sure: Iterable[Row]) -> Row:
+    for other in sure:
+        if row.checkpoint == other.checkpoint and _contradicts(row, other):
             flags = (*row.flags, f"refuted by {other.estimator}")
             return replace(row, status="invalid", flags=flags)
     return row
+
+
+def _contradicts(row: Row, other: Row) -> bool:
+    if row.metric == other.metric == "lipschitz":
+        return _exceeds(row, other) or _exceeds(other, row)
+    if (row.metric, other.metric) != ("certified_accuracy", "robust_accuracy"):
+        return False
+    assert row.value is not None
+    assert other.value is not None
+    of_the_same = (row.norm, row.epsilon, row.n) == (other.norm, other.epsilon, other.n)
+    return of_the_same and row.value > other.value
 
 
 def _exceeds(lower: Row, upper: Row) -> bool:

@@ -193,6 +193,9 @@ class Liar(Certificate):
         found = torch.full((len(inputs),), -1.0)
         if self.how == "all":
             return found + 2.0
+        if self.how in ("bold", "meek"):
+            right = network(inputs.double()).argmax(dim=1) == labels
+            return torch.where(right, 9.0 if self.how == "bold" else 1e-300, -1.0)
         if self.how == "one":
             return found[:1]
         if self.how == "nan":
@@ -706,6 +709,31 @@ def test_a_certificate_that_is_none_is_listed_and_ends_nothing(plugins, tmp_path
     told = {(row.status, row.flags[-1] if row.flags else "") for row in found}
     for status, reason in CERTIFICATES.values():
         assert any(s == status and reason in flag for s, flag in told), reason
+
+
+@pytest.mark.parametrize("how", ["bold", "meek"])
+def test_a_certificate_that_cannot_be_checked_is_unverified(plugins, tmp_path, how):
+    """It is right of each sample, and how far it reaches nobody else can prove."""
+    folder = tmp_path / "run"
+    certificates = [{"name": "liar", "how": how, "norm": 2}, {"name": "local_fastlip", "norm": 2}]
+    attack = runs.PGD | {"epsilon": [0.01, 3.0], "steps": 10}
+    settings = config(**evaluation(certificate=certificates, attack=[attack], bound=[]))
+
+    for _ in range(2):
+        assert runs.run(settings, folder) == 0
+    rows = [row for row in results(folder) if row.checkpoint == "chosen"]
+    certified = [row for row in rows if row.metric == "certified_accuracy"]
+    liar = {row.epsilon: row for row in certified if row.estimator == "liar"}
+    honest = {row.epsilon: row for row in certified if row.estimator == "local_fastlip"}
+    assert all(("unverified" in row.flags) == (how == "bold") for row in liar.values())
+    assert not any("unverified" in row.flags for row in honest.values())
+    (block,) = blocks(folder)
+    places = zip(block.columns, block.lines[0].entries, strict=True)
+    (entry,) = (entry for column, entry in places if column.heading == "Certified")
+    assert entry.mean == honest[0.01].value
+    if how == "bold":
+        assert liar[3.0].status == "invalid"
+        assert liar[3.0].flags[-1] == "refuted by pgd"
 
 
 CLAIMS = {

@@ -61,3 +61,30 @@ def test_a_bound_on_all_of_space_refutes_none_on_a_box():
 def test_two_proved_values_are_left_to_others():
     rows = [bound(0.5, "upper", "one"), bound(0.6, "lower", "other")]
     assert with_refuted(rows) == rows
+
+
+def accuracy(metric, value, *flags, epsilon=0.5, n=100, **changes):
+    more = {"norm": 2.0, "epsilon": epsilon, "n": n, "estimator": "someone"} | changes
+    return a_row(metric=metric, value=value, flags=flags, **more)
+
+
+def test_an_attack_refutes_an_unverified_certificate():
+    certified = accuracy("certified_accuracy", 0.6, "unverified")
+    refuted, _ = with_refuted([certified, accuracy("robust_accuracy", 0.5)])
+    assert (refuted.status, refuted.flags[-1]) == ("invalid", "refuted by someone")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        accuracy("robust_accuracy", 0.6),
+        accuracy("robust_accuracy", 0.5, epsilon=0.7),
+        accuracy("robust_accuracy", 0.5, n=50),
+        accuracy("robust_accuracy", 0.5, norm=INF),
+        accuracy("certified_accuracy", 0.5),
+        accuracy("robust_accuracy", None, status="invalid"),
+    ],
+)
+def test_what_refutes_no_certificate(other):
+    rows = [accuracy("certified_accuracy", 0.6, "unverified"), other]
+    assert with_refuted(rows) == rows
