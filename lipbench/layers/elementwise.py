@@ -43,10 +43,15 @@ class Derivative:
         Ends may be infinite. The numbers are rounded outwards, and are none where the derivative
         cannot be computed.
         """
-        at_lo, at_hi = (self.function(end.clamp(-_FAR, _FAR)) for end in (lo, hi))
+        at_lo, at_hi = (self.function(_held(end)) for end in (lo, hi))
         least, most = torch.minimum(at_lo, at_hi), torch.maximum(at_lo, at_hi)
         for point, low, high in self.turns:
             inside = (lo <= point) & (point <= hi)
             least = torch.where(inside, least.clamp_max(low), least)
             most = torch.where(inside, most.clamp_min(high), most)
         return least - self.error, most + self.error
+
+
+def _held(end: Tensor) -> Tensor:
+    # Infinite ends are of bounds, which are in float64; training has none.
+    return end.clamp(-_FAR, _FAR) if end.dtype == torch.float64 else end

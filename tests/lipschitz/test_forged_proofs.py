@@ -233,7 +233,11 @@ CHANGES = [
 
 def other_tensor(rng, entry, value, known):
     entries = value.proof.items()
-    tensors = {n: t for n, t in entries if isinstance(t, torch.Tensor) and not t.is_meta}
+    tensors = {
+        name: tensor
+        for name, tensor in entries
+        if isinstance(tensor, torch.Tensor) and not (tensor.is_meta or tensor.is_complex())
+    }
     # So many nodes of a search are as good as endless, and prove no less.
     names = sorted(name for name in tensors if not name.endswith("nodes"))
     if not names:
