@@ -49,8 +49,8 @@ def _tensors(data: Data) -> Iterator[tuple[str, Tensor]]:
         yield f"data.{name}.inputs", split.inputs
         yield f"data.{name}.targets", split.targets
         yield f"data.{name}.index", torch.from_numpy(split.index)
-        if name == "train" and split.as_bytes is not None:  # what training reads instead
-            yield f"data.{name}.inputs (as bytes)", split.as_bytes
+        if name == "train" and split._bytes is not None:  # what training reads instead
+            yield f"data.{name}.inputs (as bytes)", split._bytes
 
 
 def _sums(tensor: Tensor) -> tuple[object, ...]:

@@ -77,15 +77,15 @@ class Split:
     def rows(self, chosen: Int[Tensor, "trials batch"]) -> Float[Tensor, "trials batch *shape"]:
         """Return the inputs of these samples, in memory of their own."""
         # Whole rows are copied at once, which inputs[chosen] does not do.
-        if self.as_bytes is None:
+        if self._bytes is None:
             inputs = self.inputs.index_select(0, chosen.flatten())
         else:
-            inputs = _floats(self.as_bytes.index_select(0, chosen.flatten()))
+            inputs = _floats(self._bytes.index_select(0, chosen.flatten()))
         return inputs.unflatten(0, chosen.shape)
 
     @cached_property
-    def as_bytes(self) -> Tensor | None:
-        """Return the inputs in a quarter of the memory if they are images and nothing is lost."""
+    def _bytes(self) -> Tensor | None:
+        """The inputs in a quarter of the memory if they are images and nothing is lost."""
         if self.inputs.dtype != torch.float32 or self.inputs.numel() < _LARGE:
             return None
         rounded = (self.inputs * _LEVELS).round().clamp_(0, _LEVELS).to(torch.uint8)

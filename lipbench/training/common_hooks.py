@@ -40,8 +40,18 @@ def hooks_of_all(ensemble: Ensemble, what: str, state: TrainingState) -> Iterato
                 raise
             raise TrainingRefused(_refusal(ensemble, "torch", _place(error))) from error
         moved = moved_since(before) if method.stackable else []
+        if moved and _draws_itself(ensemble):
+            return  # a network that is no function, which its rows will say
     if moved:
         raise TrainingRefused(_refusal(ensemble, " and ".join(moved), _hooks(ensemble)))
+
+
+def _draws_itself(ensemble: Ensemble) -> bool:
+    """Return whether the forward pass of the network draws from global generators."""
+    before = global_state()
+    with torch.no_grad():
+        ensemble.skeleton.call(*ensemble.initial[0], ensemble.data.train.inputs[:1])
+    return bool(moved_since(before))
 
 
 def _refusal(ensemble: Ensemble, library: str, place: str) -> str:
