@@ -34,7 +34,7 @@ ROOMS = {
         "layers guards:guard",
         "network steps net network_stack trees stem sequential precision anatomy modes determinism",
     ),
-    "guards": Room("", "guard handed_over process_settings generators"),
+    "guards": Room("", "guard handed_over process_settings generators torch_itself"),
     "data": Room("guards:guard", "splits loading folder images regression"),
     "adversarial": Room(
         "networks data guards",
@@ -98,7 +98,7 @@ ROOMS = {
         "evaluate measures subject attack_outcomes selection",
     ),
     "runs": Room(
-        "evaluation planning config training networks data storage tables guards:guard",
+        "evaluation planning config training networks data storage tables guards:guard,torch_itself",
         "run exits",
     ),
     "tables": Room("storage", "table sources labels latex"),

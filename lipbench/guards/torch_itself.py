@@ -90,9 +90,19 @@ def _named(owner: Any) -> str:
     return f"{owner.__module__}.{owner.__name__}" if isinstance(owner, type) else owner.__name__
 
 
-def known_bits() -> bytes:
-    """Return the bits of a small computation, which are the same as long as torch is."""
+def computes_otherwise() -> bool:
+    """Return whether torch gives other bits for a small computation than at first.
+
+    It finds what cannot be put back, such as kernels that were replaced below Python.
+    """
+    return _known_bits() != _BITS
+
+
+def _known_bits() -> bytes:
     x = torch.linspace(-1, 1, 24, dtype=torch.float32, device="cpu").reshape(4, 6)
     y = (x @ x.T).relu().exp() + nn.functional.conv1d(x[None], x[:, :, None][:, :4]).amax()
     z = x.double().softmax(1).cumsum(0).sin() * 1e-310
     return y.numpy().tobytes() + z.numpy().tobytes()
+
+
+_BITS = _known_bits()

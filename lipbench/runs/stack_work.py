@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lipbench.guards.guard import TorchTampered
+from lipbench.guards.torch_itself import computes_otherwise
 from lipbench.networks.precision import products
 from lipbench.planning.cell import Cell
 from lipbench.planning.device import few_threads, resolve
@@ -32,6 +34,7 @@ def work_on(
         StorageError: If a file cannot be written; all else becomes the state of a cell.
         KeyboardInterrupt: If it is stopped by a signal; the cells are marked as killed.
         SystemExit: Likewise.
+        TorchTampered: If a plugin changed what torch computes.
     """
     siblings = cells[0].siblings()
     held = lock_cells(cell.folder(run) for cell in siblings)
@@ -52,3 +55,8 @@ def work_on(
             train_stack(stack, pending)
             for cell, conclusion in evaluate_stack(stack):
                 conclude(stack, cell, conclusion)
+    if computes_otherwise():
+        raise TorchTampered(
+            f"torch computes other numbers since method {siblings[0].entry.name!r} or a plugin "
+            "that measured it ran: what cannot be put back ends the run."
+        )

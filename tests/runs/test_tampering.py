@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -65,6 +66,15 @@ class Sets(Plain):
 class Patches(Plain):
     def start(self, net, data, rng):
         nn.functional.relu = lambda x, inplace=False: x
+        return {}
+
+KEPT = []
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel(Plain):
+    def start(self, net, data, rng):
+        KEPT.append(torch.library.Library("aten", "IMPL"))
+        KEPT[-1].impl("relu", lambda x: x.clamp(min=0.5), "CPU")
         return {}
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +300,18 @@ def test_who_replaces_functions_of_torch_ends_the_run_by_name(tmp_path):
         runs.run(settings, tmp_path)
     assert torch.nn.functional.relu is relu
     assert states(tmp_path) == {("t_patches", 0): "failed", ("standard", 0): "missing"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_kernel_that_is_replaced_below_python_ends_the_run_by_name(tmp_path):
+    settings = config("t_kernel", "standard", **evaluation(attack=[], bound=[]))
+    try:
+        with pytest.raises(TorchTampered, match="since method 't_kernel'"):
+            runs.run(settings, tmp_path)
+    finally:
+        for library in sys.modules["tamper_methods"].KEPT:
+            library._destroy()
+    assert states(tmp_path)["standard", 0] == "missing"
 
 
 DRAWING = [
