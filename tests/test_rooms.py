@@ -98,7 +98,8 @@ ROOMS = {
         "evaluate measures subject attack_outcomes selection",
     ),
     "runs": Room(
-        "evaluation planning config training networks data storage tables guards:guard,torch_itself",
+        "evaluation planning config training networks data storage tables "
+        "guards:guard,torch_itself",
         "run exits",
     ),
     "tables": Room("storage", "table sources labels latex"),
