@@ -17,10 +17,10 @@ from lipbench.model import Model
 from lipbench.networks.net import Net
 from lipbench.networks.network import as_network
 from lipbench.norm import Norm
-from lipbench.refused import Refused
 from lipbench.registry import load
 from lipbench.runs.training_state import read_training_state, write_training_state
 from lipbench.training.discrepancy import Discrepancy
+from lipbench.training.ensemble import TrainingRefused
 from lipbench.training.optimiser import Optimizer
 from lipbench.training.settings import MethodEntry, TrainingSettings
 from lipbench.training.trainer import Trainer
@@ -250,7 +250,7 @@ def test_a_driven_strength_cannot_be_read_from_the_method():
 
 def test_dropout_in_the_network_is_refused_rather_than_left_out():
     model = Normed(dropout=0.1)
-    with pytest.raises(Refused, match="layer '5' is dropout"):
+    with pytest.raises(TrainingRefused, match="layer '5' is dropout"):
         train(model, a_method("standard"))
     train(Normed(dropout=0.0), a_method("standard"))
 

@@ -38,7 +38,7 @@ ROOMS = {
     "data": Room("guards:guard", "splits loading folder images regression"),
     "adversarial": Room(
         "networks data guards",
-        "attack judge self_check problem ascent losses worst_case queries rivals",
+        "attack judge samples self_check problem ascent losses worst_case queries rivals",
     ),
     "lipschitz": Room(
         "networks lipschitz.operator_norms lipschitz.relaxations lipschitz.semidefinite "

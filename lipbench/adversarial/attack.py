@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lipbench.adversarial.judge import BATCH_SIZE, judge
+from lipbench.adversarial.samples import checked_inputs, checked_labels, classifier_of
 from lipbench.adversarial.self_check import self_check
 from lipbench.adversary import Attack, AttackResult, Classifier
 from lipbench.networks.determinism import irregularity
@@ -37,10 +38,11 @@ def attack(
     A model that is seen not to answer an input in one way is flagged in the result.
 
     Errors are those of `lipbench.adversarial.judge.judge`, a PluginError if there is no such
-    attack, and a ValueError for options, norms or epsilons that are not possible.
+    attack, and a ValueError for options, norms, epsilons, inputs or labels that are not possible,
+    and for a model that does not fit them.
 
     Args:
-        model: Maps inputs in pixel units to logits.
+        model: Maps inputs in pixel units to logits; one logit g for two classes is read as (0, g).
         x: Clean inputs.
         y: Their labels. A clean mistake counts as a success at distance 0.
         name: An installed attack, such as "pgd" or "torchattacks:PGD".
@@ -52,7 +54,10 @@ def attack(
         options: Fields of the attack.
     """
     plugin = _configured(name, options)
-    radius = torch.as_tensor(epsilon, dtype=torch.float64, device=x.device).expand(len(x))
+    x = checked_inputs(x)
+    y = checked_labels(y, x)
+    model = classifier_of(model, x, y)
+    radius = _radii(epsilon, x)
     threat = Threat(norm=Norm(norm), epsilon=radius, domain=domain)
     rng = torch.Generator().manual_seed(seed)
     self_check(plugin, model, x, y, threat.norm, domain, rng)
@@ -60,6 +65,16 @@ def attack(
         reason = irregularity(model, x)
     result = judge(plugin, model, x, y, threat, rng, batch_size=batch_size)
     return result if reason is None else replace(result, flags=(f"no function: {reason}",))
+
+
+def _radii(epsilon: Any, inputs: Tensor) -> Tensor:
+    radius = torch.as_tensor(epsilon, dtype=torch.float64, device=inputs.device)
+    if radius.ndim and radius.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"epsilon has shape {tuple(radius.shape)}, expected one number, or one for each of "
+            f"the {len(inputs)} inputs."
+        )
+    return radius.expand(len(inputs))
 
 
 def _configured(name: str, options: dict[str, Any]) -> Attack:

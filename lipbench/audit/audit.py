@@ -11,8 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lipbench.adversarial.judge import BATCH_SIZE, judge_epsilons
+from lipbench.adversarial.samples import (
+    TwoClasses,
+    checked_inputs,
+    checked_labels,
+    classifier_of,
+)
 from lipbench.adversarial.self_check import self_check
-from lipbench.adversary import Attack, AttackInvalid, NonFiniteLogits
+from lipbench.adversary import Attack, AttackInvalid, Classifier, NonFiniteLogits
 from lipbench.audit.blackbox import MARGIN, MeasuredQuotient, Unmeasurable, measure
 from lipbench.audit.steadiness import Steadiness
 from lipbench.data.splits import Batch
@@ -150,6 +156,9 @@ def audit(
         claim = Claim(norm=kind, constant=claims, domain=domain, tolerance=tolerance)
     if any(not (e >= 0 and math.isfinite(e)) for e in epsilons or ()):
         raise ValueError(f"a radius is finite and at least 0, got {list(epsilons or ())}.")
+    classifier: Classifier = model
+    if data is not None:
+        data, classifier = _fitting(data, model)
     inputs = None if data is None else data.inputs
     steadiness = Steadiness(model, input_shape, inputs)
     network, measured = None, None
@@ -164,7 +173,10 @@ def audit(
     accuracy = None
     if data is not None:
         radii = [float(e) for e in (EPSILONS[kind] if epsilons is None else epsilons)]
-        accuracy = _accuracy(model, network, data, kind, domain, radii, enclosure, seed)
+        seen = network
+        if network is not None and isinstance(classifier, TwoClasses):
+            seen = as_network(classifier, tuple(input_shape))
+        accuracy = _accuracy(classifier, seen, data, kind, domain, radii, enclosure, seed)
     remarks = steadiness.remarks()
     if remarks:
         verdict = "open" if verdict == "proved" else verdict
@@ -181,6 +193,20 @@ def audit(
         marks=() if network is None else network.flags,
         remarks=remarks,
     )
+
+
+def _fitting(data: Labelled, model: nn.Module) -> tuple[Labelled, Classifier]:
+    """Return data and a classifier that fit each other.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    try:
+        data = replace(data, inputs=checked_inputs(data.inputs))
+        data = replace(data, labels=checked_labels(data.labels, data.inputs))
+        return data, classifier_of(model, data.inputs, data.labels)
+    except ValueError as error:
+        raise ValueError(f"{data.name}: {error}") from error
 
 
 def labelled(name: str, input_shape: tuple[int, ...], size: int, like: Tensor) -> Labelled:
@@ -279,7 +305,7 @@ def _witness(bounds: Iterable[Computed], claim: Claim) -> Witness | None:
 
 
 def _accuracy(
-    model: nn.Module,
+    model: Classifier,
     network: Network | None,
     data: Labelled,
     norm: Norm,
@@ -289,11 +315,6 @@ def _accuracy(
     seed: int,
 ) -> Accuracy:
     with torch.no_grad():
-        outputs, classes = model(data.inputs[:1]).numel(), int(data.labels.max()) + 1
-        if outputs < classes:
-            raise ValueError(
-                f"the network has {outputs} outputs and {data.name} {classes} classes."
-            )
         batches = zip(data.inputs.split(BATCH_SIZE), data.labels.split(BATCH_SIZE), strict=True)
         correct = torch.cat([Batch(x, y).correct(model(x)) for x, y in batches])
     remarks = list(data.remarks)
@@ -349,7 +370,7 @@ def _radius(
 
 def _attacked(
     attack: Attack,
-    model: nn.Module,
+    model: Classifier,
     network: Network | None,
     data: Labelled,
     norm: Norm,

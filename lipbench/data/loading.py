@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import torch
 
+from lipbench.data.contents import check_contents
 from lipbench.data.folder import folder as data_folder
 from lipbench.data.seal import Seal, copy_into
 from lipbench.data.splits import Data, split
@@ -22,7 +23,8 @@ def load(dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Data:
         The data set, split as it says. It is remembered, so that all share its tensors.
 
     Raises:
-        DataMissing: If it cannot be had, or is not the same each time it is read.
+        DataMissing: If it cannot be had, is not what its class declares, or is not the same each
+            time it is read.
     """
     place = (dataset, device, dtype)
     data = _read(*place)
@@ -62,4 +64,5 @@ def _read(dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Data:
             dataset.fetch(folder, lambda text: None)
     with guarded(name, "read", 0):
         raw = dataset.read(folder)
+    check_contents(dataset, raw)
     return split(dataset, raw, device, dtype)

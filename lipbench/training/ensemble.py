@@ -19,6 +19,7 @@ from lipbench.networks.net import Meter, Net, Skeleton
 from lipbench.networks.network_stack import Networks
 from lipbench.networks.trees import Tree, stack, take, tree_map
 from lipbench.refused import Refused
+from lipbench.training.as_written import misfit
 from lipbench.training.checkpoint_choice import Choice
 from lipbench.training.discrepancy import Discrepancy
 from lipbench.training.trial import Trial, representative
@@ -101,6 +102,8 @@ class Ensemble:
     def _build(self, trial: Trial) -> nn.Module:
         dataset = self.data.dataset
         module = untrained(self.model, dataset, trial.seed)
+        if trial is self.trials[0]:  # the others have the same code
+            self._refuse_misfit(module)
         with trial.guard("refuses", network=module):
             reason = trial.method.refuses(module, self.data)
         if reason is not None:
@@ -111,6 +114,14 @@ class Ensemble:
             raise TrainingRefused(f"{trial.entry.name} refuses: {error}") from error
         # A copy: whoever built it may have kept it.
         return copy.deepcopy(built).to(self.device, self.dtype)
+
+    def _refuse_misfit(self, module: nn.Module) -> None:
+        try:
+            reason = misfit(module, self.data)
+        except Refused as error:
+            reason = str(error)
+        if reason is not None:
+            raise TrainingRefused(f"model {type(self.model).__name__}: {reason}")
 
     @cached_property
     def samples_at_once(self) -> int:
