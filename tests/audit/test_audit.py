@@ -387,7 +387,7 @@ def test_a_network_is_audited_in_evaluation_mode(lip):
 
 def test_too_few_outputs_are_told():
     data = labelled("digits", (64,), 10, torch.zeros(0))
-    with pytest.raises(ValueError, match="digits: the network has 2 outputs, .* a label 9"):
+    with pytest.raises(ValueError, match=r"digits: the network has 2 outputs, .* a label 9"):
         audit(nn.Linear(64, 2), (64,), data=data)
 
 
