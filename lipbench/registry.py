@@ -16,6 +16,8 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+from lipbench.failure import pass_signals, text_of, wording
+
 GROUPS = {
     "lipbench.methods": "method",
     "lipbench.attacks": "attack",
@@ -65,9 +67,10 @@ def load(group: str, name: str, base: type[T]) -> type[T]:
     point = find(group, name)
     try:
         plugin = point.load()
-    except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
+    except BaseException as error:  # whatever a stranger's module does at import
+        pass_signals(error)
         raise PluginError(
-            f"{_kind(group)} {name!r} of {source(point)} is broken: {type(error).__name__}: {error}"
+            f"{_kind(group)} {name!r} of {source(point)} is broken: {wording(error)}"
         ) from error
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
         raise PluginError(
@@ -115,8 +118,9 @@ def variants(group: str, name: str, plugin: type) -> tuple[str, ...]:
     family: Any = plugin
     try:
         return tuple(family.variants())
-    except Exception as error:
-        raise PluginError(f"{_kind(group)} {name!r} cannot be used: {error}") from error
+    except BaseException as error:
+        pass_signals(error)
+        raise PluginError(f"{_kind(group)} {name!r} cannot be used: {text_of(error)}") from error
 
 
 def find(group: str, name: str) -> EntryPoint:

@@ -134,6 +134,7 @@ ROOMS = {
 HALL = {
     *("method", "adversary", "bound", "certificate", "dataset", "model"),
     *("norm", "threat", "seeds", "fields", "ranges", "registry", "refused"),
+    *("failure", "printable"),
 }
 SIGNATURES = {
     "method": {"networks.net", "data.splits"},

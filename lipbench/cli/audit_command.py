@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lipbench.cli.command import Quit, examples, verbose
+from lipbench.cli.output import echo
 from lipbench.runs.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -178,8 +179,8 @@ def audit_command(
     if as_json:
         click.echo(json.dumps(values))
     else:
-        click.echo(report.text(result, foreign_network.title(subject)))
-        click.echo(f"\nreport: {out}, proofs: {proofs}")
+        echo(report.text(result, foreign_network.title(subject)))
+        echo(f"\nreport: {out}, proofs: {proofs}")
     sys.exit(ExitCode.UNSOUND if result.verdict == "refuted" else ExitCode.DONE)
 
 

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
+from lipbench.printable import printable
 from lipbench.runs.exits import ExitCode
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -19,7 +20,7 @@ class Quit(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Write the message to standard error."""
-        click.echo(f"lipbench: {self.format_message()}", file=file, err=True)
+        click.echo(printable(f"lipbench: {self.format_message()}"), file=file, err=True)
 
 
 def verbose(command: F) -> F:

@@ -15,7 +15,8 @@ import click
 from lipbench.cli import heap
 from lipbench.cli.audit_command import audit_command
 from lipbench.cli.command import F, Quit, examples, verbose
-from lipbench.cli.output import Unbroken
+from lipbench.cli.output import Unbroken, echo
+from lipbench.failure import Terminated
 from lipbench.registry import PluginError, did_you_mean
 from lipbench.runs.exits import ExitCode
 
@@ -47,7 +48,7 @@ def call(arguments: Sequence[str]) -> int:
         error.show()
         return error.code if isinstance(error, Quit) else error.exit_code
     except click.Abort:
-        click.echo("lipbench: interrupted", err=True)
+        echo("lipbench: interrupted", err=True)
         return ExitCode.INTERRUPTED
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else ExitCode.INTERNAL
@@ -55,7 +56,7 @@ def call(arguments: Sequence[str]) -> int:
         if verbose["verbose"]:
             traceback.print_exc()
         message, code = _explain(error)
-        click.echo(f"lipbench: {message}", err=True)
+        echo(f"lipbench: {message}", err=True)
         return code
 
 
@@ -83,7 +84,7 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    raise SystemExit(int(ExitCode.TERMINATED))
+    raise Terminated(int(ExitCode.TERMINATED))
 
 
 def _selection(command: F) -> F:
@@ -147,7 +148,7 @@ def plan(
 
     folder = out or _default_out(config)
     planned = make_plan(settings, folder, only, device=device, stacked=not no_stack)
-    click.echo(planned.describe())
+    echo(planned.describe())
 
 
 @cli.command(
@@ -207,7 +208,7 @@ def status(directory: Path) -> None:
     """Show how far the run in the folder DIR is."""
     from lipbench.storage.results import status_table
 
-    click.echo(str(status_table(directory)))
+    echo(str(status_table(directory)))
 
 
 @cli.command(
@@ -227,7 +228,7 @@ def table(directory: Path, style: str | None, paper: bool, checkpoint: str) -> N
 
     DIR is a run, a folder of runs, or a results.csv.
     """
-    click.echo(_table_text(directory, style or "plain", checkpoint, paper).rstrip("\n"))
+    echo(_table_text(directory, style or "plain", checkpoint, paper).rstrip("\n"))
 
 
 cli.add_command(audit_command)
@@ -279,9 +280,9 @@ def ls(kind: str, as_json: bool, cost: bool) -> None:
         shown = [{k: v for k, v in row.items() if k != "cost" or cost} for row in rows]
         click.echo(json.dumps(shown, indent=1))
         return
-    click.echo(text(plugins))
+    echo(text(plugins))
     if cost:
-        click.echo(f"\nOne step of plain training is 1: {REFERENCE}.")
+        echo(f"\nOne step of plain training is 1: {REFERENCE}.")
 
 
 @cli.group()
@@ -299,11 +300,11 @@ def list_data() -> None:
     from lipbench.data import folder
 
     where = folder.folder()
-    click.echo(f"folder: {where}")
+    echo(f"folder: {where}")
     for dataset in folder.presence(where):
         state = f"missing: {dataset.missing[0]}" if dataset.missing else "present"
         more = f" and {len(dataset.missing) - 1} more" if len(dataset.missing) > 1 else ""
-        click.echo(f"{dataset.name:20} {state}{more}")
+        echo(f"{dataset.name:20} {state}{more}")
 
 
 @data.command(epilog=examples("lipbench data fetch mnist"))
@@ -315,7 +316,7 @@ def fetch(names: tuple[str, ...]) -> None:
 
     failures = folder.fetch(names, folder.folder(), click.echo)
     for failure in failures:
-        click.echo(f"lipbench: {failure}", err=True)
+        echo(f"lipbench: {failure}", err=True)
     sys.exit(ExitCode.FAILED if failures else ExitCode.DONE)
 
 
@@ -361,7 +362,7 @@ def speed(only: tuple[str, ...], repeats: int, device: str, as_json: bool) -> No
     from lipbench.storage.environment import record
 
     def say(text: str) -> None:
-        click.echo(text, err=True)
+        echo(text, err=True)
 
     resolved = resolve(device)
     machine = report.machine(record())
@@ -394,7 +395,7 @@ def _works(only: tuple[str, ...]) -> list[str]:
         if name in only:
             raise Quit(message)
         if not only:
-            click.echo(f"lipbench: {message}", err=True)
+            echo(f"lipbench: {message}", err=True)
     return [name for name in only or ON_CPU if name not in refused]
 
 

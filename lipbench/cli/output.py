@@ -3,6 +3,15 @@
 import os
 from typing import IO, Any
 
+import click
+
+from lipbench.printable import printable
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text whose control characters are escaped: names and messages are anybody's."""
+    click.echo(printable(text), err=err)
+
 
 class Unbroken:
     """A text stream that goes on, into nothing, when its reader has left (`| head`).
@@ -19,7 +28,9 @@ class Unbroken:
             return self._stream.write(text)
         except BrokenPipeError:
             self._discard()
-            return len(text)
+        except ValueError:  # it was closed, or cannot hold what is written
+            pass
+        return len(text)
 
     def flush(self) -> None:
         """Pass on what is buffered."""
@@ -27,6 +38,12 @@ class Unbroken:
             self._stream.flush()
         except BrokenPipeError:
             self._discard()
+        except ValueError:
+            pass
+
+    def close(self) -> None:
+        """Pass on what is buffered, and stay open: the stream belongs to the whole process."""
+        self.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

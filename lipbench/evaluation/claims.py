@@ -10,6 +10,7 @@ from torch import nn
 
 from lipbench.bound import Lipschitz
 from lipbench.evaluation.subject import flag
+from lipbench.failure import pass_signals, wording
 from lipbench.guards.guard import Tampered, guarded
 from lipbench.lipschitz.soundness import inside
 from lipbench.method import Claim
@@ -46,8 +47,9 @@ def claim_of(cell: Cell, module: nn.Module, strength: float | None) -> Claim | R
         return None if claim is None else _read(claim)
     except (MemoryError, torch.OutOfMemoryError, Tampered):
         raise
-    except Exception as error:  # a claim that cannot be had costs no other number
-        return Refused(f"its claim is none: {type(error).__name__}: {error}")
+    except BaseException as error:  # a claim that cannot be had costs no other number
+        pass_signals(error)
+        return Refused(f"its claim is none: {wording(error)}")
 
 
 def _claim(cell: Cell, module: nn.Module, strength: float | None) -> object:

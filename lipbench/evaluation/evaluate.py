@@ -13,6 +13,7 @@ from lipbench.evaluation.claims import claim_of
 from lipbench.evaluation.contradictions import contradictions
 from lipbench.evaluation.measures import measure
 from lipbench.evaluation.subject import Measured, Subject, flag
+from lipbench.failure import is_kind, pass_signals, wording
 from lipbench.fields import key as field_key
 from lipbench.guards.guard import TorchTampered
 from lipbench.lipschitz.agreement import read_network
@@ -147,10 +148,11 @@ def _complete(
                     # Searches start from what earlier ones found, also in a run that was stopped
                     # between two of them.
                     _measure(subjects, evaluation)
-            except Exception as error:
-                if isinstance(error, _ENDS):
+            except BaseException as error:  # a plugin may raise anything
+                pass_signals(error)
+                if is_kind(error, *_ENDS):
                     raise
-                what = f"{_named(cell, evaluation)} raised {type(error).__name__}: {error}"
+                what = f"{_named(cell, evaluation)} raised {wording(error)}"
                 errors.append(EvaluationFailed(what))
                 errors[-1].__cause__ = error
     return errors

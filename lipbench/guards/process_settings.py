@@ -23,9 +23,10 @@ def process_settings() -> Iterator[None]:
 
     That is torch's default dtype and device, gradient and inference mode, autocast, number of
     threads, determinism, precision of products, backends and denormal numbers; numpy's handling of
-    floating-point errors; the working directory, the environment, the path of imports, and the
-    handlers of signals. What is known to be cheap to read is read; filters of warnings and
-    log levels, which change no number, are left alone.
+    floating-point errors; the working directory, the environment, the path of imports, the
+    handlers of signals and errors, the standard streams, and how deep calls may go. What is known
+    to be cheap to read is read; filters of warnings and log levels, which change no number, are
+    left alone.
     """
     before = {setting: read() for setting, (read, _) in _SETTINGS.items()}
     modes = _get_current_function_mode_stack()
@@ -86,11 +87,18 @@ def _leave_modes(before: list[Any]) -> None:
         torch._C._pop_torch_function_stack()
 
 
+def _of_sys(name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    # Also where it was deleted.
+    return lambda: getattr(sys, name, None), lambda value: setattr(sys, name, value)
+
+
 def _flag(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
 
 _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    **{name: _of_sys(name) for name in ("excepthook", "stdin", "stdout", "stderr")},
+    "recursion": (sys.getrecursionlimit, sys.setrecursionlimit),
     # Before the gradient mode, which it changes.
     "inference mode": (torch.is_inference_mode_enabled, _set_inference_mode),
     "gradient mode": (torch.is_grad_enabled, torch._C._set_grad_enabled),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbench.bound import UNVERIFIED, Lipschitz, Side
+from lipbench.failure import class_name, text_of
 from lipbench.lipschitz.proof_check import recheck
 from lipbench.networks.network import Network
 from lipbench.norm import Norm
@@ -151,15 +152,12 @@ def copies(values: Iterable[Lipschitz]) -> tuple[Lipschitz, ...]:
 
 def said(error: BaseException) -> str:
     """Return what an exception says, with the name of its class."""
-    return f"{type(error).__name__}: {message(error)}".rstrip(": ")
+    return ": ".join(filter(None, (class_name(error), message(error))))
 
 
 def message(error: BaseException) -> str:
-    """Return what an exception says on one line; nothing, if it cannot even say that."""
-    try:
-        return one_line(str(error))
-    except Exception:
-        return ""
+    """Return what an exception says on one line; that it cannot be had, if so."""
+    return one_line(text_of(error))
 
 
 def one_line(text: str) -> str:

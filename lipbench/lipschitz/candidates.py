@@ -4,7 +4,6 @@ A bound may be anybody's code. Whatever goes wrong in it is its own failure, and
 """
 
 import reprlib
-import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from lipbench import registry
 from lipbench.bound import Bound, Lipschitz, Side
+from lipbench.failure import pass_signals
 from lipbench.guards.guard import Tampered, guarded
 from lipbench.lipschitz.answers import (
     Malformed,
@@ -33,7 +33,6 @@ from lipbench.threat import Box
 
 _GROUP = "lipbench.bounds"
 _FIRST = ("upper", "lower")
-_TERMINATED = 128 + signal.SIGTERM
 """Exit code of a process that was told to end, and not of a plugin that ends it."""
 
 T = TypeVar("T")
@@ -137,15 +136,15 @@ def reason_or(ask: Callable[[], T]) -> T | str:
     """Return what a call of a bound gives, or why it gives nothing; it may raise anything.
 
     Raises:
-        SystemExit: If the process is told to end, and not by the bound.
+        KeyboardInterrupt: If a person interrupted it.
+        Terminated: If the process is told to end, and not by the bound.
     """
     try:
         return ask()
     except (Refused, Malformed, Tampered, registry.PluginError) as error:
         return message(error) or "it gives no reason."
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code == _TERMINATED:
-            raise
+    except BaseException as error:  # a plugin may raise anything
+        pass_signals(error)
         return f"it failed with {said(error)}"
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from lipbench.dataset import Dataset
-from lipbench.guards.guard import guarded
+from lipbench.failure import pass_signals
+from lipbench.guards.guard import TorchTampered, guarded
 from lipbench.model import Model
 from lipbench.networks.network import walk
 from lipbench.networks.steps import Dense, Linear
-from lipbench.refused import Refused
 
 _NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**28}
 _FEWEST_SAMPLES = 500
@@ -63,6 +63,9 @@ def _layers(model: Model, dataset: Dataset) -> tuple[Linear, ...]:
         with guarded(f"model {type(model).__name__}", "build", 0):
             module = model.build(shape, dataset.outputs, torch.Generator())
         graph = walk(module.eval(), shape)
-    except (ValueError, Refused):
+        return graph.bind(dict(module.named_parameters()), dict(module.named_buffers())).layers
+    except TorchTampered:
+        raise
+    except BaseException as error:  # a stranger's; its cells say what is wrong with it
+        pass_signals(error)
         return ()
-    return graph.bind(dict(module.named_parameters()), dict(module.named_buffers())).layers

@@ -15,6 +15,7 @@ from torch.func import grad, vmap
 from lipbench.adversarial.losses import error_odds
 from lipbench.config.settings import Benchmark
 from lipbench.data.folder import cache
+from lipbench.failure import pass_signals
 from lipbench.fields import fields_json
 from lipbench.guards.guard import guarded
 from lipbench.networks.anatomy import Anatomy
@@ -136,7 +137,8 @@ def _pays(benchmark: Benchmark, device: torch.device, run: Path | None, measure:
     if not times:
         try:
             alone, stacked = seconds_per_trial(benchmark, device)
-        except Exception:  # a model that cannot be stacked; if it fails alone, it says why there
+        except BaseException as error:  # of what cannot be stacked; alone it says why
+            pass_signals(error)
             alone, stacked = 0.0, math.inf
         times = {"alone": alone, "stacked": stacked}
         _remember(known, there, times)

@@ -1,7 +1,6 @@
 """Conclusions of cells: how the work on them ended, and the record of it."""
 
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,9 +9,9 @@ import torch
 
 from lipbench.dataset import DataMissing
 from lipbench.evaluation.evaluate import EvaluationFailed
+from lipbench.failure import class_name, is_kind, pass_signals, text_of, trace_of, wording
 from lipbench.guards.guard import Tampered, TorchTampered
 from lipbench.planning.cell import Cell
-from lipbench.runs.exits import ExitCode
 from lipbench.runs.stack import Stack
 from lipbench.storage.cell_folder import StateName
 from lipbench.storage.files import StorageError, write_text
@@ -91,28 +90,27 @@ def killed_if_stopped(stack: Stack) -> Iterator[None]:
 
 
 def ends_the_run(error: BaseException) -> bool:
-    """Return whether no other cell has a chance.
+    """Return whether no other cell has a chance: files cannot be written, or torch was replaced.
 
-    Files cannot be written, a signal came, or a plugin replaced functions of torch.
-
-    A plugin that calls exit is none.
+    Raises:
+        KeyboardInterrupt: If a person interrupted the run.
+        Terminated: If the process is asked to end; a plugin that calls exit does not ask.
     """
-    is_signal = isinstance(error, SystemExit) and error.code == ExitCode.TERMINATED
-    return is_signal or isinstance(error, StorageError | TorchTampered)
+    pass_signals(error)
+    return is_kind(error, StorageError, TorchTampered)
 
 
 def failure(error: BaseException) -> Conclusion:
     """Return the conclusion of a cell that an error ended."""
-    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    is_mistake, name = isinstance(error, _MISTAKES), type(error).__name__
-    prefix = "" if is_mistake or isinstance(error, _SAYS_WHAT) else name
-    trace = "".join(traceback.format_exception(error))
+    is_memory = is_kind(error, torch.OutOfMemoryError, MemoryError)
+    is_mistake, text = is_kind(error, *_MISTAKES), text_of(error)
+    says_what = is_mistake or is_kind(error, *_SAYS_WHAT)
     return Conclusion(
         state="oom" if is_memory else "failed",
-        message=str(error),
-        exception=name,
-        said=": ".join(filter(None, (prefix, str(error)))),
-        log=str(error) if is_mistake else trace,
+        message=text,
+        exception=class_name(error),
+        said=text if says_what else wording(error),
+        log=text if is_mistake else trace_of(error),
     )
 
 

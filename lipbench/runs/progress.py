@@ -3,10 +3,11 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lipbench.planning.estimate import duration
+from lipbench.printable import printable
 
 if TYPE_CHECKING:
     from rich.status import Status as Spinner
@@ -45,7 +46,7 @@ class Quiet:
 
     def conclude(self, line: str) -> None:
         """Print the line."""
-        print(line, flush=True)
+        _print(line)
 
 
 class Lines(Quiet):
@@ -57,7 +58,7 @@ class Lines(Quiet):
 
     def say(self, text: str) -> None:
         """Print the text."""
-        print(text, flush=True)
+        _print(text)
 
     def cell(self, cell: "Cell", state: str, message: str = "", *, before: bool = False) -> None:
         """Print the cell, its state and the time left; cells done before are counted silently."""
@@ -90,7 +91,7 @@ class Live(Lines):
 
     def say(self, text: str) -> None:
         """Print the text above the line."""
-        self.line.console.print(text, markup=False, highlight=False)
+        self.line.console.print(printable(text), markup=False, highlight=False)
 
     def epoch(self, cells: "list[Cell]", done: int, total: int, remark: str) -> None:
         """Change the line."""
@@ -134,3 +135,9 @@ def named(cell: "Cell") -> str:
     target = cell.entry.target_accuracy
     goal = "" if target is None else f" {target:g}"
     return f"{cell.benchmark.name} {cell.entry.name}{goal} seed {cell.seed}"
+
+
+def _print(text: str) -> None:
+    # A run goes on without its reader, and where a plugin has closed the stream.
+    with suppress(ValueError, OSError):
+        print(printable(text), flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lipbench.config.resolved import resolved
 from lipbench.config.settings import Config
+from lipbench.failure import Terminated
 from lipbench.planning.cell import Cell
 from lipbench.planning.plan import Plan, plan
 from lipbench.runs.cell_state import cell_state, state_of
@@ -188,9 +189,7 @@ class _Run:
                 self._work_on(stack)
         except KeyboardInterrupt:
             return ExitCode.INTERRUPTED
-        except SystemExit as stop:
-            if stop.code != ExitCode.TERMINATED:
-                raise
+        except Terminated:
             return ExitCode.TERMINATED
         return None
 

@@ -65,7 +65,7 @@ def _evaluate(stack: Stack, cell: Cell, status: Status, networks: "_Networks") -
         findings = _findings(stack, cell, networks)
     except Unfit as error:
         return Conclusion(state=error.state, message=str(error))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a plugin may raise anything
         if ends_the_run(error):
             raise
         return failure(error)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from lipbench.data.loading import load
 from lipbench.dataset import DataMissing
 from lipbench.evaluation.selection import selection_score
+from lipbench.failure import text_of
 from lipbench.planning.cell import Cell
 from lipbench.runs.common_data import data_unchanged
 from lipbench.runs.conclusion import Conclusion, conclude, ends_the_run, failure
@@ -102,14 +103,14 @@ def _train(stack: Stack, pending: Sequence[Cell], members: Sequence[Cell]) -> No
     """
     try:
         outcomes = _outcomes(stack, members)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a plugin may raise anything
         if ends_the_run(error):
             raise
         if len(members) == 1 or isinstance(error, DataMissing):
             for cell in pending:
                 conclude(stack, cell, failure(error))
             return
-        stack.report.say(f"a stack of {len(members)} failed ({error}): one by one")
+        stack.report.say(f"a stack of {len(members)} failed ({text_of(error)}): one by one")
     else:
         for cell, outcome in zip(members, outcomes, strict=True):
             if cell in pending:

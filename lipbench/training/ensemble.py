@@ -101,7 +101,10 @@ class Ensemble:
 
     def _build(self, trial: Trial) -> nn.Module:
         dataset = self.data.dataset
-        module = untrained(self.model, dataset, trial.seed)
+        try:
+            module = untrained(self.model, dataset, trial.seed)
+        except Refused as error:
+            raise TrainingRefused(str(error)) from error
         if trial is self.trials[0]:  # the others have the same code
             self._refuse_misfit(module)
         with trial.guard("refuses", network=module):
