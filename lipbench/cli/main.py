@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -64,7 +64,6 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
     """Return the message and the exit code of an error."""
     from lipbench.config.problems import ConfigError
     from lipbench.dataset import DataMissing
-    from lipbench.guards.guard import Tampered
     from lipbench.storage.files import Damaged, StorageError
     from lipbench.storage.results import PlanMissing
     from lipbench.storage.rows import RowsDamaged
@@ -73,7 +72,9 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
         count = len(error.problems)
         head = f"{count} problem{'s' if count > 1 else ''} in the configuration"
         return "\n  ".join([head, *error.problems]), ExitCode.USAGE
-    if isinstance(error, PluginError | PlanMissing | Tampered):
+    # Not imported, for it takes torch: who raised it has it.
+    tampered: Any = getattr(sys.modules.get("lipbench.guards.guard"), "Tampered", ())
+    if isinstance(error, PluginError | PlanMissing) or isinstance(error, tampered):
         return str(error), ExitCode.USAGE
     if isinstance(error, DataMissing):
         return str(error), ExitCode.FAILED

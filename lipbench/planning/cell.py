@@ -25,7 +25,7 @@ from lipbench.training.trial import Trial
 
 TRAINING_PROTOCOL = 3
 """Part of every train key: raise it when the same settings come to train to other numbers."""
-EVALUATION_PROTOCOL = 4
+EVALUATION_PROTOCOL = 5
 """Part of every eval key, likewise."""
 
 
