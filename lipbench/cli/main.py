@@ -74,7 +74,7 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
         return "\n  ".join([head, *error.problems]), ExitCode.USAGE
     # Not imported, for it takes torch: who raised it has it.
     tampered: Any = getattr(sys.modules.get("lipbench.guards.guard"), "Tampered", ())
-    if isinstance(error, PluginError | PlanMissing) or isinstance(error, tampered):
+    if isinstance(error, (PluginError, PlanMissing, tampered)):
         return str(error), ExitCode.USAGE
     if isinstance(error, DataMissing):
         return str(error), ExitCode.FAILED
