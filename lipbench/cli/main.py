@@ -22,6 +22,7 @@ from lipbench.runs.exits import ExitCode
 
 if TYPE_CHECKING:
     from lipbench.config.settings import Config
+    from lipbench.tables.table import Report
 
 # Everything else is imported by the verb that needs it: torch alone takes seconds.
 
@@ -121,7 +122,8 @@ _DIR = click.argument("directory", metavar="DIR", type=click.Path(path_type=Path
     )
     + "\n\nExit codes: 0 done, 1 internal or I/O error, 2 bad usage, configuration or plugin, "
     "3 some cells failed, 4 all cells held by other runs, 5 nothing selected, 6 a lower bound "
-    "above an upper one or above what is claimed, 130 and 143 interrupted.",
+    "above an upper one or above what is claimed, or stored numbers that are not what was written, "
+    "130 and 143 interrupted.",
 )
 @click.version_option(package_name="lipbench")
 @verbose
@@ -209,7 +211,9 @@ def status(directory: Path) -> None:
     """Show how far the run in the folder DIR is."""
     from lipbench.storage.results import status_table
 
-    echo(str(status_table(directory)))
+    found = status_table(directory)
+    echo(str(found))
+    _end(found.disagreements)
 
 
 @cli.command(
@@ -229,7 +233,12 @@ def table(directory: Path, style: str | None, paper: bool, checkpoint: str) -> N
 
     DIR is a run, a folder of runs, or a results.csv.
     """
-    echo(_table_text(directory, style or "plain", checkpoint, paper).rstrip("\n"))
+    report = _table_report(directory, style or "plain", checkpoint, paper)
+    if report.text:
+        echo(report.text.rstrip("\n"))
+    for line in report.disagreements:
+        echo(f"lipbench: left out: {line}", err=True)
+    _end(report.disagreements)
 
 
 cli.add_command(audit_command)
@@ -419,21 +428,31 @@ def _read(path: Path, only: tuple[str, ...]) -> "Config":
     return config
 
 
-def _table_text(path: Path, style: str, checkpoint: str, paper: bool) -> str:
-    """Make the table of the results at `path`, as `table_text` does.
+def _end(disagreements: Sequence[str]) -> None:
+    """End the command; what is stored and cannot be believed is a violation of soundness.
+
+    Raises:
+        SystemExit: If there is any.
+    """
+    if disagreements:
+        sys.exit(ExitCode.UNSOUND)
+
+
+def _table_report(path: Path, style: str, checkpoint: str, paper: bool) -> "Report":
+    """Make the table of the results at `path`, as `table_report` does.
 
     Returns:
-        Its text.
+        The table, and what is wrong with the results.
 
     Raises:
         Quit: If there is nothing at `path`, or nothing about the checkpoint.
     """
-    from lipbench.tables.table import table_text
+    from lipbench.tables.table import table_report
 
     if not path.exists():
         raise Quit(f"{path} does not exist: give a folder that `lipbench run` wrote to.")
     try:
-        return table_text(path, style, checkpoint=checkpoint, paper=paper)
+        return table_report(path, style, checkpoint=checkpoint, paper=paper)
     except ValueError as error:
         raise Quit(str(error)) from error
 

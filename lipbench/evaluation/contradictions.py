@@ -12,6 +12,7 @@ from lipbench.planning.cell import Cell
 from lipbench.storage.cell_folder import CellFolder
 from lipbench.storage.evaluation_files import read_samples
 from lipbench.storage.outcomes import outcome_name
+from lipbench.storage.row_checks import untenable
 from lipbench.storage.rows import Read, Row, read_rows
 
 
@@ -33,7 +34,8 @@ def contradictions(cell: Cell, folder: CellFolder, read: Read = read_rows) -> li
         checkpoint_rows = [row for row in rows if row.checkpoint == checkpoint]
         messages += [f"{checkpoint}: {message}" for message in _untenable(checkpoint_rows)]
         messages += _broken(checkpoint, checkpoint_rows, samples)
-    return messages
+    # Whatever a reader of the rows will not believe is none to be called done.
+    return messages or [reason for _, reason in untenable(rows)]
 
 
 def _untenable(rows: list[Row]) -> list[str]:

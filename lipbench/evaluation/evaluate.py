@@ -1,7 +1,7 @@
 """Evaluate the checkpoints of a trained cell, and check that no two numbers contradict."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from lipbench.fields import key as field_key
 from lipbench.guards.guard import TorchTampered
 from lipbench.lipschitz.agreement import read_network
 from lipbench.networks.determinism import irregularity
-from lipbench.planning.cell import Cell, Evaluation, dataset_json, model_json
+from lipbench.planning.cell import Cell, Evaluation
 from lipbench.refused import Refused
 from lipbench.storage.cell_folder import CellFolder, StateName
 from lipbench.storage.evaluation_files import drop_damaged, write_evaluation
@@ -64,6 +64,10 @@ class Trained:
     module: nn.Module
     facts: dict[str, float]
     flags: tuple[str, ...]
+    file: str = ""
+    """Name of the file that it was read from."""
+    digest: str = ""
+    """Digest of that file."""
 
 
 def evaluate(
@@ -99,30 +103,24 @@ def evaluate(
         MemoryError: If there is not enough memory, as torch.OutOfMemoryError on a device.
         TorchTampered: If a plugin replaced functions of torch or numpy.
     """
-    missing = [e for e in cell.evaluations if not drop_damaged(folder, e.key)]
+    missing = [e for e in cell.evaluations if not drop_damaged(folder, e.key, cell.blank, read)]
     if not missing:
         return Findings(contradictions=contradictions(cell, folder, read), errors=[])
-    blank = Row(
-        benchmark=cell.benchmark.name,
-        dataset=dataset_json(cell.benchmark),
-        model=model_json(cell.benchmark),
-        method=cell.entry.name,
-        params=cell.params,
-        seed=cell.seed,
-        metric="",
-        device=device,
-        train_key=cell.key,
-        env_id=env_id,
-    )
+    blank = replace(cell.blank, device=device, env_id=env_id)
     subjects = [
         _looked_at(_subject(cell, trained, data, attack_outcomes, blank)) for trained in checkpoints
     ]
-    errors = _complete(cell, folder, subjects, missing)
+    networks = {trained.file: trained.digest for trained in checkpoints}
+    errors = _complete(cell, folder, subjects, missing, networks)
     return Findings(contradictions=contradictions(cell, folder, read), errors=errors)
 
 
 def _complete(
-    cell: Cell, folder: CellFolder, subjects: Sequence[Subject], missing: Sequence[Evaluation]
+    cell: Cell,
+    folder: CellFolder,
+    subjects: Sequence[Subject],
+    missing: Sequence[Evaluation],
+    networks: Mapping[str, str],
 ) -> list[EvaluationFailed]:
     """Measure what is missing and write it.
 
@@ -143,6 +141,8 @@ def _complete(
                         measured.rows,
                         measured.samples,
                         measured.proofs,
+                        cell.key,
+                        networks,
                     )
                 elif evaluation.kind == "bound" and bounds:
                     # Searches start from what earlier ones found, also in a run that was stopped

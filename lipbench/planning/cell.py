@@ -20,6 +20,7 @@ from lipbench.fields import fields_json, non_defaults_json
 from lipbench.norm import Norm
 from lipbench.planning.keys import digest, source_digest
 from lipbench.storage.cell_folder import CellFolder
+from lipbench.storage.rows import Row
 from lipbench.training.settings import MethodEntry
 from lipbench.training.trial import Trial
 
@@ -61,6 +62,20 @@ class Cell:
     def seed(self) -> int:
         """Return the seed of initial weights, batches, noise and attacks."""
         return self.trial.seed
+
+    @cached_property
+    def blank(self) -> Row:
+        """Return a row with all the columns that the cell fixes."""
+        return Row(
+            benchmark=self.benchmark.name,
+            dataset=dataset_json(self.benchmark),
+            model=model_json(self.benchmark),
+            method=self.entry.name,
+            params=self.params,
+            seed=self.seed,
+            metric="",
+            train_key=self.key,
+        )
 
     @cached_property
     def params(self) -> str:

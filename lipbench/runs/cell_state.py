@@ -5,8 +5,10 @@ from pathlib import Path
 
 from lipbench.planning.cell import Cell
 from lipbench.storage.cell_folder import CellFolder, Status
-from lipbench.storage.evaluation_files import is_measured
-from lipbench.storage.rows import Read, read_rows
+from lipbench.storage.files import StorageError
+from lipbench.storage.row_checks import untenable
+from lipbench.storage.rows import Read, Row, read_rows
+from lipbench.storage.seals import Disagreement, Unsealed, sealed_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,8 @@ class CellState:
     """As in status.json; `missing` if it was never begun, `running` if a live process holds it."""
     needs_work: bool
     interruption: str
-    """Why a cell that was begun has no end, empty if it has one or was never begun."""
+    """Why a cell that was begun has no end, or one that cannot be believed; empty if it has one or
+    was never begun."""
 
 
 def cell_state(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows) -> CellState:
@@ -34,6 +37,7 @@ def cell_state(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows
     """
     folder = cell.folder(run)
     status = folder.read_status()
+    interruption = _interruption(folder, status)
     if status is None or status.state in ("running", "killed"):
         needs_work = True
     elif status.state == "nan" and not status.checkpoints:
@@ -42,13 +46,11 @@ def cell_state(cell: Cell, run: Path, retry: bool = True, read: Read = read_rows
     elif status.state != "done":
         needs_work = retry
     else:
-        needs_work = not all(
-            is_measured(folder, evaluation.key, read) for evaluation in cell.evaluations
-        )
+        needs_work, interruption = _unmeasured(cell, folder, read)
     return CellState(
         state=state_of(folder, status),
         needs_work=needs_work,
-        interruption=_interruption(folder, status),
+        interruption=interruption,
     )
 
 
@@ -59,6 +61,22 @@ def state_of(folder: CellFolder, status: Status | None) -> str:
     if folder.is_held():  # by somebody who has not said so yet
         return "running"
     return "missing" if status is None else status.state
+
+
+def _unmeasured(cell: Cell, folder: CellFolder, read: Read) -> tuple[bool, str]:
+    """Return whether something is to be measured of a cell that is done, and what was wrong."""
+    rows: list[Row] = []
+    reasons: list[str] = []
+    is_missing = False
+    for evaluation in cell.evaluations:
+        try:
+            rows += sealed_rows(folder, evaluation.key, cell.blank, read)
+        except Unsealed:
+            is_missing = True
+        except (Disagreement, StorageError) as damage:
+            reasons.append(str(damage))
+    reasons += [reason for _, reason in untenable(rows)]
+    return is_missing or bool(reasons), "; ".join(dict.fromkeys(reasons))
 
 
 def _interruption(folder: CellFolder, status: Status | None) -> str:

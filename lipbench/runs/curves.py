@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from lipbench.storage.cell_folder import CellFolder
-from lipbench.storage.files import update_text
+from lipbench.storage.files import check_is_file, update_text
 from lipbench.storage.results import PlannedCell, has_cells, read_plan
 
 _COLUMNS = ("benchmark", "method", "train_key", "seed", "checkpoint", "x", "y")
@@ -39,6 +39,7 @@ def _curves(run: Path, cell: PlannedCell) -> list[tuple[str | int, ...]]:
     if status is None or status.state != "done" or not cell.evaluations:
         return []
     try:
+        check_is_file(folder.samples(cell.evaluations[0]))
         with safe_open(folder.samples(cell.evaluations[0]), framework="numpy") as file:
             names = [name.removesuffix("/curve/x") for name in file.keys() if "/curve/x" in name]  # noqa: SIM118
             pairs = {

@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     NOTHING = 5
     """Nothing selected."""
     UNSOUND = 6
-    """A lower bound above an upper one."""
+    """A lower bound above an upper one, or stored numbers that are not what was written."""
     INTERRUPTED = 130
     TERMINATED = 143
 

@@ -151,6 +151,7 @@ class _Run:
         self.identity = ""
         self.is_behind = False
         self.due = 0.0
+        self.disagreements: list[str] = []
         self.states = {
             cell.folder(folder): cell_state(cell, folder, retry, self.read)
             for cell in whole.selected
@@ -198,6 +199,9 @@ class _Run:
         if not has_cells(self.folder):
             return
         source = rebuild(self.folder, self.read)
+        self.disagreements = source.disagreements
+        for line in self.disagreements:
+            self.report.say(f"left out: {line}")
         write_curves(self.folder)
         blocks = build(source)
         if blocks:  # nothing may be done yet, of which no table could be made
@@ -208,7 +212,8 @@ class _Run:
         statuses = {folder: folder.read_status() for folder in self.states}
         counts = Counter(state_of(folder, status) for folder, status in statuses.items())
         flags = [flag for status in statuses.values() if status for flag in status.flags]
-        return summarise(counts, violations=flags.count(UNSOUND), signal=interrupted)
+        violations = flags.count(UNSOUND) + len(self.disagreements)
+        return summarise(counts, violations=violations, signal=interrupted)
 
     def _work_on(self, stack: Sequence[Cell]) -> None:
         todo = []

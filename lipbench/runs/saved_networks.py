@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from lipbench.networks.net import fill
 from lipbench.planning.cell import Cell
 from lipbench.storage.cell_folder import CellFolder, folder_name
 from lipbench.storage.files import write_text
-from lipbench.storage.tensors import read_tensors, write_tensors
+from lipbench.storage.seals import file_digest, sealed_networks
+from lipbench.storage.tensors import Unreadable, read_tensors, write_tensors
 from lipbench.training.trial import Outcome
 from lipbench.training.untrained import prepared, untrained
 
 Facts = dict[str, Any]
 """What status.json says of one checkpoint."""
+_TIME = "training_seconds"
+"""The one fact that is not the same each time a network is trained, nor in its file."""
 
 
 def network_path(folder: CellFolder, checkpoint: str) -> Path:
@@ -30,7 +34,7 @@ def network_path(folder: CellFolder, checkpoint: str) -> Path:
     return folder.path / f"model-{folder_name(checkpoint)}.safetensors"
 
 
-def save_networks(folder: CellFolder, outcome: Outcome) -> dict[str, Facts]:
+def save_networks(cell: Cell, folder: CellFolder, outcome: Outcome) -> dict[str, Facts]:
     """Write each checkpoint of a trained cell.
 
     Returns:
@@ -39,18 +43,38 @@ def save_networks(folder: CellFolder, outcome: Outcome) -> dict[str, Facts]:
     facts = {}
     for name, checkpoint in outcome.checkpoints.items():
         tensors = {**checkpoint.params, **checkpoint.buffers}
-        write_tensors(network_path(folder, name), tensors, {"name": name})
-        facts[name] = {
+        known = {
             "epoch": checkpoint.epoch,
-            "strength": checkpoint.strength,
-            "train_accuracy": checkpoint.train_accuracy,
-            "validation_score": checkpoint.validation_score,
+            "strength": _finite(checkpoint.strength),
+            "train_accuracy": _finite(checkpoint.train_accuracy),
+            "validation_score": _finite(checkpoint.validation_score),
             "flags": list(checkpoint.flags),
-            "training_seconds": outcome.seconds,
             "network_evaluations": outcome.forwards,
             "gradient_evaluations": outcome.gradients,
         }
+        note = {"name": name, "train_key": cell.key, "facts": known}
+        write_tensors(network_path(folder, name), tensors, note)
+        facts[name] = {**known, _TIME: outcome.seconds}
     return facts
+
+
+def check_network(cell: Cell, folder: CellFolder, name: str, facts: Facts) -> None:
+    """Look whether the file of a checkpoint holds what training made of this very cell.
+
+    Networks of earlier versions do not say whose they are; they are known by what was measured.
+
+    Raises:
+        Unreadable: If it is absent or damaged, or another network, or its facts are others.
+    """
+    path = network_path(folder, name)
+    _, note = read_tensors(path)
+    if note.get("name") != name or note.get("train_key", cell.key) != cell.key:
+        raise Unreadable(f"{path} is damaged: it holds another network")
+    if "facts" in note and note["facts"] != {k: v for k, v in facts.items() if k != _TIME}:
+        raise Unreadable(f"{path} is damaged: status.json says of it what was not so")
+    measured = sealed_networks(folder).get(path.name, set())
+    if "train_key" not in note and measured - {file_digest(path)}:
+        raise Unreadable(f"{path} is damaged: another network was measured")
 
 
 def load_network(
@@ -61,14 +85,18 @@ def load_network(
     Raises:
         Unreadable: If its file is absent or damaged.
     """
-    tensors, _ = read_tensors(network_path(folder, name))
+    path = network_path(folder, name)
+    digest = file_digest(path)
+    tensors, _ = read_tensors(path)
     module = _rebuild(cell, device)
     fill(module, tensors)
     measured = _measured(cell, name, facts)
     # The last network may have none, and so may a chosen one if no epoch was eligible.
     bare = ("unregularised",) if cell.trial.unregularised(facts["strength"]) else ()
     flags = (*facts["flags"], *bare)
-    return Trained(name=name, module=module, facts=measured, flags=flags)
+    return Trained(
+        name=name, module=module, facts=measured, flags=flags, file=path.name, digest=digest
+    )
 
 
 def write_history(folder: CellFolder, outcome: Outcome) -> None:
@@ -79,6 +107,11 @@ def write_history(folder: CellFolder, outcome: Outcome) -> None:
         writer.writeheader()
         writer.writerows(outcome.history)
     write_text(folder.train, text.getvalue())
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number, None for one that JSON has no word for."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _rebuild(cell: Cell, device: torch.device) -> nn.Module:

@@ -17,7 +17,9 @@ from lipbench.runs.conclusion import Conclusion, ends_the_run, failure
 from lipbench.runs.saved_networks import load_network
 from lipbench.runs.stack import Stack
 from lipbench.storage.cell_folder import UNSOUND, Status
-from lipbench.storage.evaluation_files import is_measured
+from lipbench.storage.evaluation_files import set_aside
+from lipbench.storage.row_checks import untenable
+from lipbench.storage.seals import Disagreement, Unsealed, sealed_rows
 from lipbench.storage.tensors import Unreadable
 
 
@@ -46,7 +48,26 @@ def evaluate_stack(stack: Stack) -> Iterator[tuple[Cell, Conclusion]]:
 
 
 def _is_complete(stack: Stack, cell: Cell) -> bool:
-    return all(is_measured(stack.folder(cell), evaluation.key) for evaluation in cell.evaluations)
+    """Read what was measured of a cell that is done; what cannot be true at once is set aside.
+
+    Returns:
+        Whether all is there, and can be true.
+
+    Raises:
+        StorageError: If a file cannot be read or removed.
+    """
+    folder = stack.folder(cell)
+    rows, is_whole = [], True
+    for evaluation in cell.evaluations:
+        try:
+            rows += sealed_rows(folder, evaluation.key, cell.blank, stack.read)
+        except (Unsealed, Disagreement):
+            is_whole = False
+    # It was done, and so had none of these: somebody else wrote them.
+    wrong = {row.eval_key for row, _ in untenable(rows)}
+    for key in wrong:
+        set_aside(folder, key, [folder.rows(key)])
+    return is_whole and not wrong
 
 
 def _evaluate(stack: Stack, cell: Cell, status: Status, networks: "_Networks") -> Conclusion:

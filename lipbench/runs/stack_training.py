@@ -13,13 +13,18 @@ from lipbench.planning.cell import Cell
 from lipbench.runs.common_data import data_unchanged
 from lipbench.runs.conclusion import Conclusion, conclude, ends_the_run, failure
 from lipbench.runs.progress import named
-from lipbench.runs.saved_networks import network_path, save_networks, write_history
+from lipbench.runs.saved_networks import (
+    check_network,
+    network_path,
+    save_networks,
+    write_history,
+)
 from lipbench.runs.stack import Stack
 from lipbench.runs.training_state import read_training_state, write_training_state
 from lipbench.storage.cell_folder import Status
-from lipbench.storage.files import quarantine, write_json
+from lipbench.storage.files import discard, quarantine, write_json
 from lipbench.storage.host import host_id
-from lipbench.storage.tensors import Unreadable, read_tensors
+from lipbench.storage.tensors import Unreadable
 from lipbench.training.ensemble import TrainingState
 from lipbench.training.trainer import Trainer
 from lipbench.training.trial import Outcome
@@ -51,7 +56,7 @@ def train_stack(stack: Stack, pending: Sequence[Cell]) -> None:
         _train(stack, pending, stack.siblings)
     if is_wanted or not pending:
         for cell in stack.siblings:  # the first one's; others are of stacks cut otherwise
-            stack.folder(cell).last.unlink(missing_ok=True)
+            discard(stack.folder(cell).last)
 
 
 def _is_trained(stack: Stack, cell: Cell) -> bool:
@@ -67,7 +72,7 @@ def _is_trained(stack: Stack, cell: Cell) -> bool:
     for name in status.checkpoints:
         path = network_path(folder, name)
         try:
-            read_tensors(path)
+            check_network(cell, folder, name, status.checkpoints[name])
         except Unreadable as damage:
             stack.report.say(f"{damage}; {named(cell)} is trained again")
             quarantine(path)
@@ -89,9 +94,9 @@ def _begin(stack: Stack, cell: Cell) -> None:
             started=time.time(),
         )
     )
-    for pattern in ("rows-*.csv", "*-*.safetensors", "log.txt"):
+    for pattern in ("rows-*.csv", "seal-*.json", "*-*.safetensors", "log.txt"):
         for path in folder.path.glob(pattern):
-            path.unlink(missing_ok=True)
+            discard(path)
 
 
 def _train(stack: Stack, pending: Sequence[Cell], members: Sequence[Cell]) -> None:
@@ -180,5 +185,5 @@ def _save(stack: Stack, cell: Cell, outcome: Outcome) -> None:
     if outcome.state != "done":
         conclude(stack, cell, Conclusion(state="nan", message=outcome.message))
         return
-    facts = save_networks(folder, outcome)
+    facts = save_networks(cell, folder, outcome)
     folder.write_status(replace(stack.status(cell), checkpoints=facts, seconds=outcome.seconds))

@@ -1,18 +1,29 @@
 """The folder of a cell: its files, its status, and the lock of who works on it."""
 
 import hashlib
+import math
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from lipbench.storage.files import Damaged, StorageError, clean, read_json, update_json
+from lipbench.storage.answering_locks import answer
+from lipbench.storage.files import (
+    Damaged,
+    NotAFile,
+    StorageError,
+    check_is_file,
+    clean,
+    quarantine,
+    read_json,
+    update_json,
+)
 
 StateName = Literal["running", "done", "failed", "nan", "oom", "timeout", "killed"]
 UNSOUND = "unsound"
@@ -106,6 +117,10 @@ class CellFolder:
         """Return where the witness or certificate of one evaluation is."""
         return self.path / f"proof-{eval_key}.safetensors"
 
+    def seal(self, eval_key: str) -> Path:
+        """Return where the digests of all files that one evaluation rests on are."""
+        return self.path / f"seal-{eval_key}.json"
+
     def write_status(self, status: Status) -> None:
         """Replace the state of the cell."""
         update_json(self.status_file, asdict(status))
@@ -120,7 +135,7 @@ class CellFolder:
             The state, None if the cell was never begun.
         """
         try:
-            status = _status(read_json(self.status_file))
+            status = self._stored_status()
         except Damaged as damage:
             return Status(state="killed", message=str(damage))
         if status is not None and status.state == "running" and not self.is_held():
@@ -128,16 +143,25 @@ class CellFolder:
         return status
 
     def is_held(self) -> bool:
-        """Return whether a live process has claimed the cell."""
-        if not self.lock_file.exists():
+        """Return whether a live process has claimed the cell.
+
+        Raises:
+            LocksSilent: If the file system does not say.
+        """
+        if not self.lock_file.is_file():
             return False
         lock = FileLock(self.lock_file, thread_local=False)
+        return answer(lambda: _is_taken(lock), self.lock_file, undo=lock.release)
+
+    def _stored_status(self) -> Status | None:
+        table = read_json(self.status_file)
+        if table is None:
+            return None
         try:
-            lock.acquire(timeout=0)
-        except (Timeout, OSError):  # a lock that one may not even open is somebody's
-            return True
-        lock.release()
-        return False
+            return _status(table)
+        except (TypeError, ValueError, OverflowError) as error:
+            path = self.status_file
+            raise Damaged(path, quarantine(path), str(error)) from error
 
 
 class CellLock:
@@ -205,7 +229,8 @@ def _lock(folder: CellFolder, stack: ExitStack) -> bool:
     lock = FileLock(folder.lock_file, thread_local=False)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 5)
+        _make_way(folder.lock_file)
+        answer(lambda: _acquire(lock), folder.lock_file, undo=lock.release)
     except Timeout:
         return False
     except (OSError, NotImplementedError) as error:
@@ -217,11 +242,76 @@ def _lock(folder: CellFolder, stack: ExitStack) -> bool:
     return True
 
 
-def _status(table: Any) -> Status | None:
-    if table is None:
-        return None
-    known = {f.name for f in fields(Status)}
+def _make_way(path: Path) -> None:
+    """Set aside what stands where the file of a lock should be: to open a pipe may never end."""
+    with suppress(FileNotFoundError):
+        try:
+            check_is_file(path)
+        except NotAFile:
+            quarantine(path)
+
+
+def _acquire(lock: BaseFileLock) -> None:
+    lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 5)
+
+
+def _is_taken(lock: BaseFileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):  # a lock that one may not even open is somebody's
+        return True
+    lock.release()
+    return False
+
+
+def _status(table: Any) -> Status:
+    """Return the status that a JSON value says.
+
+    Raises:
+        ValueError: If it says none; likewise TypeError and OverflowError.
+    """
     if not isinstance(table, dict) or table.get("state") not in STATES:
-        return Status(state="killed", message="its status.json is not a status")
+        raise ValueError("it is not a status")
+    known = {f.name for f in fields(Status)}
     values = {name: value for name, value in table.items() if name in known}
+    for name, value in values.items():
+        if not _KINDS[name](value):
+            raise ValueError(f"its {name} is {str(value)[:40]!r}")
     return Status(**values | {"flags": tuple(values.get("flags", ()))})
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_time(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= float(value) < math.inf)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_facts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(facts, dict) for facts in value.values())
+
+
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "state": _is_text,
+    "attempt": _is_count,
+    "pid": _is_count,
+    "host": _is_text,
+    "started": _is_time,
+    "finished": _is_time,
+    "seconds": _is_time,
+    "message": _is_text,
+    "exception": _is_text,
+    "epoch": lambda value: value is None or _is_count(value),
+    "checkpoints": _are_facts,
+    "flags": _are_texts,
+}
+"""What the fields of a status may hold."""

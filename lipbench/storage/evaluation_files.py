@@ -1,14 +1,16 @@
-"""The files of one evaluation of a cell: its rows, outcomes per sample, and proofs."""
+"""The files of one evaluation of a cell: its rows, outcomes per sample, proofs, and their seal."""
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from lipbench.storage.cell_folder import CellFolder
-from lipbench.storage.files import StorageError, quarantine
-from lipbench.storage.rows import Read, Row, RowsDamaged, format_rows, read_rows
-from lipbench.storage.tensors import Unreadable, is_whole, packed, read_tensors
+from lipbench.storage.files import StorageError, discard, quarantine
+from lipbench.storage.rows import Read, Row, format_rows, read_rows
+from lipbench.storage.seals import Disagreement, Unsealed, digest_of, seal_text, sealed_rows
+from lipbench.storage.tensors import packed, read_tensors
 from lipbench.storage.writer import Writer
 
 
@@ -19,53 +21,85 @@ def write_evaluation(
     rows: Iterable[Row],
     samples: Mapping[str, Tensor],
     proofs: Mapping[str, Tensor],
+    train_key: str = "",
+    networks: Mapping[str, str] | None = None,
 ) -> None:
     """Let `writer` write the files of an evaluation; there are none of tensors without any.
+
+    Args:
+        writer: Who writes.
+        folder: The cell.
+        key: The eval key.
+        rows: What was measured.
+        samples: Outcomes per sample, by name.
+        proofs: Witnesses and certificates, by name.
+        train_key: The key of the cell.
+        networks: The digests of the files of the networks that were measured, by their names.
 
     Raises:
         StorageError: If a file that the writer was given before cannot be written.
     """
-    # The rows come last: their file says that the evaluation is complete.
+    files = {folder.rows(key): format_rows(rows).encode()}
     if samples:
-        writer.write(folder.samples(key), packed(samples, {}))
+        files[folder.samples(key)] = packed(samples, {})
     if proofs:
-        writer.write(folder.proof(key), packed(proofs, {}))
-    writer.write(folder.rows(key), format_rows(rows).encode())
+        files[folder.proof(key)] = packed(proofs, {})
+    for path, data in files.items():
+        writer.write(path, data)
+    digests = {path.name: digest_of(data) for path, data in files.items()}
+    # The seal comes last: it says that the evaluation is complete.
+    seal = seal_text(train_key, key, digests | dict(networks or {}))
+    writer.write(folder.seal(key), seal.encode())
 
 
-def is_measured(folder: CellFolder, key: str, read: Read = read_rows) -> bool:
-    """Return whether the files of an evaluation are there and look whole; nothing is changed."""
+def is_measured(folder: CellFolder, key: str, blank: Row, read: Read = read_rows) -> bool:
+    """Return whether an evaluation is there and is what was written; nothing is changed."""
     try:
-        read(folder.rows(key))
-    except (RowsDamaged, StorageError):
+        sealed_rows(folder, key, blank, read)
+    except (Unsealed, Disagreement, StorageError):
         return False
-    return all(is_whole(path) for path in _beside(folder, key))
+    return True
 
 
-def drop_damaged(folder: CellFolder, key: str) -> bool:
-    """Read the files of an evaluation, and take its rows away if one of them is damaged.
+def drop_damaged(folder: CellFolder, key: str, blank: Row, read: Read = read_rows) -> bool:
+    """Read the files of an evaluation, and take its rows away if one of them is not as written.
 
-    The damaged file is kept under another name; without rows the evaluation is measured anew.
+    What disagrees is kept under another name; without rows the evaluation is measured anew.
+
+    Args:
+        folder: The cell.
+        key: The eval key.
+        blank: A row with all the columns that the cell fixes.
+        read: How the file of rows is read.
 
     Returns:
-        Whether the evaluation is there, and whole to the last byte.
+        Whether the evaluation is there, and all it was.
 
     Raises:
         StorageError: If a file cannot be read.
     """
-    rows = folder.rows(key)
-    if not rows.exists():
-        return False
-    path = rows
     try:
-        read_rows(rows)
-        for path in _beside(folder, key):
-            read_tensors(path)
-    except (RowsDamaged, Unreadable):
-        quarantine(path)
-        rows.unlink(missing_ok=True)
+        sealed_rows(folder, key, blank, read)
+    except Unsealed:
+        return False
+    except Disagreement as damage:
+        set_aside(folder, key, [*damage.problems])
         return False
     return True
+
+
+def set_aside(folder: CellFolder, key: str, damaged: Collection[Path]) -> None:
+    """Keep the damaged files of an evaluation under other names, and remove rows and seal.
+
+    Raises:
+        StorageError: If a file cannot be removed.
+    """
+    own = (folder.rows(key), folder.samples(key), folder.proof(key), folder.seal(key))
+    for path in own:
+        if path in damaged and os.path.lexists(path):
+            quarantine(path)
+    discard(folder.rows(key))
+    discard(folder.seal(key))
 
 
 def read_samples(folder: CellFolder, key: str) -> dict[str, Tensor]:
@@ -76,8 +110,3 @@ def read_samples(folder: CellFolder, key: str) -> dict[str, Tensor]:
     """
     path = folder.samples(key)
     return read_tensors(path)[0] if path.exists() else {}
-
-
-def _beside(folder: CellFolder, key: str) -> list[Path]:
-    """Return the files of tensors that an evaluation has."""
-    return [path for path in (folder.samples(key), folder.proof(key)) if path.exists()]

@@ -1,10 +1,13 @@
 """Atomic writes: files that are whole or absent, whenever the process or the machine dies."""
 
+import errno
 import itertools
 import json
+import math
 import os
 import re
 import shutil
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +29,13 @@ class StorageError(Exception):
             f"cannot {what} {path}: {error.strerror or error}{_free_space(path)}. "
             "Make room or check the permissions, or choose another folder."
         )
+
+
+class NotAFile(OSError):
+    """Something stands where a file should be: a folder, a pipe, a device, a link to nothing."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(errno.EINVAL, f"it is {what} and no file")
 
 
 class Damaged(Exception):
@@ -71,7 +81,7 @@ def update_text(path: Path, text: str) -> None:
     """Let `path` hold `text`, as `write_text` does; a file that holds just that is not touched."""
     data = text.encode("utf-8")
     try:
-        if path.read_bytes() == data:
+        if read_bytes(path) == data:
             return
     except OSError:  # absent, or the attempt to replace it says what is wrong
         pass
@@ -88,6 +98,36 @@ def update_json(path: Path, value: Any) -> None:
     update_text(path, _json(value))
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file; what is none is refused, for to read a pipe may never end.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `path`.
+        NotAFile: If there is something else.
+        OSError: If it cannot be read.
+    """
+    check_is_file(path)
+    return path.read_bytes()
+
+
+def check_is_file(path: Path) -> None:
+    """Look whether there is a file at `path`.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        NotAFile: If there is something else.
+        OSError: If one may not know.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP or path.is_symlink():
+            raise NotAFile("a link that leads nowhere") from error
+        raise
+    if not stat.S_ISREG(mode):
+        raise NotAFile("a folder" if stat.S_ISDIR(mode) else "a pipe or a device")
+
+
 def read_json(path: Path) -> Any:
     """Read the value that `path` holds; a file that is not JSON is set aside.
 
@@ -95,19 +135,39 @@ def read_json(path: Path) -> Any:
         The value, None if there is no such file.
 
     Raises:
-        Damaged: If the file is not JSON; it has been set aside, so that the next call gives None.
+        Damaged: If it is no file, or not JSON; it has been set aside, so that the next call gives
+            None.
         StorageError: If the file exists and cannot be read.
     """
     try:
-        data = path.read_bytes()
+        return parse_json(read_bytes(path).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (NotAFile, ValueError) as error:
+        raise Damaged(path, quarantine(path), _reason(error)) from error
     except OSError as error:
         raise StorageError("read", path, error) from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the value that a text says in JSON.
+
+    Raises:
+        ValueError: If it is not JSON, says one key twice, holds a number that is not finite or a
+            text that cannot be written again, or is nested deeper than this can follow.
+    """
     try:
-        return json.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise Damaged(path, quarantine(path), str(error)) from error
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_finite,
+            parse_float=_finite,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if "\\u" in text:  # which may spell half a character
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
 
 
 def quarantine(path: Path) -> Path | None:
@@ -118,12 +178,27 @@ def quarantine(path: Path) -> Path | None:
     """
     for number in itertools.count(1):
         kept = path.with_name(f"{path.name}.corrupt-{number}")
-        if not kept.exists():
+        if not os.path.lexists(kept):
             break
     try:
         return path.rename(kept)
     except OSError:
         return None
+
+
+def discard(path: Path) -> None:
+    """Remove a file that is of no use any more; what is none is set aside.
+
+    Raises:
+        StorageError: If it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        quarantine(path)
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError("remove", path, error) from error
 
 
 def clean(folder: Path) -> list[Path]:
@@ -163,6 +238,24 @@ def probe(folder: Path) -> None:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("it says one key twice")
+    return table
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not finite")
+    return number
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _sync_folder(folder: Path) -> None:

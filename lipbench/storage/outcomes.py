@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lipbench.storage.cell_folder import CellFolder
+from lipbench.storage.files import check_is_file
 from lipbench.storage.rows import Row
 
 
@@ -22,8 +23,10 @@ def read_outcomes(cell: Path, row: Row) -> np.ndarray | None:
     """Return the outcomes behind `row` in float64, or None if they were not kept."""
     from safetensors import SafetensorError, safe_open
 
+    path = CellFolder(cell).samples(row.eval_key)
     try:
-        with safe_open(CellFolder(cell).samples(row.eval_key), framework="numpy") as file:
+        check_is_file(path)
+        with safe_open(path, framework="numpy") as file:
             return file.get_tensor(outcome_name(row)).astype(np.float64)
     except (OSError, SafetensorError):
         return None

@@ -1,17 +1,33 @@
 """results.csv, derived from the cells of a plan."""
 
+import os
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from lipbench.storage.cell_folder import STATES, CellFolder, Status
-from lipbench.storage.files import StorageError, read_json, update_json, update_text
+from lipbench.storage.files import (
+    Damaged,
+    StorageError,
+    quarantine,
+    read_json,
+    update_json,
+    update_text,
+)
 from lipbench.storage.refuted_rows import with_refuted
-from lipbench.storage.rows import Read, Row, RowsDamaged, format_rows, read_rows
+from lipbench.storage.row_checks import foreign, untenable
+from lipbench.storage.rows import Read, Row, format_rows, read_rows
+from lipbench.storage.seals import Disagreement, Unsealed, sealed_rows
 
 _SCHEMA = 1
+_KEY = re.compile(r"\w[\w.-]*")
 _CHECKPOINTS = ("chosen", "last")
+DAMAGED = "damaged"
+"""Flag of the row that stands for an evaluation whose files are not what was written."""
+_UNTENABLE = "cannot be true: "
+"""Beginning of the flag of a row that was stored as a number and is none any more."""
 
 
 class PlanMissing(Exception):
@@ -57,6 +73,8 @@ class StatusTable:
     """One line for each cell that ended badly."""
     stale: tuple[Path, ...]
     """Folders of cells that no longer belong to the plan."""
+    disagreements: tuple[str, ...] = ()
+    """One line for each stored number or file that is not what was written or cannot be true."""
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -73,7 +91,7 @@ class StatusTable:
             (line.benchmark, line.label, *(line.counts.get(s, 0) for s in self.states))
             for line in self.lines
         ]
-        text = [tabulate(body, headers=head), *self.problems]
+        text = [tabulate(body, headers=head), *self.problems, *self.disagreements]
         text += [f"stale, not in the plan: {path}" for path in self.stale]
         return "\n".join(text)
 
@@ -92,6 +110,7 @@ def read_plan(run: Path) -> list[PlannedCell]:
 
     Raises:
         PlanMissing: If there is no plan, or one of another schema.
+        Damaged: If it does not say cells; it has been set aside.
     """
     table = read_json(run / "plan.json")
     if table is None:
@@ -100,21 +119,26 @@ def read_plan(run: Path) -> list[PlannedCell]:
         raise PlanMissing(
             f"{run / 'plan.json'} is not a plan of schema {_SCHEMA}: run the benchmark again."
         )
-    return [_planned(cell) for cell in table["cells"]]
+    try:
+        return [_planned(cell) for cell in table["cells"]]
+    except (TypeError, ValueError, KeyError) as error:
+        path = run / "plan.json"
+        raise Damaged(path, quarantine(path), f"no list of cells: {error}") from error
 
 
 def has_cells(run: Path) -> bool:
     """Return whether results.csv of a run can be rebuilt; a published one has no cells."""
-    return (run / "cells").is_dir() and (run / "plan.json").is_file()
+    return (run / "cells").is_dir() and os.path.lexists(run / "plan.json")
 
 
 def collect(run: Path, cells: Sequence[PlannedCell], read: Read = read_rows) -> list[Row]:
     """Collect the rows of all cells of a plan.
 
     A cell that is not done gives one row, metric `cell`, status `failed`, with its state as a
-    flag and no value. So does an evaluation that is missing (flag `unevaluated`) or whose file is
-    damaged (flag `damaged`); the other evaluations of that cell still count. A Lipschitz value that
-    nothing proves, and that a proved one contradicts, becomes `invalid`. A benchmark of which no
+    flag and no value. So does an evaluation that is missing (flag `unevaluated`) or of which a file
+    is not what was written (flag `damaged`); the other evaluations of that cell still count, and
+    those of their rows that cannot be true beside each other are `invalid`, and so is a Lipschitz
+    value that nothing proves and that a proved one contradicts. A benchmark of which no
     cell was begun gives nothing: it was not asked for.
 
     Returns:
@@ -129,6 +153,20 @@ def collect(run: Path, cells: Sequence[PlannedCell], read: Read = read_rows) -> 
         if cell.benchmark in begun
         for row in _rows_of(cell, folder, status, read)
     ]
+
+
+def tenable(rows: Sequence[Row]) -> list[Row]:
+    """Return `rows`, of which those that cannot be true are `invalid`, for the reason they say."""
+    reasons: dict[int, str] = {}
+    for row, reason in (*untenable(rows), *foreign(rows)):
+        reasons.setdefault(id(row), reason)
+    return [_refuted(row, reasons[id(row)]) if id(row) in reasons else row for row in rows]
+
+
+def disagreements(rows: Iterable[Row]) -> list[str]:
+    """Return what `collect` and `tenable` found wrong, one line for each file and each reason."""
+    wrong = [row for row in rows if row.flags and (DAMAGED in row.flags or _is_refuted(row))]
+    return list(dict.fromkeys(map(_disagreement, wrong)))
 
 
 def write_results(run: Path, read: Read = read_rows) -> Path | None:
@@ -174,7 +212,7 @@ def status_table(run: Path) -> StatusTable:
     """Read how far each method of each benchmark of a run is.
 
     Returns:
-        A line for each method, and what is wrong with single cells.
+        A line for each method, what is wrong with single cells, and with stored numbers.
     """
     cells = read_plan(run)
     lines: dict[tuple[str, str], StatusLine] = {}
@@ -188,7 +226,10 @@ def status_table(run: Path) -> StatusTable:
         if status and state not in ("done", "running"):
             problems.append(_problem(run, cell, status))
     return StatusTable(
-        lines=tuple(lines.values()), problems=tuple(problems), stale=tuple(stale(run, cells))
+        lines=tuple(lines.values()),
+        problems=tuple(problems),
+        stale=tuple(stale(run, cells)),
+        disagreements=tuple(disagreements(collect(run, cells))),
     )
 
 
@@ -211,18 +252,43 @@ def _problem(run: Path, cell: PlannedCell, status: Status) -> str:
 def _rows_of(cell: PlannedCell, folder: CellFolder, status: Status | None, read: Read) -> list[Row]:
     if status is None or status.state != "done":
         return [_lacking(cell, status.state if status else "missing")]
-    paths = [folder.rows(key) for key in cell.evaluations] or sorted(folder.path.glob("rows-*.csv"))
+    keys = cell.evaluations or _measured(folder)
     rows, lacking = [], []
-    for path in paths:
+    for key in keys:
         try:
-            rows += read(path)
-        except RowsDamaged:
-            lacking.append(_lacking(cell, "damaged", path.name))
-        except StorageError:
-            lacking.append(_lacking(cell, "unevaluated", path.name))
-    if not paths:
+            rows += sealed_rows(folder, key, _blank(cell), read)
+        except Disagreement as damage:
+            name = next(iter(damage.problems)).name
+            lacking.append(_lacking(cell, DAMAGED, name, _flag(str(damage))))
+        except (Unsealed, StorageError):
+            lacking.append(_lacking(cell, "unevaluated", folder.rows(key).name))
+    if not keys:
         lacking.append(_lacking(cell, "unevaluated"))
-    return lacking + sorted(with_refuted(rows), key=_checkpoint_order)
+    return lacking + sorted(tenable(with_refuted(rows)), key=_checkpoint_order)
+
+
+def _measured(folder: CellFolder) -> list[str]:
+    """Return the eval keys of all evaluations that a cell has, sorted."""
+    paths = (*folder.path.glob("rows-*.csv"), *folder.path.glob("seal-*.json"))
+    return sorted({path.stem.partition("-")[2] for path in paths})
+
+
+def _refuted(row: Row, reason: str) -> Row:
+    flags = (*row.flags, _flag(_UNTENABLE + reason))
+    return replace(row, status="invalid", flags=flags)
+
+
+def _is_refuted(row: Row) -> bool:
+    return row.flags[-1].startswith(_UNTENABLE)
+
+
+def _disagreement(row: Row) -> str:
+    where = f" of {row.checkpoint}" if row.checkpoint else ""
+    return f"{row.benchmark}, {row.method}, seed {row.seed}: {row.flags[-1]}{where}"
+
+
+def _flag(text: str) -> str:
+    return " ".join(text.replace(";", ",").split())
 
 
 def _checkpoint_order(row: Row) -> tuple[int, str]:
@@ -232,6 +298,11 @@ def _checkpoint_order(row: Row) -> tuple[int, str]:
 
 
 def _lacking(cell: PlannedCell, *flags: str) -> Row:
+    return replace(_blank(cell), metric="cell", status="failed", flags=flags)
+
+
+def _blank(cell: PlannedCell) -> Row:
+    """Return a row with all the columns that a cell fixes."""
     return Row(
         benchmark=cell.benchmark,
         dataset=cell.dataset,
@@ -239,14 +310,30 @@ def _lacking(cell: PlannedCell, *flags: str) -> Row:
         method=cell.method,
         params=cell.params,
         seed=cell.seed,
-        metric="cell",
-        status="failed",
-        flags=flags,
+        metric="",
         train_key=cell.key,
     )
 
 
 def _planned(table: dict[str, Any]) -> PlannedCell:
+    """Return the cell that a table of plan.json says.
+
+    Raises:
+        ValueError: If it says none; likewise TypeError.
+    """
+    if not isinstance(table, dict):
+        raise ValueError(f"{str(table)[:40]} is no cell")
     known = {f.name for f in fields(PlannedCell)}
     values = {name: value for name, value in table.items() if name in known}
-    return PlannedCell(**values | {"evaluations": tuple(values.get("evaluations", ()))})
+    cell = PlannedCell(**values | {"evaluations": tuple(values.get("evaluations", ()))})
+    texts = [value for name, value in vars(cell).items() if name not in ("seed", "evaluations")]
+    if type(cell.seed) is not int or not all(
+        isinstance(t, str) for t in (*texts, *cell.evaluations)
+    ):
+        raise ValueError(f"{cell.benchmark!r} has a field of another type")
+    if not all(_KEY.fullmatch(key) for key in (cell.key, *cell.evaluations)):
+        raise ValueError(f"{cell.key!r} is no key")
+    home = CellFolder.of(Path(), cell.benchmark, cell.method, cell.key).path.as_posix()
+    if cell.folder != home:
+        raise ValueError(f"{cell.folder!r} is not the folder {home!r}")
+    return cell

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 
-from lipbench.storage.files import StorageError
+from lipbench.storage.files import NotAFile, StorageError, read_bytes
 
 SCHEMA = 1
 SELECTION = "selection"
@@ -107,7 +107,9 @@ def read_rows(path: Path) -> list[Row]:
         StorageError: If the file cannot be read.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
+    except NotAFile as error:
+        raise RowsDamaged(f"{path} is damaged: {error.strerror}.") from error
     except OSError as error:
         raise StorageError("read", path, error) from error
     except UnicodeDecodeError as error:

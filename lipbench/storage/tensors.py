@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lipbench.storage.files import write_bytes
+from lipbench.storage.files import check_is_file, write_bytes
 
-_FORMAT = 1
+_FORMAT = 2
+"""Format 1 had a digest of the tensors alone, and not of the note."""
 _ABOUT = "lipbench"
 
 
@@ -31,7 +32,8 @@ def packed(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> bytes:
     # A copy each: safetensors refuses tensors that share memory.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     # One entry: safetensors writes several in any order, and equal content is to be equal bytes.
-    about = json.dumps({"format": _FORMAT, "sha256": _digest(plain), "note": note})
+    written = json.dumps(note)
+    about = json.dumps({"format": _FORMAT, "sha256": _digest(plain, written), "note": note})
     return save(plain, metadata={_ABOUT: about})
 
 
@@ -42,13 +44,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         Unreadable: If it is not one that `write_tensors` wrote.
     """
     try:
+        check_is_file(path)
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_ABOUT])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             digest, note = about["sha256"], about["note"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            written = "" if about["format"] == 1 else json.dumps(note)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise Unreadable(f"{path} cannot be read: {error}") from error
-    if digest != _digest(tensors):
+    if not isinstance(note, dict) or digest != _digest(tensors, written):
         raise Unreadable(f"{path} is damaged: its content is not what was written")
     return tensors, note
 
@@ -56,14 +60,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def is_whole(path: Path) -> bool:
     """Return whether a file of tensors has the length and the header it was written with."""
     try:
+        check_is_file(path)
         with safe_open(path, framework="pt") as file:
             return _ABOUT in (file.metadata() or {})
     except (OSError, SafetensorError):
         return False
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], note: str) -> str:
+    digest = hashlib.sha256(note.encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())

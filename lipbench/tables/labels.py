@@ -74,7 +74,7 @@ def parse(text: str) -> dict[str, Any]:
     """Return the object that a JSON column holds, an empty one if it is something else."""
     try:
         table = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return table if isinstance(table, dict) else {"name": table}
 

@@ -9,7 +9,15 @@ import numpy as np
 
 from lipbench.storage.files import StorageError
 from lipbench.storage.outcomes import read_outcomes
-from lipbench.storage.results import PlanMissing, collect, has_cells, read_plan, store
+from lipbench.storage.results import (
+    PlanMissing,
+    collect,
+    disagreements,
+    has_cells,
+    read_plan,
+    store,
+    tenable,
+)
 from lipbench.storage.rows import Read, Row, read_rows
 
 
@@ -21,6 +29,11 @@ class Source:
     rows: tuple[Row, ...]
     cells: Mapping[str, Path] = field(default_factory=dict)
     """Folder of each cell by its train key; empty for published results, which have no cells."""
+
+    @property
+    def disagreements(self) -> list[str]:
+        """Return what is not what was written or cannot be true, a line each."""
+        return disagreements(self.rows)
 
     def outcomes(self, row: Row) -> np.ndarray | None:
         """Return the outcome of each image behind `row`, or None if they were not kept."""
@@ -37,8 +50,10 @@ def load(path: Path) -> list[Source]:
     Raises:
         PlanMissing: If there is neither a run, nor a folder of runs, nor a file of rows.
     """
+    if path.name == "results.csv" and has_cells(path.parent):
+        return [_run(path.parent)]  # which the file is derived from
     if path.is_file():
-        return [Source(name=path.stem, rows=tuple(read_rows(path)))]
+        return [_published(path, path.stem)]
     if _is_run(path):
         return [_run(path)]
     folders = sorted(child for child in path.iterdir() if _is_run(child)) if path.is_dir() else []
@@ -75,12 +90,18 @@ def _is_run(folder: Path) -> bool:
 
 def _run(folder: Path) -> Source:
     if not has_cells(folder):
-        rows = tuple(read_rows(folder / "results.csv"))
-        return Source(name=folder.resolve().name, rows=rows)
+        if (folder / "cells").is_dir():
+            raise PlanMissing(f"{folder} has cells and no plan.json: run the benchmark again.")
+        return _published(folder / "results.csv", folder.resolve().name)
     source = _collected(folder, read_rows)
     with suppress(StorageError):  # somebody else's folder may be read and not written
         store(folder, source.rows)
     return source
+
+
+def _published(path: Path, name: str) -> Source:
+    """Return the rows of a file; all that can be seen of them is whether they can be true."""
+    return Source(name=name, rows=tuple(tenable(read_rows(path))))
 
 
 def _collected(run: Path, read: Read) -> Source:

@@ -1,7 +1,7 @@
 """Tables of means over seeds, one block per benchmark."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,27 @@ from lipbench.tables.sources import Source, load
 Style = Literal["plain", "latex", "markdown", "csv"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A table as text, and what is wrong with the results that it is of."""
+
+    text: str
+    """Ready to be printed; empty if no number can be believed."""
+    disagreements: tuple[str, ...]
+    """One line for each stored number or file that is not what was written or cannot be true: it
+    is not in the table."""
+
+
 def table_text(path: Path, style: str, checkpoint: str = "chosen", paper: bool = False) -> str:
+    """Make the table of the results at `path`, as `table_report` does.
+
+    Returns:
+        The table as text, ready to be printed.
+    """
+    return table_report(path, style, checkpoint, paper).text
+
+
+def table_report(path: Path, style: str, checkpoint: str = "chosen", paper: bool = False) -> Report:
     """Make the table of the results at `path`; results.csv is rebuilt first where there are cells.
 
     Args:
@@ -28,7 +48,7 @@ def table_text(path: Path, style: str, checkpoint: str = "chosen", paper: bool =
         paper: Whether to set the CLIP paper's numbers in brackets beside ours.
 
     Returns:
-        The table as text, ready to be printed.
+        The table, and what is wrong with the results.
 
     Raises:
         ValueError: If `style` is unknown, or no row is about `checkpoint`.
@@ -43,7 +63,15 @@ def table_text(path: Path, style: str, checkpoint: str = "chosen", paper: bool =
     }
     if style not in writers:
         raise ValueError(f"style must be one of {', '.join(writers)}, got {style!r}.")
-    return writers[style](blocks(path, checkpoint, paper=paper))
+    sources = load(path)
+    problems = tuple(line for source in sources for line in source.disagreements)
+    try:
+        found = _blocks(path, sources, checkpoint, paper)
+    except ValueError:
+        if not problems:
+            raise
+        return Report(text="", disagreements=problems)
+    return Report(text=writers[style](found), disagreements=problems)
 
 
 def blocks(path: Path, checkpoint: str = "chosen", paper: bool = False) -> list[TableBlock]:
@@ -55,7 +83,20 @@ def blocks(path: Path, checkpoint: str = "chosen", paper: bool = False) -> list[
     Raises:
         ValueError: If no row is about `checkpoint`, or there are no rows.
     """
-    sources = load(path)
+    return _blocks(path, load(path), checkpoint, paper)
+
+
+def _blocks(
+    path: Path, sources: Sequence[Source], checkpoint: str, paper: bool
+) -> list[TableBlock]:
+    """Make the blocks of all sources.
+
+    Returns:
+        The blocks, at least one.
+
+    Raises:
+        ValueError: If no row is about `checkpoint`, or there are no rows.
+    """
     there = {row.checkpoint for source in sources for row in source.rows if row.checkpoint}
     if checkpoint != "chosen" and checkpoint not in there:
         known = ", ".join(sorted(there)) or "none"

@@ -2,7 +2,7 @@
 
 import pytest
 from support import runs
-from support.synthetic import write_rows
+from support.synthetic import write_sealed
 
 import lipbench
 from lipbench.runs.cell_state import cell_state
@@ -24,7 +24,7 @@ def folder(cell, tmp_path):
 def finish(cell, folder, state="done"):
     folder.write_status(Status(state=state))
     for evaluation in cell.evaluations:
-        write_rows(folder.rows(evaluation.key), [])
+        write_sealed(folder, evaluation.key, [])
 
 
 def brief(found):
@@ -44,7 +44,17 @@ def test_a_cell_that_is_done_and_measured_needs_nothing(cell, folder, tmp_path):
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_done_cell_that_lacks_a_measurement_needs_work(cell, folder, tmp_path, damage, number):
     finish(cell, folder)
-    damage(folder.rows(cell.evaluations[number].key))
+    path = folder.rows(cell.evaluations[number].key)
+    damage(path)
+    current = cell_state(cell, tmp_path)
+    assert (current.state, current.needs_work) == ("done", True)
+    assert path.name in current.interruption
+
+
+def test_a_done_cell_that_was_never_measured_so_needs_work(cell, folder, tmp_path):
+    finish(cell, folder)
+    for path in (folder.rows(cell.evaluations[0].key), folder.seal(cell.evaluations[0].key)):
+        path.unlink()
     assert brief(cell_state(cell, tmp_path)) == ("done", True, "")
 
 

@@ -44,10 +44,10 @@ def test_a_run_leaves_the_files_of_the_design_and_no_others(finished):
             for key in planned["evaluations"]
         ]
         accuracy, noise, attack, product, jacobian = kinds
-        assert accuracy == attack == {"rows", "samples"}
-        assert noise == {"rows"}
-        assert product == {"rows", "samples", "proof"}
-        assert jacobian == {"rows", "proof"}
+        assert accuracy == attack == {"rows", "samples", "seal"}
+        assert noise == {"rows", "seal"}
+        assert product == {"rows", "samples", "proof", "seal"}
+        assert jacobian == {"rows", "proof", "seal"}
 
 
 def test_the_cell_says_what_entered_its_key(finished):
@@ -227,7 +227,7 @@ def test_what_is_added_to_the_evaluation_is_all_that_is_done(folder, changes):
     status = {cell_folder.status_file for cell_folder in cell_folders(folder).values()}
     assert {path for path in before if after.get(path) != before[path]} == status
     kinds = {path.name.split("-")[0] for path in set(after) - set(before)}
-    assert kinds <= {"rows", "samples", "proof"}
+    assert kinds <= {"rows", "samples", "proof", "seal"}
     assert len(set(runs.numbers(folder)) - old) >= 8
     assert all(
         cell_folder.read_status().attempt == 1 for cell_folder in cell_folders(folder).values()

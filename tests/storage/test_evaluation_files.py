@@ -15,7 +15,8 @@ from lipbench.storage.rows import read_rows
 from lipbench.storage.tensors import read_tensors
 from lipbench.storage.writer import Writer
 
-KEY = "key"
+KEY = "e0"
+BLANK = a_row()
 TENSORS = {"x": torch.zeros(3)}
 
 
@@ -26,7 +27,7 @@ def folder(tmp_path):
 
 def write(folder, samples=TENSORS, proofs=TENSORS):
     with Writer() as writer:
-        write_evaluation(writer, folder, KEY, [a_row(value=0.5)], samples, proofs)
+        write_evaluation(writer, folder, KEY, [a_row(value=0.5)], samples, proofs, "t0")
 
 
 def paths(folder):
@@ -52,25 +53,26 @@ def test_what_is_written_is_read_again(folder):
 
 def test_without_tensors_there_is_no_file_of_them(folder):
     write(folder, {}, {})
-    assert [path.name for path in folder.path.iterdir()] == [folder.rows(KEY).name]
+    names = {path.name for path in folder.path.iterdir()}
+    assert names == {folder.rows(KEY).name, folder.seal(KEY).name}
     assert read_samples(folder, KEY) == {}
-    assert is_measured(folder, KEY)
-    assert drop_damaged(folder, KEY)
+    assert is_measured(folder, KEY, BLANK)
+    assert drop_damaged(folder, KEY, BLANK)
 
 
 @pytest.mark.parametrize("kind", ["rows", "samples", "proof"])
 def test_an_evaluation_is_measured_if_its_files_are_whole(folder, kind):
     write(folder)
-    assert is_measured(folder, KEY)
+    assert is_measured(folder, KEY, BLANK)
     cut(paths(folder)[kind])
-    assert not is_measured(folder, KEY)
+    assert not is_measured(folder, KEY, BLANK)
 
 
 def test_without_rows_nothing_is_measured(folder):
     write(folder)
     folder.rows(KEY).unlink()
-    assert not is_measured(folder, KEY)
-    assert not drop_damaged(folder, KEY)
+    assert not is_measured(folder, KEY, BLANK)
+    assert not drop_damaged(folder, KEY, BLANK)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +80,12 @@ def test_without_rows_nothing_is_measured(folder):
 )
 def test_a_damaged_file_is_kept_aside_and_the_rows_go_with_it(folder, kind, damage):
     write(folder)
-    assert drop_damaged(folder, KEY)
+    assert drop_damaged(folder, KEY, BLANK)
     path = paths(folder)[kind]
     damage(path)
     content = path.read_bytes()
 
-    assert not drop_damaged(folder, KEY)
+    assert not drop_damaged(folder, KEY, BLANK)
     assert path.with_name(f"{path.name}.corrupt-1").read_bytes() == content
     assert not path.exists()
     assert not folder.rows(KEY).exists()

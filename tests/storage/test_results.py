@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from support.synthetic import a_row, a_run
+from support.synthetic import a_row, a_run, as_row_of, write_sealed
 
 from lipbench.storage.cell_folder import CellFolder, Status, lock_cells
 from lipbench.storage.results import (
@@ -69,7 +69,7 @@ def test_a_damaged_file_of_rows_is_named_and_the_rest_still_counts(run):
     cell = CellFolder(run / read_plan(run)[0].folder)
     cell.rows("e1").write_bytes(cell.rows("e0").read_bytes()[:-30])
     rows = [row for row in collect(run, read_plan(run)) if row.seed == 0 and row.method != "clip"]
-    assert rows[0].flags == ("damaged", "rows-e1.csv")
+    assert rows[0].flags[:2] == ("damaged", "rows-e1.csv")
     assert [row.value for row in rows[1:]] == [0.9, 0.8]
 
 
@@ -77,7 +77,7 @@ def test_the_plan_says_which_evaluations_count(tmp_path):
     """Rows of an evaluation that is no longer configured are left out, missing ones are named."""
     (planned,) = a_run(tmp_path, [("standard", {}, 0, "done", rows_of(0))])
     cell = CellFolder(tmp_path / planned.folder)
-    cell.rows("e9").write_bytes(cell.rows("e0").read_bytes())
+    write_sealed(cell, "e9", [as_row_of(planned, row, "e9") for row in rows_of(0)])
     assert len(collect(tmp_path, [planned])) == 4
     assert len(collect(tmp_path, [replace(planned, evaluations=("e9",))])) == 2
     lacking, *rows = collect(tmp_path, [replace(planned, evaluations=("e0", "e5"))])

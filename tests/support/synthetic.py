@@ -1,11 +1,13 @@
 """Rows and runs made up for tests."""
 
 import json
+from dataclasses import replace
 
 from lipbench.storage.cell_folder import CellFolder, Status
 from lipbench.storage.files import write_text
 from lipbench.storage.results import PlannedCell, write_plan
 from lipbench.storage.rows import Row, format_rows
+from lipbench.storage.seals import file_digest, seal_text
 
 INF = float("inf")
 
@@ -99,10 +101,27 @@ def a_run(folder, cells):
         if state is not None:
             cell.write_status(Status(state=state, message="a reason" if state != "done" else ""))
         if rows:
-            write_rows(cell.rows("e0"), rows)
+            write_sealed(cell, "e0", [as_row_of(planned[-1], row) for row in rows])
     write_plan(folder, planned)
     (folder / "cells").mkdir(exist_ok=True)
     return planned
+
+
+def as_row_of(planned, row, eval_key="e0"):
+    """Return the row as one of a planned cell."""
+    columns = ("benchmark", "dataset", "model", "method", "params", "seed")
+    own = {name: getattr(planned, name) for name in columns}
+    return replace(row, train_key=planned.key, eval_key=eval_key, **own)
+
+
+def write_sealed(folder, key, rows, train_key=None):
+    """Write the rows of an evaluation, and the seal that says that they are complete."""
+    path = folder.rows(key)
+    write_rows(path, rows)
+    paths = (path, folder.samples(key), folder.proof(key))
+    digests = {path.name: file_digest(path) for path in paths if path.exists()}
+    train_key = folder.path.name if train_key is None else train_key
+    write_text(folder.seal(key), seal_text(train_key, key, digests))
 
 
 def write_rows(path, rows):

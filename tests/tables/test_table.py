@@ -275,14 +275,15 @@ def test_outcomes_per_image_sharpen_the_comparison(tmp_path):
         (row,) = (
             r for m, _, s, _, rows in cells if (m, s) == (cell.method, cell.seed) for r in rows
         )
-        row = replace(row, train_key=cell.key)
-        write_rows(tmp_path / cell.folder / "rows-e0.csv", [row])
+        write_sealed(CellFolder(tmp_path / cell.folder), "e0", [as_row_of(cell, row)])
     (block,) = blocks(tmp_path)
     assert not entry(block, "Test", 1).best
     for cell in planned:
         wrong = (40 if cell.method == "standard" else 10) + cell.seed
         outcomes = {outcome_name(a_row()): (np.arange(1000) >= wrong).astype(np.uint8)}
-        save_file(outcomes, tmp_path / cell.folder / "samples-e0.safetensors")
+        folder = CellFolder(tmp_path / cell.folder)
+        save_file(outcomes, folder.samples("e0"))
+        write_sealed(folder, "e0", read_rows(folder.rows("e0")))
     (block,) = blocks(tmp_path)
     assert entry(block, "Test", 1).best
 
