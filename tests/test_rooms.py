@@ -109,7 +109,7 @@ ROOMS = {
         "audit foreign_network report",
     ),
     "cli": Room(
-        "data lipschitz training config planning storage runs tables audit speed guards:guard",
+        "data lipschitz training config planning storage runs tables audit speed",
         "main",  # asked for by the script of the distribution
     ),
     "speed": Room(

@@ -285,7 +285,8 @@ def _is_count(value: object) -> bool:
 
 
 def _is_time(value: object) -> bool:
-    return value is None or (type(value) in (int, float) and 0 <= float(value) < math.inf)
+    # Not isinstance: a truth value is no time.
+    return value is None or (type(value) in (int, float) and 0 <= value < math.inf)  # type: ignore[operator]
 
 
 def _is_text(value: object) -> bool:

@@ -83,7 +83,8 @@ def _implausible(row: Row) -> str:
 def _odd_threat(row: Row) -> str:
     """Return what is wrong with norm, epsilon and domain of a row."""
     kind = KINDS[row.metric.partition("[")[0]]
-    if (kind.has_norm or row.norm is not None) and row.norm not in NORMS:
+    needs_norm = kind.has_norm and row.status == "done"
+    if (needs_norm or row.norm is not None) and row.norm not in NORMS:
         return f"{_named(row)} is in no norm"
     needs = kind.has_epsilon and row.status == "done"
     if (needs or row.epsilon is not None) and not 0 <= (row.epsilon or 0.0) < math.inf:

@@ -9,6 +9,7 @@ from support import runs
 import lipbench
 from lipbench.dataset import DataMissing
 from lipbench.evaluation.evaluate import EvaluationFailed
+from lipbench.failure import Terminated
 from lipbench.runs.conclusion import (
     Conclusion,
     conclude,
@@ -92,7 +93,11 @@ def test_an_error_that_says_what_was_raised_is_not_named(error):
 
 
 def test_signals_and_disks_end_the_run_and_no_exit_of_a_plugin(tmp_path):
-    assert ends_the_run(SystemExit(ExitCode.TERMINATED))
+    with pytest.raises(Terminated):
+        ends_the_run(Terminated(ExitCode.TERMINATED))
+    with pytest.raises(KeyboardInterrupt):
+        ends_the_run(KeyboardInterrupt())
+    assert not ends_the_run(SystemExit(ExitCode.TERMINATED))
     assert ends_the_run(StorageError("write", tmp_path, OSError("full")))
     assert not ends_the_run(SystemExit(0))
     assert not ends_the_run(RuntimeError("boom"))

@@ -4,6 +4,7 @@ import pytest
 from support import runs
 from support.runs import benchmark, config, evaluation, results, several
 
+from lipbench.runs.exits import ExitCode
 from lipbench.tables.table import blocks
 
 MODELS = """
@@ -62,7 +63,6 @@ def plugins(publish):
     ("how", "reason"),
     [
         ("counts", "its forward changes its own 'calls' with every call"),
-        ("draws", "its forward draws random numbers"),
         ("looks around", "its answer to an input depends on others in the batch"),
     ],
 )
@@ -82,6 +82,15 @@ def test_rows_of_what_is_no_function_say_so_and_nothing_is_proved(tmp_path, how,
     assert all(reason in row.flags[-1] for row in bounds)
     (block,) = blocks(folder, "last")
     assert any(reason in warning for warning in block.warnings)
+
+
+def test_a_network_that_draws_is_not_trained(tmp_path):
+    folder = tmp_path / "run"
+    model = {"name": "odd", "how": "draws"}
+    settings = several(benchmark(model=model, selection="last", **evaluation(attack=[], noise=[])))
+    assert runs.run(settings, folder) == ExitCode.FAILED
+    (status,) = folder.glob("cells/*/*/*/status.json")
+    assert "in training it draws from the generator of" in status.read_text()
 
 
 def test_rows_about_test_data_that_were_trained_on_say_so(tmp_path):

@@ -70,7 +70,7 @@ def strangers(publish):
 def test_what_does_not_fit_is_refused_before_training(strangers, tmp_path):
     says = {
         "labels": "Strange, training set: 35 labels are no classes",
-        "bytes": "Strange, training set: inputs are uint8 from 0 to 255",
+        "bytes": "Strange, training set: inputs are uint8 from 0 to 25",
         "nan": "Strange, test set: 1 inputs have NaN or infinite entries, the first at index 10",
     }
     small = {"evaluation": {"bound": ["product"]}, "selection": "last"}

@@ -8,10 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from support.synthetic import INF, a_row, a_run, failure, measurements, write_rows
+from support.synthetic import (
+    INF,
+    a_row,
+    a_run,
+    as_row_of,
+    failure,
+    measurements,
+    write_rows,
+    write_sealed,
+)
 
+from lipbench.storage.cell_folder import CellFolder
 from lipbench.storage.outcomes import outcome_name
 from lipbench.storage.results import PlanMissing
+from lipbench.storage.rows import read_rows
 from lipbench.tables.labels import display_name, labels
 from lipbench.tables.paper import printed_row
 from lipbench.tables.sources import Source, load
