@@ -170,7 +170,7 @@ def test_a_table_of_a_file_of_rows_that_cannot_be_true_is_refused(genuine, tmp_p
 
 
 def tamper(rng, folder):
-    """Do something to one file of the folder, and return what."""
+    """Return what was done to one file of the folder."""
     paths = sorted(path for path in folder.glob("cells/*/*/*/*") if path.name != "lock")
     path = rng.choice(
         [p for p in paths if p.is_file() and p.suffix in (".csv", ".json", ".safetensors")]
@@ -204,7 +204,7 @@ def tamper(rng, folder):
 
 
 def trial(rng, genuine, place, anew):
-    """Tamper with a copy: what is shown then is genuine or named, and what is run anew is genuine."""
+    """Tamper with a copy: what is shown is genuine or named, and what is run anew is genuine."""
     folder = shutil.copytree(genuine, place)
     done = [tamper(rng, folder) for _ in range(rng.choice([1, 1, 2]))]
     codes = [call([verb, str(folder)]) for verb in ("status", "table")]
