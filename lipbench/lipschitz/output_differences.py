@@ -19,7 +19,7 @@ from lipbench.lipschitz.operator_norms.constants import constant
 from lipbench.lipschitz.operator_norms.unit_scale import widened
 from lipbench.lipschitz.relaxations.intervals import derivatives, loop_transformation_on
 from lipbench.lipschitz.relaxations.loop_transformation import LoopTransformation
-from lipbench.lipschitz.relaxations.magnitudes import above_underflow
+from lipbench.lipschitz.relaxations.magnitudes import all_above_underflow
 from lipbench.lipschitz.relaxations.neuron_blocks import NeuronBlocks, as_neuron_blocks
 from lipbench.lipschitz.relaxations.rounding import LEAST, UNIT
 from lipbench.lipschitz.semidefinite.certify import certify
@@ -58,8 +58,7 @@ def difference_constants(network: Network, value: Lipschitz) -> Float[Tensor, "o
     if kind is not None and pairs and len(pairs) <= _MOST_PAIRS:
         sharper = _KINDS[kind](network, value, pairs)
         if kind != "constants":  # of layers, none of which vanishes
-            safe = [above_underflow(network, bound) for bound in sharper.tolist()]
-            sharper = torch.tensor(safe, dtype=torch.float64)
+            sharper = all_above_underflow(network, sharper)
         bounds = torch.where(sharper < bounds, sharper, bounds)  # not NaN
     table = torch.zeros(count, count, dtype=torch.float64)
     for (i, j), bound in zip(pairs, bounds.tolist(), strict=True):

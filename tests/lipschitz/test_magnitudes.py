@@ -18,6 +18,7 @@ from lipbench.bound import Bound
 from lipbench.lipschitz.certified_radius import certified_radius, gaps
 from lipbench.lipschitz.lower_bounds.witness import proved_quotient
 from lipbench.lipschitz.proof_check import recheck
+from lipbench.lipschitz.relaxations.balls import local_radius
 from lipbench.networks.network import as_network
 from lipbench.norm import NORMS, Norm
 from lipbench.refused import Refused
@@ -128,6 +129,10 @@ def check(network, norm, seed):
         radius = certified_radius(margins, labels, network, value)
         for x, label, r in zip(points, labels.tolist(), radius.tolist(), strict=True):
             assert_certified(network, x, label, r, norm, name)
+    with suppress(Refused):
+        radius = local_radius(network, norm, inputs, labels, margins, (1e-200, 0.1, 1.0))
+        for x, label, r in zip(points, labels.tolist(), radius.tolist(), strict=True):
+            assert_certified(network, x, label, r, norm, "local_radius")
     u, v = inputs
     proved = Fraction(proved_quotient(network, u, v, norm))
     rise = power(minus(*(exact_outputs(network, x) for x in points)), norm)
@@ -246,6 +251,12 @@ def test_layers_that_make_up_for_each_other():
         assert value.value >= 1, name
         count += radius > 0.49
     assert count >= 3
+
+
+def test_a_ball_around_a_sample_knows_what_vanishes_between_layers():
+    """Each layer is in range, and their product of 1e-295 is not."""
+    network = as_network(scaled([-100, -95, -100], nn.ReLU(), 266537, False), (4,))
+    check(network, Norm(2), 266537)
 
 
 @pytest.mark.parametrize("scale", [1e-162, 1e-200, 1e-300, 1e-310, 5e-324])

@@ -25,8 +25,9 @@ from lipbench.lipschitz.relaxations.intervals import (
     local_slopes,
     values_between,
 )
+from lipbench.lipschitz.relaxations.magnitudes import all_above_underflow, refuse_extremes
 from lipbench.lipschitz.relaxations.neuron_blocks import as_neuron_blocks, widths
-from lipbench.lipschitz.relaxations.rounding import UNIT
+from lipbench.lipschitz.relaxations.rounding import LEAST, UNIT
 from lipbench.networks.network import Network
 from lipbench.networks.steps import Dense, Rearrange, Scale
 from lipbench.norm import Norm
@@ -51,6 +52,7 @@ class Balls:
         Raises:
             Refused: If it has a step without a rule, or too many neurons.
         """
+        refuse_extremes(network)
         stem, rest = _cut(network)
         self._stem, self._norm = _Stem.of(stem, norm), norm
         first, *neurons, _ = widths(rest)
@@ -202,7 +204,8 @@ def _local_radius(
             break
         radius = epsilon * _LARGER
         constants = balls.constants(inputs[alive], labels[alive], radius)
-        quotient = gaps[alive] / constants * (1 - 4 * UNIT)
+        constants = all_above_underflow(network, constants)
+        quotient = gaps[alive] / constants * (1 - 4 * UNIT) - LEAST
         # Of no gap and no change: nothing is certified.
         least = torch.where(quotient.isnan(), 0.0, quotient).amin(dim=1)
         radii[alive] = torch.maximum(radii[alive], least.clamp_max(radius))

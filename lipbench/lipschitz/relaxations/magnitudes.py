@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lipbench.networks.network import Network
@@ -77,10 +78,20 @@ def above_underflow(network: Network, value: float) -> float:
 
     A value that is not tiny is as it was, and so is 0 where nothing can have vanished.
     """
+    return float(all_above_underflow(network, torch.tensor(value, dtype=torch.float64)))
+
+
+def all_above_underflow(
+    network: Network, values: Float[Tensor, "*values"]
+) -> Float[Tensor, "*values"]:
+    """Return upper bounds in spite of what vanished in their computation, as `above_underflow`."""
     lost = _LOST * math.prod(max(1.0, _growth(step)) for step in network.steps)
-    if not 0 <= value < _TOLD * lost or (value == 0 and not _may_vanish(network)):
-        return value
-    return value + lost
+    is_tiny = (values >= 0) & (values < _TOLD * lost)
+    if not bool(is_tiny.any()):
+        return values
+    if not _may_vanish(network):
+        is_tiny = is_tiny & (values > 0)
+    return torch.where(is_tiny, values + lost, values)
 
 
 def _outwards(end: float) -> float:
