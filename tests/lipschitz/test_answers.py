@@ -212,7 +212,7 @@ REASONS = {
     "shapeless": "its proof is malformed",
     "failing": "it failed with ZeroDivisionError: division by zero",
     "speechless": "it failed with Speechless",
-    "wordy": "it failed with ValueError: ?; ?; ?",
+    "wordy": r"it failed with ValueError: \ud800; \ud800; \ud800",
     "silent": "it gives no reason.",
     "leaving": "it failed with SystemExit",
     "shy": "it failed with ZeroDivisionError",
