@@ -9,6 +9,7 @@ calls shows it before any answer differs.
 import itertools
 import math
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from types import FunctionType
@@ -102,7 +103,9 @@ def _drawn() -> tuple[Any, ...]:
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     states = [torch.default_generator.get_state(), *devices]
     numbers = (name, np.asarray(keys).tobytes(), *rest)
-    return random.getstate(), numbers, [state.numpy().tobytes() for state in states]
+    # The checks of types by beartype look at random entries: then Python's generator says nothing.
+    python = None if "beartype" in sys.modules else random.getstate()
+    return python, numbers, [state.numpy().tobytes() for state in states]
 
 
 def _kept(model: Classifier) -> Iterator[tuple[str, Any]]:
